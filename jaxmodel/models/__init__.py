@@ -1,0 +1,1 @@
+"""Model families: a config describes one, `config.build()` makes it, and presets are named configs."""

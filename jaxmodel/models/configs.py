@@ -1,0 +1,204 @@
+"""What a model is made of, as frozen dataclasses: no jax here, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from jaxmodel import config as _config
+from jaxmodel.config import field, register
+from jaxmodel.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxmodel.model import Model
+    from jaxmodel.sharding import Partitioning
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", "relu_squared", "swiglu", "geglu")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Multi-head attention; fewer key/value heads make it grouped-query attention (arXiv:2305.13245)."""
+
+    num_heads: int = field(help="query heads", low=1)
+    num_kv_heads: int | None = field(None, help="key/value heads (default: num_heads)", low=1)
+    head_dim: int | None = field(None, help="width of a head (default: embed_dim / num_heads)", low=1)
+    causal: bool = field(True, help="a token sees only itself and earlier ones")
+    window: int | None = field(None, help="sliding window: sees this many tokens, itself included", low=1)
+    rotary: bool = field(False, help="rotary positions (arXiv:2104.09864)")
+    rope_theta: float = field(10000.0, help="base wavelength of the rotary positions", low=1.0)
+    qk_norm: bool = field(False, help="RMS-normalise queries and keys per head")
+    softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=0.0)
+    bias: bool = field(False, help="biases on query, key and value")
+    output_bias: bool = field(False, help="bias on the output projection")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class MLP:
+    """The feed-forward half of a block; swiglu and geglu have a gate (arXiv:2002.05202)."""
+
+    dim: int = field(help="hidden width", low=1)
+    activation: str = field("gelu_tanh", help="non-linearity", choices=ACTIVATIONS)
+    bias: bool = field(False, help="biases on both projections")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class MoE:
+    """Dropless mixture of experts in place of the MLP; losses are taken a sequence at a time."""
+
+    num_experts: int = field(help="experts in a layer", low=2)
+    experts_per_token: int = field(2, help="experts a token is sent to", low=1)
+    dim: int = field(help="hidden width of one expert", low=1)
+    activation: str = field("swiglu", help="non-linearity of an expert", choices=ACTIVATIONS)
+    normalize: bool = field(True, help="rescale the chosen experts' probabilities to sum to one")
+    balance_loss: float = field(0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0)
+    z_loss: float = field(0.001, help="coefficient of the router z-loss (arXiv:2202.08906)", low=0.0)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """Normalisation: layer norm or RMS norm, before (pre) or after (post) each half of a block."""
+
+    kind: str = field("rms", help="layer norm or RMS norm", choices=("layer", "rms"))
+    epsilon: float = field(1e-5, help="added to the variance", low=0.0)
+    bias: bool = field(False, help="layer norm has a bias")
+    placement: str = field("pre", help="before or after attention and MLP", choices=("pre", "post"))
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a model runs, not what it computes: two executions share every parameter."""
+
+    dtype: str = field("float32", help="compute dtype", choices=("float32", "bfloat16"))
+    scan: bool = field(True, help="scan over the layers (quick to compile) or unroll them (quicker on CPU)")
+    remat: bool = field(False, help="recompute each block in the backward pass instead of storing it")
+    attention: str = field("auto", help="attention kernel", choices=("auto", "portable", "cudnn"))
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A kind of block by name, as overrides of the model's own: `("attention.window", 512)`."""
+
+    name: str
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+    """A stem, a stack of blocks and a head: GPT-2, Llama and their kin are presets of this one config.
+
+    The layers are `first`, then `pattern` again and again until there are `num_layers`; each name is a
+    `Variant`, and `block` is the model's own. `segments` is what that comes to.
+    """
+
+    vocab_size: int = field(help="tokens in the vocabulary", low=1)
+    max_length: int = field(help="longest sequence in tokens", low=1)
+    embed_dim: int = field(help="width of the residual stream", low=1)
+    num_layers: int = field(help="blocks in the stack", low=1)
+    attention: Attention = field(help="attention of a block")
+    mlp: MLP = field(help="feed-forward half of a block")
+    moe: MoE | None = field(None, help="mixture of experts in place of the MLP")
+    norm: Norm = field(Norm(), help="normalisation")
+    embed_norm: bool = field(False, help="normalise the embeddings before the first block")
+    learned_positions: bool = field(False, help="a learned vector for each position, added to the embedding")
+    tied: bool = field(False, help="the head is the embedding table")
+    head_bias: bool = field(False, help="bias on the logits")
+    logit_softcap: float | None = field(None, help="cap * tanh(logit / cap) on the logits", low=0.0)
+    dropout: float = field(0.0, help="dropped fraction of each half block's output and of the embeddings", low=0.0, high=1.0)
+    init_scale: float | None = field(None, help="standard deviation of the initial weights (default: by fan-in)", low=0.0)
+    first: tuple[str, ...] = field((), help="variants of the first layers")
+    pattern: tuple[str, ...] = field(("block",), help="variants of the following layers, repeated")
+    variants: tuple[Variant, ...] = field((), help="block variants by name", flag=False)
+    execution: Execution = field(Execution(), help="how it runs")
+
+    @property
+    def segments(self) -> tuple[tuple[tuple[str, ...], int], ...]:
+        """`((pattern, repeats), …)` that together hold `num_layers` blocks."""
+        segments: list[tuple[tuple[str, ...], int]] = []
+        first = self.first[: self.num_layers]
+        while first:
+            run = next((i for i, name in enumerate(first) if name != first[0]), len(first))
+            segments.append((first[:1], run))
+            first = first[run:]
+        repeats, rest = divmod(self.num_layers - len(self.first[: self.num_layers]), len(self.pattern))
+        if repeats:
+            segments.append((self.pattern, repeats))
+        if rest:
+            segments.append((self.pattern[:rest], 1))
+        return tuple(segments)
+
+    def variant(self, name: str) -> Transformer:
+        """This config as the block called `name` sees it; InputError when there is no such variant."""
+        if name == "block":
+            return self
+        for variant in self.variants:
+            if variant.name == name:
+                return _config.replace(self, dict(variant.overrides))
+        known = ", ".join(["block", *(v.name for v in self.variants)])
+        raise InputError(f"model.pattern names the block variant {name!r}; this model has {known}")
+
+    def check(self) -> None:
+        """InputError naming both fields and both fixes when two of them do not fit together."""
+        for name in dict.fromkeys((*self.first, *self.pattern)):
+            attention = self.variant(name).attention
+            if attention.head_dim is None and self.embed_dim % attention.num_heads:
+                raise InputError(
+                    f"model.embed_dim={self.embed_dim} is no multiple of model.attention.num_heads="
+                    f"{attention.num_heads}: change one of them, or set model.attention.head_dim"
+                )
+            if attention.num_heads % (attention.num_kv_heads or attention.num_heads):
+                raise InputError(
+                    f"model.attention.num_heads={attention.num_heads} is no multiple of "
+                    f"model.attention.num_kv_heads={attention.num_kv_heads}: change one of them"
+                )
+            head_dim = attention.head_dim or self.embed_dim // attention.num_heads
+            if attention.rotary and head_dim % 2:
+                raise InputError(
+                    f"model.attention.rotary needs an even head width, not {head_dim}: set "
+                    "model.attention.head_dim, or model.attention.rotary=false"
+                )
+            moe = self.variant(name).moe
+            if moe is not None and moe.experts_per_token > moe.num_experts:
+                raise InputError(
+                    f"model.moe.experts_per_token={moe.experts_per_token} exceeds model.moe.num_experts="
+                    f"{moe.num_experts}: change one of them"
+                )
+
+    def build(self, partitioning: Partitioning | None = None) -> Model:
+        """The model as pure functions, with activation constraints when it is bound to a mesh."""
+        from jaxmodel.models import transformer
+
+        return transformer.build(self, partitioning)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ConvNet:
+    """A residual convolutional classifier with batch norm (arXiv:1512.03385, basic blocks)."""
+
+    num_classes: int = field(help="classes", low=2)
+    channels: int = field(3, help="channels of the images", low=1)
+    widths: tuple[int, ...] = field((16, 32, 64), help="channels of each stage; each later stage halves the size")
+    blocks: int = field(1, help="residual blocks in a stage", low=1)
+    dropout: float = field(0.0, help="dropped fraction of the pooled features", low=0.0, high=1.0)
+    momentum: float = field(0.9, help="of the running batch statistics", low=0.0, high=1.0)
+    epsilon: float = field(1e-5, help="added to the variance", low=0.0)
+    execution: Execution = field(Execution(), help="how it runs")
+
+    def check(self) -> None:
+        """InputError when the stages are not positive widths."""
+        if not self.widths or min(self.widths) < 1:
+            raise InputError(f"model.widths={self.widths}: give one positive width a stage, as in 16,32,64")
+
+    def build(self, partitioning: Partitioning | None = None) -> Model:
+        """The model as pure functions; its state is the running batch statistics."""
+        from jaxmodel.models import convnet
+
+        return convnet.build(self, partitioning)

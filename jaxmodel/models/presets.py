@@ -1,0 +1,56 @@
+"""Named configs: the published sizes people ask for, as data."""
+
+from __future__ import annotations
+
+from jaxmodel.models.configs import MLP, Attention, Norm, Transformer
+
+GPT2_VOCAB = 50257
+
+
+def _gpt2(num_layers: int, embed_dim: int, num_heads: int, **overrides) -> Transformer:
+    """GPT-2's block (Radford et al. 2019): layer norm with biases, learned positions, tied head."""
+    sizes = {"vocab_size": GPT2_VOCAB, "max_length": 1024, **overrides}
+    return Transformer(
+        embed_dim=embed_dim,
+        num_layers=num_layers,
+        attention=Attention(num_heads=num_heads, bias=True, output_bias=True),
+        mlp=MLP(dim=4 * embed_dim, activation="gelu_tanh", bias=True),
+        norm=Norm(kind="layer", bias=True),
+        learned_positions=True,
+        tied=True,
+        init_scale=0.02,
+        **sizes,
+    )
+
+
+def _llama3(num_layers: int, embed_dim: int, num_heads: int, num_kv_heads: int, mlp_dim: int) -> Transformer:
+    """Llama 3's block (arXiv:2407.21783): RMS norm, rotary positions, grouped heads, SwiGLU."""
+    return Transformer(
+        vocab_size=128256,
+        max_length=8192,
+        embed_dim=embed_dim,
+        num_layers=num_layers,
+        attention=Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, rotary=True, rope_theta=500000.0),
+        mlp=MLP(dim=mlp_dim, activation="swiglu"),
+    )
+
+
+PRESETS = {
+    # Small enough to learn something on a laptop in two minutes; the quickstart's model.
+    "tiny": Transformer(
+        vocab_size=2048,
+        max_length=512,
+        embed_dim=192,
+        num_layers=4,
+        attention=Attention(num_heads=6, rotary=True, qk_norm=True),
+        mlp=MLP(dim=768, activation="relu_squared"),
+        tied=True,
+    ),
+    "gpt2": _gpt2(12, 768, 12),
+    "gpt2-medium": _gpt2(24, 1024, 16),
+    "gpt2-large": _gpt2(36, 1280, 20),
+    "gpt2-xl": _gpt2(48, 1600, 25),
+    # arXiv:2005.14165, table 2.1 (its alternating sparse attention is not published in detail: dense here).
+    "gpt3-175b": _gpt2(96, 12288, 96, max_length=2048),
+    "llama3-8b": _llama3(32, 4096, 32, 8, 14336),
+}

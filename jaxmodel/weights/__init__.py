@@ -1,0 +1,59 @@
+"""A weight is a value that knows how to multiply: layouts, leaf types, and transformations of whole trees."""
+
+from jaxmodel.weights.layout import (
+    Layout,
+    frozen,
+    map_weights,
+    map_weights_with_path,
+    parse,
+    path_name,
+    stacked,
+    unstacked,
+)
+from jaxmodel.weights.leaves import (
+    LEAVES,
+    Leaf,
+    LowRank,
+    Observed,
+    Quantized,
+    dense,
+    grouped,
+    is_leaf,
+    matmul,
+    take,
+)
+from jaxmodel.weights.transforms import densify, lora, merge, observe, quantize
+from jaxmodel.weights.trees import abstract, decays, describe, join, num_bytes, num_params, partition
+
+__all__ = [
+    "LEAVES",
+    "Layout",
+    "Leaf",
+    "LowRank",
+    "Observed",
+    "Quantized",
+    "abstract",
+    "decays",
+    "dense",
+    "densify",
+    "describe",
+    "frozen",
+    "grouped",
+    "is_leaf",
+    "join",
+    "lora",
+    "map_weights",
+    "map_weights_with_path",
+    "matmul",
+    "merge",
+    "num_bytes",
+    "num_params",
+    "observe",
+    "parse",
+    "partition",
+    "path_name",
+    "quantize",
+    "stacked",
+    "take",
+    "unstacked",
+]
