@@ -1,0 +1,1 @@
+"""One thin file a job: flags in, library calls, an exit code out."""

@@ -1,0 +1,13 @@
+"""Eight CPU devices and a compile cache, settled before any jax backend starts."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported; subprocesses inherit it
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+# A sharded step takes seconds to compile: every worker, and the next run, reads what one has compiled.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
