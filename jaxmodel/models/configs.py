@@ -50,8 +50,8 @@ class MoE:
     """Dropless mixture of experts in place of the MLP; losses are taken a sequence at a time."""
 
     num_experts: int = field(help="experts in a layer", low=2)
-    experts_per_token: int = field(2, help="experts a token is sent to", low=1)
     dim: int = field(help="hidden width of one expert", low=1)
+    experts_per_token: int = field(2, help="experts a token is sent to", low=1)
     activation: str = field("swiglu", help="non-linearity of an expert", choices=ACTIVATIONS)
     normalize: bool = field(True, help="rescale the chosen experts' probabilities to sum to one")
     balance_loss: float = field(0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0)
@@ -77,7 +77,6 @@ class Execution:
     dtype: str = field("float32", help="compute dtype", choices=("float32", "bfloat16"))
     scan: bool = field(True, help="scan over the layers (quick to compile) or unroll them (quicker on CPU)")
     remat: bool = field(False, help="recompute each block in the backward pass instead of storing it")
-    attention: str = field("auto", help="attention kernel", choices=("auto", "portable", "cudnn"))
 
 
 @register

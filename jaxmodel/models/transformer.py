@@ -1,0 +1,191 @@
+"""The transformer: stem -> stack -> head, from one config to pure functions."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmodel import weights
+from jaxmodel.errors import InputError
+from jaxmodel.model import Batch, Model, Outputs, Params, State
+from jaxmodel.models.configs import Transformer
+from jaxmodel.nn import layer
+from jaxmodel.nn.block import Block
+from jaxmodel.nn.cache import make_cache
+from jaxmodel.nn.layer import STABLE, Layer, compact, einsum, normal, zeros
+from jaxmodel.nn.mask import ABSENT, positions_of
+from jaxmodel.nn.norm import Norm
+from jaxmodel.nn.stack import init_stack, run_stack
+from jaxmodel.sharding import Partitioning
+
+
+class Stem(Layer):
+    """tokens int32[B,T] to [B,T,D]."""
+
+    config: Transformer
+
+    @compact
+    def __call__(self, tokens: jax.Array, positions: jax.Array, train: bool) -> jax.Array:
+        config = self.config
+        dtype = jnp.dtype(config.execution.dtype)
+        init = normal(0.02 if config.init_scale is None else config.init_scale)
+        x = weights.take(self.table().leaf, tokens, dtype)
+        if config.learned_positions:
+            table = self.vector("positions", "length embed", (config.max_length, config.embed_dim), init)
+            x = x + jnp.take(table, jnp.maximum(positions, 0), axis=0).astype(dtype)
+        if config.embed_norm:
+            kind = {"kind": config.norm.kind, "epsilon": config.norm.epsilon, "bias": config.norm.bias}
+            x = Norm(self.partitioning, config.embed_dim, **kind, name="norm")(x)
+        return self.constrain(self.dropout(x, config.dropout, train), "batch", None, None)
+
+    def table(self) -> layer.Weight:
+        """The embedding table, which a tied head multiplies by."""
+        config = self.config
+        init = normal(0.02 if config.init_scale is None else config.init_scale)
+        return self.weight("tokens", "vocab <- embed", (config.embed_dim,), (config.vocab_size,), init)
+
+
+class Head(Layer):
+    """hidden [B,T,D] to float32 logits [B,T,V], through its own weight or the stem's table."""
+
+    config: Transformer
+
+    @compact
+    def __call__(self, hidden: jax.Array, tied: layer.Weight | None) -> jax.Array:
+        config = self.config
+        if tied is None:
+            sizes = (config.embed_dim,), (config.vocab_size,)
+            tied = self.weight("logits", "embed -> vocab", *sizes, normal(config.init_scale))
+        logits = einsum(hidden, tied).astype(STABLE)
+        if config.head_bias:
+            logits = logits + self.vector("bias", "vocab", (config.vocab_size,), zeros)
+        if config.logit_softcap is not None:
+            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+        return self.constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
+
+
+def build(config: Transformer, partitioning: Partitioning | None = None) -> Model:
+    """A transformer as pure functions.
+
+    The batch holds `tokens` int32[B,T] and may hold `mask` bool[B,T] (true where real), `segments` int32[B,T]
+    (packed documents, 0 = padding) and `positions` int32[B,T]; values are `logits` float32[B,T,V] and `hidden`
+    [B,T,D]. A batch with `hidden` in place of `tokens` runs the head only.
+
+    With `state=start(batch_size, length)` each call appends to the cache, so that a prompt may be read in one call
+    and continued token by token; rows may be padded left or right, as `mask` says.
+    """
+    config.check()
+    kinds = {name: config.variant(name) for pattern, _ in config.segments for name in pattern}
+    blocks = {name: Block(partitioning, each) for name, each in kinds.items()}
+    stem, head = Stem(partitioning, config), Head(partitioning, config)
+    norm = Norm(partitioning, config.embed_dim, config.norm.kind, config.norm.epsilon, config.norm.bias)
+    final_norm = config.norm.placement == "pre"
+    dtype = jnp.dtype(config.execution.dtype)
+    one = jnp.zeros((1, 1), jnp.int32)
+
+    def declare(key: jax.Array) -> Any:
+        """Params with their layouts."""
+        stem_key, stack_key, norm_key, head_key = jax.random.split(key, 4)
+        x = jnp.zeros((1, 1, config.embed_dim), dtype)
+
+        def block(kind: str, key: jax.Array) -> Any:
+            return blocks[kind].init({"params": key}, x, one, None, one > 0, None, False)["params"]
+
+        made = {
+            "stem": stem.init({"params": stem_key}, one, one, False)["params"],
+            "stack": init_stack(stack_key, config.segments, {k: functools.partial(block, k) for k in kinds}),
+        }
+        if final_norm:
+            made["norm"] = norm.init({"params": norm_key}, x)["params"]
+        table = layer.Weight(jnp.zeros((1, config.embed_dim)), (config.embed_dim,), (1,), True) if config.tied else None
+        if not config.tied or config.head_bias:
+            made["head"] = head.init({"params": head_key}, x, table)["params"]
+        return made
+
+    def logits_of(params: Params, hidden: jax.Array) -> jax.Array:
+        table = stem.apply({"params": params["stem"]}, method="table") if config.tied else None
+        with jax.named_scope("head"):
+            return head.apply({"params": params.get("head", {})}, hidden, table)  # type: ignore[return-value]
+
+    def block_runner(kind: str, positions: Any, segments: Any, real: Any, train: bool) -> Any:
+        def run(params: Params, x: jax.Array, cache: Any, key: jax.Array | None) -> Any:
+            rngs = {} if key is None else {"dropout": key}
+            return blocks[kind].apply({"params": params}, x, positions, segments, real, cache, train, rngs=rngs)
+
+        return jax.checkpoint(run) if config.execution.remat and train else run
+
+    def apply(
+        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
+    ) -> Outputs:
+        if "hidden" in batch and "tokens" not in batch:
+            return Outputs({"logits": logits_of(params, batch["hidden"])})
+        if train and config.dropout and key is None:
+            raise InputError(f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)")
+        stem_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        where = _Where(config, batch, state)
+        with jax.named_scope("stem"):
+            rngs = {} if stem_key is None else {"dropout": stem_key}
+            x = stem.apply({"params": params["stem"]}, batch["tokens"], where.positions, train, rngs=rngs)
+        runners = {k: block_runner(k, where.positions, where.segments, where.real, train) for k in kinds}
+        caches = state["stack"] if state else None
+        x, caches, losses = run_stack(
+            params["stack"], x, caches, stack_key, config.segments, runners, scan=config.execution.scan
+        )
+        if final_norm:
+            x = norm.apply({"params": params["norm"]}, x)
+        changed = {"stack": caches, "length": where.after} if state else {}
+        return Outputs({"logits": logits_of(params, x), "hidden": x}, changed, losses)
+
+    def start(batch_size: int | None = None, length: int | None = None) -> State:
+        if batch_size is None or length is None:
+            return {}
+        if length > config.max_length and config.learned_positions:
+            raise InputError(f"a cache of {length} tokens is longer than model.max_length={config.max_length}")
+        stack: dict[str, Any] = {}
+        for i, (pattern, repeats) in enumerate(config.segments):
+            stack[str(i)] = {}
+            for kind in dict.fromkeys(pattern):
+                a = kinds[kind].attention
+                width = a.head_dim or config.embed_dim // a.num_heads
+                cache = make_cache(batch_size, length, a.window, a.num_kv_heads or a.num_heads, width, dtype)
+                count = repeats * pattern.count(kind)
+                stack[str(i)][kind] = jax.tree.map(lambda z, n=count: jnp.broadcast_to(z, (n, *z.shape)), cache)
+        return {"stack": stack, "length": jnp.zeros(batch_size, jnp.int32)}
+
+    layout = layer.layout_of(jax.eval_shape(declare, jax.random.key(0)))
+    return Model(lambda key: layer.params_of(declare(key)), apply, start, layout, config)
+
+
+class _Where:
+    """Positions, segments and reality of a batch's tokens, with what a cache already holds before them."""
+
+    def __init__(self, config: Transformer, batch: Batch, state: State) -> None:
+        tokens = batch["tokens"]
+        if tokens.shape[1] > config.max_length:
+            raise InputError(f"a sequence of {tokens.shape[1]} tokens is longer than model.max_length={config.max_length}")
+        mask, segments, positions = batch.get("mask"), batch.get("segments"), batch.get("positions")
+        if segments is not None:
+            mask = segments > 0 if mask is None else mask & (segments > 0)
+            if state:
+                raise InputError("packed segments and a cache do not go together: give one sequence a row")
+        if positions is None:
+            # One row serves all where every row is alike: its mask is made once.
+            rows = 1 if mask is None and not state else tokens.shape[0]
+            positions = positions_of(rows, tokens.shape[1], mask) if segments is None else _restarted(segments)
+            if state:
+                positions = jnp.where(positions >= 0, positions + state["length"][:, None], ABSENT)
+        elif mask is not None:
+            positions = jnp.where(mask, positions, ABSENT)
+        self.positions, self.segments = positions, segments
+        self.real = jnp.ones(tokens.shape, bool) if mask is None else mask
+        self.after = state["length"] + jnp.sum(self.real, axis=1, dtype=jnp.int32) if state else None
+
+
+def _restarted(segments: jax.Array) -> jax.Array:
+    """Positions that restart with every segment; padding (segment 0) is ABSENT."""
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    starts = jnp.where(segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1], index, 0)
+    return jnp.where(segments > 0, index - jax.lax.cummax(starts, axis=1), ABSENT)

@@ -1,0 +1,1 @@
+"""Layers: the only importer of flax.linen."""

@@ -1,0 +1,111 @@
+"""Multi-head, grouped-query and sliding-window attention with rotary positions.
+
+B batch, T queries, S keys, D model dim, H query heads, G key/value heads, R = H/G, K head dim.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxmodel.models import configs
+from jaxmodel.nn.cache import FullCache, SlidingCache
+from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, ones, zeros
+from jaxmodel.nn.mask import attention_mask
+from jaxmodel.nn.norm import rms_normalize
+
+
+def rotate(x_BTHK: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions (arXiv:2104.09864), the two halves of a head forming the pairs; positions int32[B,T]."""
+    half = x_BTHK.shape[-1] // 2
+    wavelength = theta ** (jnp.arange(half, dtype=STABLE) / half)
+    angle = jnp.maximum(positions, 0)[..., None, None].astype(STABLE) / wavelength
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    low, high = jnp.split(x_BTHK.astype(STABLE), 2, axis=-1)
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x_BTHK.dtype)
+
+
+def dot_product_attention(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    mask: jax.Array | None,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> jax.Array:
+    """Attention in plain array code, which every backend and export can run: float32 softmax, [B,T,H,K] out.
+
+    `mask` is bool[B or 1,T,S]; a query that may see nothing (padding) gets a finite, meaningless answer.
+    """
+    B, T, H, K = q_BTHK.shape
+    G = k_BSGK.shape[2]
+    q_BGRTK = (q_BTHK * jnp.asarray(scale, q_BTHK.dtype)).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
+    k_BGKS = k_BSGK.astype(q_BTHK.dtype).transpose(0, 2, 3, 1)
+    v_BGSK = v_BSGK.astype(q_BTHK.dtype).transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bgrtk,bgks->bgrts", q_BGRTK, k_BGKS, preferred_element_type=STABLE)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(STABLE).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BGSK.dtype)
+    out_BGRTK = jnp.einsum("bgrts,bgsk->bgrtk", weights, v_BGSK)
+    return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+
+
+class Attention(Layer):
+    """The attention half of a block, x [B,T,D] to [B,T,D]; with a cache, also its successor."""
+
+    config: configs.Attention
+    dim: int
+    init_input: Initializer
+    init_output: Initializer
+
+    @compact
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segments: jax.Array | None,
+        cache: FullCache | SlidingCache | None,
+    ) -> tuple[jax.Array, FullCache | SlidingCache | None]:
+        config = self.config
+        H, G = config.num_heads, config.num_kv_heads or config.num_heads
+        K = config.head_dim or self.dim // H
+        q = self._project(x, "query", "heads", H, K)
+        k = self._project(x, "key", "kv_heads", G, K)
+        v = self._project(x, "value", "kv_heads", G, K)
+        if config.qk_norm:
+            q, k = self._normalize(q, "query_norm"), self._normalize(k, "key_norm")
+        if config.rotary:
+            q, k = rotate(q, positions, config.rope_theta), rotate(k, positions, config.rope_theta)
+        if cache is None:
+            key_positions = positions
+        else:
+            cache, (k, v, key_positions) = cache.append(k, v, positions)
+        mask = attention_mask(
+            positions,
+            key_positions,
+            query_segments=segments,
+            key_segments=segments,
+            causal=config.causal,
+            window=config.window,
+        )
+        with jax.named_scope("attend"):
+            out = dot_product_attention(q, k, v, mask, scale=K**-0.5, softcap=config.softcap)
+        out = self.constrain(out, "batch", None, "heads", None)
+        y = einsum(out, self.weight("output", "heads head_dim -> embed", (H, K), (self.dim,), self.init_output))
+        if config.output_bias:
+            y = y + self.vector("output_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
+        return y, cache
+
+    def _project(self, x: jax.Array, name: str, heads: str, num: int, width: int) -> jax.Array:
+        weight = self.weight(name, f"embed -> {heads} head_dim", (self.dim,), (num, width), self.init_input)
+        y = einsum(x, weight)
+        if self.config.bias:
+            y = y + self.vector(f"{name}_bias", f"{heads} head_dim", (num, width), zeros).astype(y.dtype)
+        return self.constrain(y, "batch", None, heads, None)
+
+    def _normalize(self, x: jax.Array, name: str) -> jax.Array:
+        scale = self.vector(name, "head_dim", (x.shape[-1],), ones)
+        return (rms_normalize(x, 1e-6) * scale).astype(x.dtype)

@@ -1,0 +1,87 @@
+"""The cache protocol, append and read: what attention remembers of earlier tokens.
+
+A cache is a pytree with one method, `append(keys, values, positions) -> (cache, keys, values, positions)`: it takes
+what the new tokens bring and returns itself, grown, and everything that the new tokens' queries may look at.
+Padding has position ABSENT and is never seen, so rows of different lengths share a batch, padded left or right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+
+from jaxmodel.nn.mask import ABSENT
+
+Read = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class Cache(Protocol):
+    """keys, values [B,T,H,K] and positions int32[B,T] in; the grown cache and all that is visible out."""
+
+    def append(self, keys: jax.Array, values: jax.Array, positions: jax.Array) -> tuple[Self, Read]: ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FullCache:
+    """Every token so far, in the order it came: keys and values [B,S,H,K], positions int32[B,S], int32[] used."""
+
+    keys: jax.Array
+    values: jax.Array
+    positions: jax.Array
+    used: jax.Array
+
+    def append(self, keys: jax.Array, values: jax.Array, positions: jax.Array) -> tuple[FullCache, Read]:
+        """Write at the next free slots; the caller sees to it that S is not exceeded."""
+        at = self.used
+        grown = FullCache(
+            jax.lax.dynamic_update_slice_in_dim(self.keys, keys.astype(self.keys.dtype), at, axis=1),
+            jax.lax.dynamic_update_slice_in_dim(self.values, values.astype(self.values.dtype), at, axis=1),
+            jax.lax.dynamic_update_slice_in_dim(self.positions, positions, at, axis=1),
+            at + positions.shape[1],
+        )
+        return grown, (grown.keys, grown.values, grown.positions)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlidingCache:
+    """The last S tokens of each row in a ring: a token at position p lies in slot p mod S."""
+
+    keys: jax.Array
+    values: jax.Array
+    positions: jax.Array
+
+    def append(self, keys: jax.Array, values: jax.Array, positions: jax.Array) -> tuple[SlidingCache, Read]:
+        """Write the newest tokens over the oldest. Several at once also need to see what they overwrite."""
+        slots = self.positions.shape[1]
+        # Tokens that the same call pushes out again are not written: a slot is written once.
+        newest = jnp.max(positions, axis=1, keepdims=True)
+        stays = (positions >= 0) & (positions > newest - slots)
+        slot = jnp.where(stays, positions % slots, slots)  # out of bounds: dropped
+        row = jnp.arange(positions.shape[0])[:, None]
+        grown = SlidingCache(
+            self.keys.at[row, slot].set(keys.astype(self.keys.dtype), mode="drop"),
+            self.values.at[row, slot].set(values.astype(self.values.dtype), mode="drop"),
+            self.positions.at[row, slot].set(positions, mode="drop"),
+        )
+        if positions.shape[1] == 1:
+            return grown, (grown.keys, grown.values, grown.positions)
+        return grown, (
+            jnp.concatenate([self.keys, keys.astype(self.keys.dtype)], axis=1),
+            jnp.concatenate([self.values, values.astype(self.values.dtype)], axis=1),
+            jnp.concatenate([self.positions, positions], axis=1),
+        )
+
+
+def make_cache(
+    batch_size: int, length: int, window: int | None, num_kv_heads: int, head_dim: int, dtype: Any
+) -> FullCache | SlidingCache:
+    """An empty cache for `length` tokens a row; a sliding one where the window is shorter than that."""
+    slots = length if window is None else min(window, length)
+    shape = (batch_size, slots, num_kv_heads, head_dim)
+    arrays = (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full(shape[:2], ABSENT, jnp.int32))
+    return FullCache(*arrays, used=jnp.zeros((), jnp.int32)) if slots == length else SlidingCache(*arrays)

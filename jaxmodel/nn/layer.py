@@ -1,0 +1,132 @@
+"""The base of every layer: weights declared with their layout, and the one way to multiply by them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmodel import weights
+from jaxmodel.sharding import Partitioning
+
+# A method that declares weights inline; models build on `Layer` and need nothing else of Linen.
+compact = nn.compact
+
+Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+# The one precision policy. Parameters are stored in float32; products run in the compute dtype of the model's
+# `Execution`; norm statistics, softmax, router, logits and loss stay in float32 whatever that is.
+PARAMS = jnp.float32
+STABLE = jnp.float32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """An initialised parameter with its layout beside it, so that one pass over a model gives both trees."""
+
+    value: jax.Array
+    layout: str = dataclasses.field(metadata={"static": True})
+
+
+def is_declared(node: Any) -> bool:
+    """Whether a tree node is a parameter that still carries its layout."""
+    return isinstance(node, Declared)
+
+
+def params_of(declared: Any) -> Any:
+    """The params of a tree of `Declared`."""
+    return jax.tree.map(lambda node: node.value, declared, is_leaf=is_declared)
+
+
+def layout_of(declared: Any) -> Any:
+    """The layouts of a tree of `Declared`."""
+    return jax.tree.map(lambda node: node.layout, declared, is_leaf=is_declared)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A declared weight inside a layer: the leaf, and the sizes that its flattened dims stand for."""
+
+    leaf: Any
+    contracted: tuple[int, ...]
+    produced: tuple[int, ...]
+    table: bool
+
+
+def einsum(x: jax.Array, weight: Weight) -> jax.Array:
+    """x [..., *contracted] times a weight of any type, to [..., *produced] in x's dtype."""
+    lead = x.shape[: x.ndim - len(weight.contracted)]
+    y = weights.matmul(x.reshape(*lead, math.prod(weight.contracted)), weight.leaf, table=weight.table)
+    return y.reshape(*lead, *weight.produced)
+
+
+class Layer(nn.Module):
+    """A Linen module that knows the mesh it is built for and declares its weights with their layouts."""
+
+    partitioning: Partitioning | None
+
+    def weight(
+        self,
+        name: str,
+        layout: str,
+        contracted: tuple[int, ...],
+        produced: tuple[int, ...],
+        init: Initializer,
+        stack: tuple[int, ...] = (),
+    ) -> Weight:
+        """Declare a weight that multiplies; `init` sees the flattened shape [*stack, in, out]."""
+        table = weights.parse(layout).table
+        matrix = (math.prod(contracted), math.prod(produced))
+        leaf = self._declare(name, layout, (*stack, *(matrix[::-1] if table else matrix)), init)
+        if self.partitioning is not None:
+            leaf = self.partitioning.gather(leaf, layout)
+        return Weight(leaf, contracted, produced, table)
+
+    def vector(self, name: str, layout: str, shape: tuple[int, ...], init: Initializer) -> jax.Array:
+        """Declare a norm scale, a bias, a router or positions: never quantized, adapted or decayed."""
+        value = self._declare(name, layout, shape, init)
+        return value if self.partitioning is None else self.partitioning.gather(value, layout)
+
+    def _declare(self, name: str, layout: str, shape: tuple[int, ...], init: Initializer) -> Any:
+        if not self.has_variable("params", name):
+            # Read back what is there before asking Linen to check shapes: a packed leaf has others than `init` gives.
+            self.param(name, lambda key: Declared(init(key, shape, PARAMS), layout))
+        value = self.get_variable("params", name)
+        return value.value if is_declared(value) else value
+
+    def constrain(self, x: jax.Array, *dims: str | None) -> jax.Array:
+        """x placed on the mesh by the names of its dims; unchanged without a mesh."""
+        return x if self.partitioning is None else self.partitioning.constrain(x, *dims)
+
+    def dropout(self, x: jax.Array, rate: float, train: bool) -> jax.Array:
+        """Inverted dropout with the key that `apply` was given; the identity in evaluation."""
+        if rate == 0.0 or not train:
+            return x
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, x.shape)
+        return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def normal(scale: float | None) -> Initializer:
+    """Normal weights with standard deviation `scale`, or 1/sqrt(inputs) when it is None."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        deviation = shape[-2] ** -0.5 if scale is None else scale
+        return jax.random.normal(key, shape, dtype) * deviation
+
+    return init
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """An initializer of zeros."""
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """An initializer of ones."""
+    return jnp.ones(shape, dtype)

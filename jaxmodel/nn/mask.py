@@ -1,0 +1,53 @@
+"""The one mask: who may attend to whom, from positions, segments, padding, causality, window and prefix."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# The position of a token that is not there: padding, or a cache slot that was never written.
+ABSENT = -1
+
+
+def positions_of(batch_size: int, length: int, mask: jax.Array | None = None) -> jax.Array:
+    """int32[B,T] positions that count real tokens only, so left and right padding agree; padding is ABSENT."""
+    if mask is None:
+        return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
+    return jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, ABSENT)
+
+
+def attention_mask(
+    queries: jax.Array,
+    keys: jax.Array,
+    *,
+    query_segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    prefix: jax.Array | None = None,
+) -> jax.Array:
+    """bool[B,T,S], true where a query may see a key.
+
+    Args:
+      queries: int32[B,T] positions of the queries; ABSENT where there is none.
+      keys: int32[B,S] positions of the keys; ABSENT where there is none.
+      query_segments: int32[B,T] packed documents; attention stays inside one. Positions restart in each.
+      key_segments: int32[B,S], likewise.
+      causal: a query sees keys at its own position and before.
+      window: a query sees this many positions, its own included (both ways when not causal).
+      prefix: int32[B] positions below it are seen by everyone (prefix language models), inside the segment.
+    """
+    q, k = queries[:, :, None], keys[:, None, :]
+    seen = k >= 0
+    if causal:
+        before = k <= q
+        if prefix is not None:
+            before = before | (k < prefix[:, None, None])
+        seen = seen & before
+    if window is not None:
+        seen = seen & (q - k < window)
+        if not causal:
+            seen = seen & (k - q < window)
+    if query_segments is not None and key_segments is not None:
+        seen = seen & (query_segments[:, :, None] == key_segments[:, None, :])
+    return seen

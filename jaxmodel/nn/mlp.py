@@ -1,0 +1,155 @@
+"""The feed-forward half of a block: a plain or gated MLP, or a dropless mixture of experts.
+
+B batch, T time, D model dim, F hidden, E experts, N = tokens sent to experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxmodel import weights
+from jaxmodel.models import configs
+from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, zeros
+
+# name -> (non-linearity, whether a gate multiplies it)
+ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], bool]] = {
+    "gelu": (lambda x: jax.nn.gelu(x, approximate=False), False),
+    "gelu_tanh": (lambda x: jax.nn.gelu(x, approximate=True), False),
+    "silu": (jax.nn.silu, False),
+    "relu": (jax.nn.relu, False),
+    "relu_squared": (lambda x: jnp.square(jax.nn.relu(x)), False),  # arXiv:2109.08668
+    "swiglu": (jax.nn.silu, True),
+    "geglu": (lambda x: jax.nn.gelu(x, approximate=True), True),
+}
+
+
+class MLP(Layer):
+    """x [..., D] to [..., D] through F hidden units."""
+
+    config: configs.MLP
+    dim: int
+    init_input: Initializer
+    init_output: Initializer
+
+    @compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        activation, gated = ACTIVATIONS[self.config.activation]
+        h = activation(self._up(x, "gate" if gated else "up"))
+        if gated:
+            h = h * self._up(x, "up")
+        y = einsum(h, self.weight("down", "mlp -> embed", (self.config.dim,), (self.dim,), self.init_output))
+        if self.config.bias:
+            y = y + self.vector("down_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
+        return y
+
+    def _up(self, x: jax.Array, name: str) -> jax.Array:
+        y = einsum(x, self.weight(name, "embed -> mlp", (self.dim,), (self.config.dim,), self.init_input))
+        if self.config.bias:
+            y = y + self.vector(f"{name}_bias", "mlp", (self.config.dim,), zeros).astype(y.dtype)
+        return self.constrain(y, "batch", *(None,) * (y.ndim - 2), "mlp")
+
+
+class MoE(Layer):
+    """Every token goes through its top experts, none is dropped (arXiv:2211.15841); x [B,T,D] to [B,T,D].
+
+    A token's result depends on that token alone and the losses on one sequence, never on what shares the device.
+    """
+
+    config: configs.MoE
+    dim: int
+    init_input: Initializer
+    init_output: Initializer
+
+    @compact
+    def __call__(self, x: jax.Array, real: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        config = self.config
+        router = self.vector("router", "embed experts", (self.dim, config.num_experts), self.init_input)
+        logits = x.astype(STABLE) @ router
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        gates, chosen = jax.lax.top_k(probabilities, config.experts_per_token)
+        if config.normalize:
+            gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
+        experts = {name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated}
+        y = self._dispatch(x, gates.astype(x.dtype), chosen, experts)
+        return y, self._losses(logits, probabilities, chosen, real)
+
+    @property
+    def _gated(self) -> bool:
+        return ACTIVATIONS[self.config.activation][1]
+
+    def _expert(self, name: str) -> tuple[object, str]:
+        sizes = (self.dim, self.config.dim) if name != "down" else (self.config.dim, self.dim)
+        layout = "experts; mlp -> embed" if name == "down" else "experts; embed -> mlp"
+        init = self.init_output if name == "down" else self.init_input
+        weight = self.weight(name, layout, sizes[:1], sizes[1:], init, stack=(self.config.num_experts,))
+        return weight.leaf, layout
+
+    def _dispatch(self, x, gates, chosen, experts) -> jax.Array:
+        """Sort tokens by expert and multiply group by group, on each device for its own sequences and experts."""
+        leaves = {name: leaf for name, (leaf, _) in experts.items()}
+        if self.partitioning is None:
+            return self._compute(x, gates, chosen, leaves, 0)
+        partitioning = self.partitioning
+        batch = partitioning.mesh_axes(("batch",))
+        across = partitioning.mesh_axes(("experts",))
+        if not batch and not across:
+            return self._compute(x, gates, chosen, leaves, 0)
+
+        def local(x, gates, chosen, leaves):
+            first = jax.lax.axis_index(across) if across else 0
+            held = self.config.num_experts // max(1, _size(partitioning.mesh, across))
+            y = self._compute(x, gates, chosen, leaves, first * held)
+            return jax.lax.psum(y, across) if across else y
+
+        manual = set(batch) | set(across)
+        without = tuple(axis for axis in partitioning.mesh.axis_names if axis not in across)
+        specs = {name: partitioning.specs(layout, leaf, without) for name, (leaf, layout) in experts.items()}
+        rows = PartitionSpec(batch or None)
+        return jax.shard_map(
+            local,
+            mesh=partitioning.mesh,
+            in_specs=(rows, rows, rows, specs),
+            out_specs=rows,
+            axis_names=manual,
+            check_vma=False,
+        )(x, gates, chosen, leaves)
+
+    def _compute(self, x, gates, chosen, leaves, first) -> jax.Array:
+        """The experts `first`, `first`+1, … that `leaves` holds, applied to the tokens that chose them."""
+        B, T, D = x.shape
+        top = self.config.experts_per_token
+        held = jax.eval_shape(weights.dense, leaves["up"]).shape[0]
+        expert = chosen.reshape(-1) - first
+        mine = (expert >= 0) & (expert < held)
+        expert = jnp.where(mine, expert, held)  # others sort to the end, behind every group
+        order = jnp.argsort(expert, stable=True)
+        sizes = jnp.bincount(expert, length=held + 1)[:held].astype(jnp.int32)
+        rows = x.reshape(B * T, D)[order // top]
+        h = ACTIVATIONS[self.config.activation][0](weights.grouped(rows, leaves["gate" if self._gated else "up"], sizes))
+        if self._gated:
+            h = h * weights.grouped(rows, leaves["up"], sizes)
+        y = weights.grouped(h, leaves["down"], sizes)
+        back = jnp.where(mine[:, None], y[jnp.argsort(order)], 0.0)
+        return jnp.sum(back.reshape(B, T, top, D) * gates[..., None], axis=2)
+
+    def _losses(self, logits, probabilities, chosen, real) -> dict[str, jax.Array]:
+        """float32[B] each: load balancing over one sequence's tokens, and the router z-loss."""
+        count = jnp.maximum(jnp.sum(real, axis=1), 1).astype(STABLE)
+        weight = real[..., None].astype(STABLE)
+        picked = jnp.sum(jax.nn.one_hot(chosen, self.config.num_experts, dtype=STABLE), axis=2)
+        share = jnp.sum(picked * weight, axis=1) / (count[:, None] * self.config.experts_per_token)
+        mean = jnp.sum(probabilities * weight, axis=1) / count[:, None]
+        z = jnp.sum(jax.nn.logsumexp(logits, axis=-1) ** 2 * real, axis=1) / count
+        balance = self.config.num_experts * jnp.sum(share * mean, axis=-1)
+        return {"balance": self.config.balance_loss * balance, "router_z": self.config.z_loss * z}
+
+
+def _size(mesh, axes: tuple[str, ...]) -> int:
+    size = 1
+    for axis in axes:
+        size *= mesh.shape[axis]
+    return size

@@ -1,0 +1,70 @@
+"""Normalisation: layer norm, RMS norm and batch norm, all with float32 statistics."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxmodel.errors import InputError
+from jaxmodel.nn.layer import STABLE, Layer, compact, ones, zeros
+
+
+def rms_normalize(x: jax.Array, epsilon: float) -> jax.Array:
+    """x divided by the root mean square of its last axis, float32 (arXiv:1910.07467)."""
+    x = x.astype(STABLE)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+
+
+class Norm(Layer):
+    """Layer norm (arXiv:1607.06450) or RMS norm over the last axis, x [..., D] to the same shape and dtype."""
+
+    dim: int
+    kind: str
+    epsilon: float
+    bias: bool = False
+    logical: str = "embed_norm"
+
+    @compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(STABLE)
+        if self.kind == "layer":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = rms_normalize(y, self.epsilon)
+        y = y * self.vector("scale", self.logical, (self.dim,), ones)
+        if self.bias:
+            y = y + self.vector("bias", self.logical, (self.dim,), zeros)
+        return y.astype(x.dtype)
+
+
+class BatchNorm(Layer):
+    """Batch norm over all axes but the last (arXiv:1502.03167), x [B, ..., C] to the same shape and dtype.
+
+    In training it normalises with the batch's own statistics and moves the running ones (collection `state`:
+    `mean`, `variance`, the latter unbiased as in the paper); in evaluation it uses those.
+    """
+
+    dim: int
+    epsilon: float
+    momentum: float
+
+    @compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        scale = self.vector("scale", "filters_norm", (self.dim,), ones)
+        bias = self.vector("bias", "filters_norm", (self.dim,), zeros)
+        if not (self.has_variable("state", "mean") or self.is_initializing()):
+            raise InputError("batch norm needs its running statistics: pass state=model.start(), or a checkpoint's")
+        mean = self.variable("state", "mean", jnp.zeros, (self.dim,), STABLE)
+        variance = self.variable("state", "variance", jnp.ones, (self.dim,), STABLE)
+        y = x.astype(STABLE)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            now_mean = jnp.mean(y, axes)
+            now_variance = jnp.mean((y - now_mean) ** 2, axes)
+            if not self.is_initializing():
+                count = x.size // self.dim
+                unbiased = now_variance * (count / max(count - 1, 1))
+                mean.value = self.momentum * mean.value + (1 - self.momentum) * now_mean
+                variance.value = self.momentum * variance.value + (1 - self.momentum) * unbiased
+        else:
+            now_mean, now_variance = mean.value, variance.value
+        return ((y - now_mean) * (jax.lax.rsqrt(now_variance + self.epsilon) * scale) + bias).astype(x.dtype)
