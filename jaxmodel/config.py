@@ -118,10 +118,6 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if union else (hint,)
 
 
-def _optional(hint: Any) -> bool:
-    return type(None) in _options(hint)
-
-
 def _nested(hint: Any) -> type | None:
     """The config class a field holds, or None if it holds a plain value."""
     return next((option for option in _options(hint) if isinstance(option, type) and is_config(option)), None)
@@ -154,20 +150,20 @@ def allowed(info: FieldInfo) -> str:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         words = names.get(element, getattr(element, "__name__", str(element)))
         if info.low is not None and info.high is not None:
-            words += f" from {info.low} to {info.high}"
+            words += f" from {info.low:g} to {info.high:g}"
         elif info.low is not None:
-            words += f" of at least {info.low}"
+            words += f" of at least {info.low:g}"
         elif info.high is not None:
-            words += f" of at most {info.high}"
+            words += f" of at most {info.high:g}"
     if _is_tuple(info.type):
         words += ", or several with commas between"
-    return words + (", or none" if _optional(info.type) else "")
+    return words + (", or none" if type(None) in _options(info.type) else "")
 
 
 def _fit(value: Any, hint: Any) -> Any:
     """The value as its hint wants it (int to float, list to tuple), or `MISSING` if it cannot be that."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        fits = (_fit(value, option) for option in typing.get_args(hint))
+    if len(_options(hint)) > 1:
+        fits = (_fit(value, option) for option in _options(hint))
         return next((fit for fit in fits if fit is not MISSING), MISSING)
     if typing.get_origin(hint) is tuple or hint is tuple:
         if not isinstance(value, tuple | list):
@@ -192,10 +188,8 @@ def _check(value: Any, info: FieldInfo, name: str) -> Any:
     """The value, fitted to its field; raises InputError if it is of another type or out of bounds."""
     fit = _fit(value, info.type)
     if fit is MISSING or not _within(fit, info):
-        hint = ""
-        if info.choices is not None and isinstance(value, str):
-            near = closest(value, map(str, info.choices))
-            hint = f" (did you mean {near}?)" if near else ""
+        near = closest(str(value), map(str, info.choices or ()))
+        hint = f" (did you mean {near}?)" if near else ""
         raise InputError(f"{name}={to_text(value)}: must be {allowed(info)}{hint}")
     return fit
 
@@ -250,9 +244,9 @@ def from_dict(data: Mapping[str, Any]) -> Any:
 def _decode(value: Any) -> Any:
     if isinstance(value, Mapping):
         values = {str(name): _decode(each) for name, each in value.items()}
-        kind = values.pop("type", None)
+        kind = str(values.pop("type", None))
         if kind not in _REGISTRY:
-            raise InputError(f"unknown config type {kind}: {did_you_mean(str(kind), sorted(_REGISTRY))}")
+            raise InputError(f"unknown config type {kind}: {did_you_mean(kind, sorted(_REGISTRY))}")
         return _lay(_REGISTRY[kind], {}, values, f"{kind}.")
     if isinstance(value, list | tuple):
         return tuple(map(_decode, value))
@@ -262,9 +256,9 @@ def _decode(value: Any) -> Any:
 # Overrides
 
 
-def create(config_type: type[C], overrides: Mapping[str, Any]) -> C:
-    """The defaults of a config class, overridden by dotted paths. Raises InputError as `replace` does."""
-    return _lay(config_type, {}, overrides, "")
+def create(config_type: type[C], overrides: Mapping[str, Any], prefix: str = "") -> C:
+    """The defaults of a config class, overridden by dotted path; raises InputError as `replace` does."""
+    return _lay(config_type, {}, overrides, prefix)
 
 
 def replace(config: C, overrides: Mapping[str, Any], prefix: str = "") -> C:
@@ -325,7 +319,7 @@ def flatten(config: Any) -> dict[str, FieldInfo]:
             continue
         value = getattr(config, name) if instance else info.default
         nested = value if is_config(value) else _nested(info.type)
-        if nested is None or _optional(info.type):
+        if nested is None or type(None) in _options(info.type):
             found[name] = dataclasses.replace(info, default=value)
         if nested is not None:
             found |= {f"{name}.{rest}": each for rest, each in flatten(nested).items()}
@@ -348,24 +342,20 @@ def parse(text: str, info: FieldInfo, name: str = "value") -> Any:
     >>> parse("local,global", FieldInfo(tuple[str, ...]))
     ('local', 'global')
     """
-    text = text.strip() if _element(info.type) is not str else text
-    if _optional(info.type) and text.lower() == "none":
+    if type(None) in _options(info.type) and text.lower() == "none":
         return None
     element = _element(info.type)
     if _is_tuple(info.type):
-        parts = [part.strip() for part in text.split(",")] if text else []
-        value = tuple(_scalar(part, element) for part in parts)
+        value = tuple(_scalar(part.strip(), element) for part in text.split(",") if text)
     else:
         value = _scalar(text, element)
-    if _fit(value, info.type) is MISSING:
-        value = text  # so that the message shows what was typed
     return _check(value, info, name)
 
 
 def _scalar(text: str, kind: Any) -> Any:
     """One element from its text, or the text unchanged if it is no such thing (`_check` then says so)."""
     if kind is bool:
-        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
     if kind in (int, float):
         try:
             return kind(text)

@@ -1,0 +1,119 @@
+"""The sections of a training run beside the model: data, optimizer, training, mesh, checkpoints."""
+
+import dataclasses
+
+from jaxmodel.config import field, register, validate
+from jaxmodel.errors import InputError
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is read, and how it becomes sequences of tokens."""
+
+    path: str | None = field(
+        None, "text file, .jsonl file or folder; none: the Python standard library's sources"
+    )
+    pattern: str = field("*", "which files of a folder to read, as a glob: *.txt")
+    text_field: str = field("text", "the field of a .jsonl line that holds the text")
+    tokenizer: str = field(
+        "bpe", "bpe is trained on the data; byte needs no training", choices=("bpe", "byte")
+    )
+    vocab_size: int = field(2048, "tokens in a bpe vocabulary: 256 bytes, the separator, and merges", low=257)
+    length: int = field(128, "tokens in a sequence", low=1)
+    heldout: float = field(0.05, "fraction of the documents kept for evaluation", low=0.0, high=0.5)
+    eval_batches: int | None = field(None, "batches in one evaluation; none: all that was held out", low=1)
+    cache: str | None = field(None, "folder for tokenised data; none: the user's cache folder")
+
+    def check(self) -> None:
+        """Raise InputError if a field is out of bounds."""
+        validate(self, "data.")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How gradients become steps."""
+
+    name: str = field("adamw", "the optimizer", choices=("adamw",))
+    learning_rate: float = field(1e-3, "learning rate at its peak, after the warmup", low=0.0)
+    warmup: int = field(0, "steps over which the learning rate rises from zero to its peak", low=0)
+    schedule: str = field("cosine", "how the learning rate falls", choices=("cosine", "linear", "constant"))
+    final_learning_rate: float = field(0.1, "where it falls to, as a fraction of the peak", low=0.0, high=1.0)
+    beta1: float = field(0.9, "decay of the average of gradients, below 1", low=0.0, high=1.0)
+    beta2: float = field(0.95, "decay of the average of squared gradients, below 1", low=0.0, high=1.0)
+    epsilon: float = field(1e-8, "added to the root of the squared average", low=0.0)
+    weight_decay: float = field(0.1, "decay of matrices, per step and unit of learning rate", low=0.0)
+    clip_norm: float | None = field(
+        1.0, "gradients are scaled down to this global norm; none: never", low=0.0
+    )
+
+    def check(self, steps: int | None = None) -> None:
+        """Raise InputError if fields are out of bounds or do not fit each other, or a run of `steps`."""
+        validate(self, "optimizer.")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) == 1:
+                raise InputError(f"optimizer.{name}=1.0: must be below 1, or the average never moves")
+        if self.clip_norm == 0:
+            raise InputError("optimizer.clip_norm=0.0: must be above 0; give none to never clip")
+        # A schedule that falls needs at least one step to fall in.
+        if steps is not None and self.warmup and self.warmup >= steps:
+            raise InputError(
+                f"optimizer.warmup={self.warmup} takes up all of train.steps={steps}: "
+                "lower optimizer.warmup or raise train.steps"
+            )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How long, in what batches and in what precision."""
+
+    steps: int = field(1000, "optimizer steps", low=1)
+    batch_size: int = field(16, "sequences in a step, over all devices and processes", low=1)
+    accumulate: int = field(1, "pieces a batch is computed in, one after the other, to save memory", low=1)
+    seed: int = field(0, "decides the initial weights, the order of the data and dropout", low=0)
+    dtype: str = field(
+        "float32", "what is computed in; weights stay float32", choices=("float32", "bfloat16")
+    )
+    log_every: int = field(10, "steps between lines of metrics.jsonl", low=1)
+    eval_every: int = field(0, "steps between evaluations; 0: only at the end", low=0)
+
+    def check(self) -> None:
+        """Raise InputError if a field is out of bounds, or the batch cannot be cut into equal pieces."""
+        validate(self, "train.")
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"train.batch_size={self.batch_size} does not divide into train.accumulate={self.accumulate} "
+                "equal pieces: make train.batch_size a multiple, or change train.accumulate"
+            )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How many devices share each kind of work; their product is the number of devices."""
+
+    data: int = field(-1, "devices that each take their own part of the batch; -1: all that remain", low=-1)
+    fsdp: int = field(1, "devices that also share out the weights and optimizer state", low=1)
+    tensor: int = field(1, "devices that share out heads, hidden units and vocabulary", low=1)
+    expert: int = field(1, "devices that share out the experts", low=1)
+
+    def check(self) -> None:
+        """Raise InputError if an axis has no size a mesh can have."""
+        validate(self, "mesh.")
+        if self.data == 0:
+            raise InputError("mesh.data=0: must be at least 1, or -1 for all devices that remain")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When a run is saved."""
+
+    every: int = field(0, "steps between checkpoints; 0: only at the end", low=0)
+    keep: int = field(2, "how many of the newest are kept", low=1)
+
+    def check(self) -> None:
+        """Raise InputError if a field is out of bounds."""
+        validate(self, "checkpoint.")
