@@ -21,7 +21,7 @@ class FieldInfo:
     """What is known of one field: its type, default (`MISSING` where required), help and allowed values."""
 
     type: Any
-    default: Any = MISSING
+    default: Any = dataclasses.field(default_factory=lambda: MISSING)  # `= MISSING` would mean no default
     help: str = ""
     choices: tuple[Any, ...] | None = None
     low: float | None = None
