@@ -55,7 +55,7 @@ format: $(STAMP)test
 	$(RUN) ruff format .
 
 clean:
-	rm -rf .venv .venv3* .cache .pytest_cache .ruff_cache build dist *.egg-info runs/quickstart
+	rm -rf .venv .venv3* .cache .hypothesis .pytest_cache .ruff_cache build dist *.egg-info runs/quickstart
 
 # A venv of another Python, or one left half made, is made anew.
 $(STAMP)%: pyproject.toml $(CONSTRAINTS)

@@ -5,9 +5,14 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported; subprocesses inherit it
 
+import hypothesis
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 # A sharded step takes seconds to compile: every worker, and the next run, reads what one has compiled.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+# The same examples in every run, and no time limit on machines that are busy with other tests.
+hypothesis.settings.register_profile("here", database=None, deadline=None, derandomize=True)
+hypothesis.settings.load_profile("here")
