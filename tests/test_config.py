@@ -207,8 +207,10 @@ def test_parse_says_what_is_allowed(info, text, words):
 
 
 def test_two_classes_of_one_name_are_refused():
+    other = dataclasses.make_dataclass("Net", ["x"], frozen=True)
+    other.__module__ = "elsewhere"
     with pytest.raises(AssertionError, match=r"Net is already registered by .*test_config"):
-        register(dataclasses.make_dataclass("Net", ["x"], frozen=True))
+        register(other)
     with pytest.raises(AssertionError, match="must be a frozen dataclass"):
         register(dataclasses.make_dataclass("Thawed", ["x"]))
 
