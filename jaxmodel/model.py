@@ -197,13 +197,15 @@ def from_function(
       apply: (params, batch) -> named values, or one array, which is called `prediction`.
       layout: a tree prefix of params; without one, matrices are read as `in -> out` and all else has no arrow.
       name: for messages.
+
+    Quantized, adapted or observed weights reach `apply` as plain arrays: it multiplies with `@`, not with ours.
     """
 
     def full(
         params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
     ) -> Outputs:
         del state, key, train
-        return Outputs(_named(apply(params, batch)))
+        return Outputs(_named(apply(weights.densify(params, layout), batch)))
 
     layout = _guessed(jax.eval_shape(init, jax.random.key(0))) if layout is None else layout
     return Model(init, full, no_state, layout, Opaque(name))
@@ -246,7 +248,8 @@ def from_linen(module: Any, *args: str, example: Batch, layout: Any = None) -> M
         flag = {"train": train} if takes_train else {}
         rngs = {} if key is None else {"dropout": key}
         mutable = list(shapes) if train and shapes else False
-        out = module.apply({"params": params, **kept}, *(batch[a] for a in args), rngs=rngs, mutable=mutable, **flag)
+        plain = weights.densify(params, layout)
+        out = module.apply({"params": plain, **kept}, *(batch[a] for a in args), rngs=rngs, mutable=mutable, **flag)
         values, changed = out if mutable else (out, kept)
         return Outputs(_named(values), dict(changed))
 
@@ -288,7 +291,7 @@ def from_nnx(make: Callable[[Any], Any], *args: str, layout: Any = None) -> Mode
     ) -> Outputs:
         kept = require_state(state, stateful, make)
         rngs = split(jax.random.key(0) if key is None else key)[2]
-        module = nnx.merge(definition, filled(param_shapes, params), rngs, filled(other_shapes, kept))
+        module = nnx.merge(definition, filled(param_shapes, weights.densify(params, layout)), rngs, filled(other_shapes, kept))
         module.train() if train else module.eval()
         values = module(*(batch[a] for a in args))
         return Outputs(_named(values), nnx.to_pure_dict(nnx.split(module, nnx.Param, nnx.RngState, ...)[3]))

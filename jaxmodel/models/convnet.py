@@ -60,7 +60,7 @@ def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
     network = _Network(partitioning, config)
 
     def variables(key: jax.Array) -> Any:
-        return network.init({"params": key}, jnp.zeros((1, 4, 4, config.channels)), False)
+        return _Network(None, config).init({"params": key}, jnp.zeros((1, 4, 4, config.channels)), False)
 
     def apply(
         params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False

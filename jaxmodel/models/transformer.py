@@ -79,15 +79,14 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     """
     config.check()
     kinds = {name: config.variant(name) for pattern, _ in config.segments for name in pattern}
-    blocks = {name: Block(partitioning, each) for name, each in kinds.items()}
-    stem, head = Stem(partitioning, config), Head(partitioning, config)
-    norm = Norm(partitioning, config.embed_dim, config.norm.kind, config.norm.epsilon, config.norm.bias)
+    stem, blocks, norm, head = _modules(config, kinds, partitioning)
     final_norm = config.norm.placement == "pre"
     dtype = jnp.dtype(config.execution.dtype)
     one = jnp.zeros((1, 1), jnp.int32)
 
     def declare(key: jax.Array) -> Any:
-        """Params with their layouts."""
+        """Params with their layouts, from modules without a mesh: their input here is a single token."""
+        stem, blocks, norm, head = _modules(config, kinds, None)
         stem_key, stack_key, norm_key, head_key = jax.random.split(key, 4)
         x = jnp.zeros((1, 1, config.embed_dim), dtype)
 
@@ -157,6 +156,14 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
 
     layout = layer.layout_of(jax.eval_shape(declare, jax.random.key(0)))
     return Model(lambda key: layer.params_of(declare(key)), apply, start, layout, config)
+
+
+def _modules(
+    config: Transformer, kinds: dict[str, Transformer], partitioning: Partitioning | None
+) -> tuple[Stem, dict[str, Block], Norm, Head]:
+    blocks = {name: Block(partitioning, each) for name, each in kinds.items()}
+    norm = Norm(partitioning, config.embed_dim, config.norm.kind, config.norm.epsilon, config.norm.bias)
+    return Stem(partitioning, config), blocks, norm, Head(partitioning, config)
 
 
 class _Where:

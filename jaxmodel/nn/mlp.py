@@ -5,7 +5,9 @@ B batch, T time, D model dim, F hidden, E experts, N = tokens sent to experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +72,7 @@ class MoE(Layer):
         router = self.vector("router", "embed experts", (self.dim, config.num_experts), self.init_input)
         logits = x.astype(STABLE) @ router
         probabilities = jax.nn.softmax(logits, axis=-1)
-        gates, chosen = jax.lax.top_k(probabilities, config.experts_per_token)
+        gates, chosen = _top(probabilities, config.experts_per_token)
         if config.normalize:
             gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
         experts = {name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated}
@@ -81,14 +83,16 @@ class MoE(Layer):
     def _gated(self) -> bool:
         return ACTIVATIONS[self.config.activation][1]
 
-    def _expert(self, name: str) -> tuple[object, str]:
+    def _expert(self, name: str) -> tuple[Any, str]:
         sizes = (self.dim, self.config.dim) if name != "down" else (self.config.dim, self.dim)
         layout = "experts; mlp -> embed" if name == "down" else "experts; embed -> mlp"
         init = self.init_output if name == "down" else self.init_input
         weight = self.weight(name, layout, sizes[:1], sizes[1:], init, stack=(self.config.num_experts,))
         return weight.leaf, layout
 
-    def _dispatch(self, x, gates, chosen, experts) -> jax.Array:
+    def _dispatch(
+        self, x: jax.Array, gates: jax.Array, chosen: jax.Array, experts: Mapping[str, tuple[Any, str]]
+    ) -> jax.Array:
         """Sort tokens by expert and multiply group by group, on each device for its own sequences and experts."""
         leaves = {name: leaf for name, (leaf, _) in experts.items()}
         if self.partitioning is None:
@@ -99,9 +103,9 @@ class MoE(Layer):
         if not batch and not across:
             return self._compute(x, gates, chosen, leaves, 0)
 
-        def local(x, gates, chosen, leaves):
+        def local(x: jax.Array, gates: jax.Array, chosen: jax.Array, leaves: Mapping[str, Any]) -> jax.Array:
             first = jax.lax.axis_index(across) if across else 0
-            held = self.config.num_experts // max(1, _size(partitioning.mesh, across))
+            held = self.config.num_experts // math.prod(partitioning.mesh.shape[axis] for axis in across)
             y = self._compute(x, gates, chosen, leaves, first * held)
             return jax.lax.psum(y, across) if across else y
 
@@ -118,7 +122,9 @@ class MoE(Layer):
             check_vma=False,
         )(x, gates, chosen, leaves)
 
-    def _compute(self, x, gates, chosen, leaves, first) -> jax.Array:
+    def _compute(
+        self, x: jax.Array, gates: jax.Array, chosen: jax.Array, leaves: Mapping[str, Any], first: jax.Array | int
+    ) -> jax.Array:
         """The experts `first`, `first`+1, … that `leaves` holds, applied to the tokens that chose them."""
         B, T, D = x.shape
         top = self.config.experts_per_token
@@ -136,7 +142,9 @@ class MoE(Layer):
         back = jnp.where(mine[:, None], y[jnp.argsort(order)], 0.0)
         return jnp.sum(back.reshape(B, T, top, D) * gates[..., None], axis=2)
 
-    def _losses(self, logits, probabilities, chosen, real) -> dict[str, jax.Array]:
+    def _losses(
+        self, logits: jax.Array, probabilities: jax.Array, chosen: jax.Array, real: jax.Array
+    ) -> dict[str, jax.Array]:
         """float32[B] each: load balancing over one sequence's tokens, and the router z-loss."""
         count = jnp.maximum(jnp.sum(real, axis=1), 1).astype(STABLE)
         weight = real[..., None].astype(STABLE)
@@ -148,8 +156,13 @@ class MoE(Layer):
         return {"balance": self.config.balance_loss * balance, "router_z": self.config.z_loss * z}
 
 
-def _size(mesh, axes: tuple[str, ...]) -> int:
-    size = 1
-    for axis in axes:
-        size *= mesh.shape[axis]
-    return size
+def _top(probabilities: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The largest `count` of the last axis and their indices, as `lax.top_k`, which no mesh can split by rows."""
+    left, values, indices = probabilities, [], []
+    for _ in range(count):
+        index = jnp.argmax(left, axis=-1)
+        here = jax.nn.one_hot(index, left.shape[-1], dtype=bool)
+        values.append(jnp.sum(jnp.where(here, probabilities, 0.0), axis=-1))
+        indices.append(index)
+        left = jnp.where(here, -1.0, left)
+    return jnp.stack(values, axis=-1), jnp.stack(indices, axis=-1).astype(jnp.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from typing import Any
 
 import jax
@@ -16,9 +17,9 @@ from jaxmodel.weights.leaves import LowRank, Observed, Quantized, dense, is_leaf
 KINDS = {"int8": 8, "int4": 4}
 INT4_GROUP = 32
 
-# Shrinking the range clips the largest values and rounds all others more finely; for few bits that pays
-# (the search is over the clipped fraction of the group's largest magnitude).
-SHRINK = tuple(1.0 - 0.025 * step for step in range(17))
+# Few bits pay for a search: the range is shrunk step by step (clipping the largest values, rounding all others more
+# finely), each time with the least-squares scale for the rounded values, and the best of it is kept.
+SHRINK_STEP, SHRINK_STEPS = 0.03, 15
 
 
 def quantize(
@@ -63,48 +64,61 @@ def quantize(
     return map_weights_with_path(apply, layout, params)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _quantize(weight: jax.Array, bits: int, axis: int, group: int | None, symmetric: bool) -> Quantized:
     inputs = weight.shape[axis]
     bits = bits if inputs % 2 == 0 else 8
     groups = inputs // group if group and inputs % group == 0 else 1
     position = weight.ndim + axis
-    shape = (*weight.shape[:position], groups, inputs // groups, *weight.shape[position + 1 :])
-    split = weight.astype(jnp.float32).reshape(shape)
-    # `group_axis` is the axis inside one group: scales keep it with size one while we compute.
-    group_axis = position + 1
-    top = 2 ** (bits - 1) - 1
-    high = jnp.max(split, group_axis, keepdims=True)
-    low = jnp.min(split, group_axis, keepdims=True)
-    if symmetric:
-        full, zero = jnp.maximum(jnp.maximum(high, -low), 1e-12) / top, None
-    else:
-        high, low = jnp.maximum(high, 0.0), jnp.minimum(low, 0.0)
-        full = jnp.maximum(high - low, 1e-12) / (2 * top + 1)
-        zero = jnp.clip(jnp.round(-low / full) - (top + 1), -(top + 1), top)
-
-    def rounded(scale: jax.Array) -> jax.Array:
-        return jnp.clip(jnp.round(split / scale) + (0 if zero is None else zero), -(top + 1), top)
-
-    def error(scale: jax.Array) -> jax.Array:
-        back = (rounded(scale) - (0 if zero is None else zero)) * scale
-        return jnp.sum((back - split) ** 2, group_axis, keepdims=True)
-
-    scale = full
-    if bits < 8 and symmetric:
-        best = error(full)
-        for shrink in SHRINK[1:]:
-            tried = error(full * shrink)
-            scale = jnp.where(tried < best, full * shrink, scale)
-            best = jnp.minimum(tried, best)
-    values = rounded(scale).astype(jnp.int8).reshape(weight.shape)
-    zero_point = None if zero is None else jnp.squeeze(zero, group_axis).astype(jnp.int8)
+    split = weight.astype(jnp.float32).reshape(
+        *weight.shape[:position], groups, inputs // groups, *weight.shape[position + 1 :]
+    )
+    rounding = _symmetric if symmetric else _asymmetric
+    values, scale, zero_point = rounding(split, bits, position + 1)
+    values = values.astype(jnp.int8).reshape(weight.shape)
     return Quantized(
         packing.pack(values, axis) if bits == 4 else values,
-        jnp.squeeze(scale, group_axis),
-        zero_point,
+        jnp.squeeze(scale, position + 1),
+        None if zero_point is None else jnp.squeeze(zero_point, position + 1).astype(jnp.int8),
         bits=bits,
         axis=axis,
     )
+
+
+def _symmetric(split: jax.Array, bits: int, axis: int) -> tuple[jax.Array, jax.Array, None]:
+    """Values and scales (kept as an axis of size one) of groups along `axis`."""
+    half = 2 ** (bits - 1)
+    largest = jnp.max(jnp.abs(split), axis, keepdims=True)
+    if bits == 8:
+        scale = jnp.maximum(largest, 1e-12) / (half - 1)
+        return jnp.round(split / scale), scale, None
+    # The largest value takes the one integer more that the negative side has: its sign goes into the scale.
+    low, high = jnp.min(split, axis, keepdims=True), jnp.max(split, axis, keepdims=True)
+    signed = jnp.where(largest > 0, jnp.where(high > -low, -high, -low), 1e-12) / half
+
+    def attempt(shrink: jax.Array | float) -> tuple[jax.Array, jax.Array, jax.Array]:
+        values = jnp.clip(jnp.round(split / (signed * shrink)), -half, half - 1)
+        squares = jnp.sum(values**2, axis, keepdims=True)
+        scale = jnp.where(squares > 0, jnp.sum(values * split, axis, keepdims=True) / squares, signed)
+        return values, scale, jnp.sum((values * scale - split) ** 2, axis, keepdims=True)
+
+    def keep_better(step: jax.Array, best: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        tried = attempt(1.0 - SHRINK_STEP * step)
+        better = tried[2] < best[2]
+        return tuple(jnp.where(better, t, b) for t, b in zip(tried, best, strict=True))
+
+    values, scale, _ = jax.lax.fori_loop(1, SHRINK_STEPS, keep_better, attempt(1.0))
+    return values, scale, None
+
+
+def _asymmetric(split: jax.Array, bits: int, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Values, scales and zero points that spread the integers from the group's least to its greatest value."""
+    half = 2 ** (bits - 1)
+    high = jnp.maximum(jnp.max(split, axis, keepdims=True), 0.0)
+    low = jnp.minimum(jnp.min(split, axis, keepdims=True), 0.0)
+    scale = jnp.maximum(high - low, 1e-12) / (2 * half - 1)
+    zero_point = jnp.clip(jnp.round(-low / scale) - half, -half, half - 1)
+    return jnp.clip(jnp.round(split / scale) + zero_point, -half, half - 1), scale, zero_point
 
 
 def lora(
