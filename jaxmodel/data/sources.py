@@ -1,0 +1,227 @@
+"""Where text comes from: a file, a folder, a .jsonl or Python's own sources, as documents in fixed order."""
+
+import dataclasses
+import difflib
+import fnmatch
+import hashlib
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmodel.errors import InputError
+
+NOT_BUILT_IN = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
+
+
+class Document(NamedTuple):
+    """A text and its name, the same on every machine: the relative path, with `:line` within a .jsonl."""
+
+    name: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """Documents in a fixed order, read anew by every iteration; see `documents` for the errors.
+
+    Documents without text are left out. One document at a time is in memory.
+    """
+
+    title: str  # what to call them in a message
+    files: tuple[tuple[str, Path], ...]  # name and place
+    text_field: str = "text"
+    scores: tuple[float, float] = (0.0, 1.0)  # only documents whose name's hash falls in here
+    span: tuple[float, float] = (0.0, 1.0)  # only this part of each
+
+    def __iter__(self) -> Iterator[Document]:
+        low, high = self.scores
+        for file_name, path in self.files:
+            for name, read in _entries(file_name, path, self.text_field):
+                if low <= _score(name) < high:
+                    text = _part(read(), self.span)
+                    if text.strip():
+                        yield Document(name, text)
+
+    def split(self, heldout: float) -> "tuple[Documents, Documents]":
+        """Train and held-out documents, neither empty: about `heldout` of all, by the hash of their names.
+
+        A single document is cut at a line break instead, and its tail held out. Reads everything once, so
+        that what is wrong with it is said before any long work. Raises InputError if there is no text.
+        """
+        if not 0 < heldout < 1:
+            raise InputError(f"data.heldout={heldout}: give the fraction to hold out, between 0 and 1")
+        scores = np.sort(np.fromiter((_score(document.name) for document in self), np.float64))
+        if scores.size == 0:
+            raise InputError(f"data.path: {self.title} holds no text; give a file or folder that does")
+        if scores.size == 1:
+            cut = 1 - heldout
+            return dataclasses.replace(self, span=(0.0, cut)), dataclasses.replace(self, span=(cut, 1.0))
+        # Held out is what lies below the threshold: at least the lowest, at most all but the highest.
+        threshold = float(np.clip(heldout, scores[1], scores[-1]))
+        return (
+            dataclasses.replace(self, scores=(threshold, 1.0)),
+            dataclasses.replace(self, scores=(0.0, threshold)),
+        )
+
+    def listing(self) -> list[Any]:
+        """What changes when the documents do, without reading them: places, sizes and times of change."""
+        stats = ((os.path.abspath(path), path.stat()) for _, path in self.files)
+        return [self.text_field, [(place, stat.st_size, stat.st_mtime_ns) for place, stat in stats]]
+
+
+def documents(
+    path: str | os.PathLike[str] | None = None, *, text_field: str = "text", pattern: str = "*"
+) -> Documents:
+    """The documents at `path`.
+
+    A `.jsonl` is a document a line, its text in `text_field`; any other file is one document; a folder is
+    all its files, sorted, without hidden ones and those whose name and relative path do not match `pattern`.
+    None is the built-in text: the sources of Python's own standard library, without its tests.
+
+    Raises InputError, here or while reading, for what is missing, empty, binary, not UTF-8, or not the JSON
+    that was promised.
+    """
+    if path is None:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        files = tuple(_walk(root, lambda name: name.endswith(".py"), NOT_BUILT_IN))
+        title = f"the standard library of Python {sys.version_info.major}.{sys.version_info.minor}"
+        if not files:
+            raise InputError(f"data.path: {title} came without its sources; give a text file or folder")
+        return Documents(title, files)
+
+    root = Path(path).expanduser()
+    if root.is_dir():
+        files = tuple(_walk(root, lambda name: _matches(name, pattern), set()))
+        if not files:
+            what = "no text" if pattern == "*" else f"no text in files that match data.pattern={pattern}"
+            raise InputError(f"data.path: the folder '{root}' holds {what}; give a file or folder that does")
+        return Documents(f"'{root}'", files, text_field)
+    if not root.exists():
+        raise InputError(f"data.path: '{root}' does not exist; {_near(root)}")
+    if not root.is_file():
+        raise InputError(
+            f"data.path: '{root}' is a pipe or a device; save it to a file first, it is read twice"
+        )
+    return Documents(f"'{root}'", ((root.name, root),), text_field)
+
+
+def _walk(root: Path, wanted: Callable[[str], bool], skipped: set[str]) -> Iterator[tuple[str, Path]]:
+    """Non-empty, visible files below `root` in the order of their names."""
+    found = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in skipped]
+        for path in (Path(folder, name) for name in names if not name.startswith(".")):
+            name = path.relative_to(root).as_posix()
+            if wanted(name) and path.is_file() and path.stat().st_size:
+                found.append((name, path))
+    return iter(sorted(found))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition("/")[2], pattern)
+
+
+def _near(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, siblings, n=1)
+    if close:
+        return f"did you mean '{path.parent / close[0]}'?"
+    return "give a text file, a folder, a .jsonl, or nothing for the built-in text"
+
+
+def _score(name: str) -> float:
+    """A hash of `name` in [0, 1), the same on every machine (Python's own is salted)."""
+    return (
+        int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=6).digest()) / 2**48
+    )
+
+
+def _part(text: str, span: tuple[float, float]) -> str:
+    return text[_line_break(text, span[0]) : _line_break(text, span[1])]
+
+
+def _line_break(text: str, fraction: float) -> int:
+    """Where to cut `text`: after the last line break before `fraction`, unless that doubles what follows."""
+    if fraction in (0, 1):
+        return int(fraction) * len(text)
+    place = min(max(round(len(text) * fraction), 1), len(text) - 1)
+    return text.rfind("\n", max(2 * place - len(text), 0), place) + 1 or place
+
+
+def _entries(name: str, path: Path, text_field: str) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The documents of one file: their names, and how to read each."""
+    if path.suffix != ".jsonl":
+        yield name, lambda: _decode(_read(path), f"'{path}'")
+        return
+    try:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield (
+                        f"{name}:{number}",
+                        lambda line=line, number=number: _field(line, path, number, text_field),
+                    )
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"data.path: cannot read '{path}': {error.strerror}; see to its permissions")
+
+
+def _decode(data: bytes, where: str) -> str:
+    """UTF-8, without a byte order mark; `where` is for the error."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"data.path: {where} is UTF-16, not UTF-8; convert it: iconv -f utf-16 -t utf-8")
+    if (zero := data.find(b"\0")) >= 0:
+        raise InputError(
+            f"data.path: {where} is binary, not text (byte {zero} is zero); "
+            "leave it out, in a folder with a data.pattern such as *.txt"
+        )
+    try:
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"data.path: {where} is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); "
+            "convert it, perhaps with iconv -f latin1 -t utf-8, or leave it out with data.pattern"
+        ) from error
+
+
+def _field(line: bytes, path: Path, number: int, text_field: str) -> str:
+    where = f"line {number} of '{path}'"
+    try:
+        record = json.loads(_decode(line, where))
+    except json.JSONDecodeError as error:
+        raise InputError(f"data.path: {where} is not JSON ({error.msg}); give an object a line") from error
+    if not isinstance(record, dict):
+        raise InputError(f"data.path: {where} is a {type(record).__name__}; give a JSON object a line")
+    if text_field not in record:
+        fields = ", ".join(sorted(record)) or "none"
+        raise InputError(
+            f"data.path: {where} has no field '{text_field}'; set data.text_field (it has: {fields})"
+        )
+    text = record[text_field]
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise InputError(f"data.path: the field '{text_field}' in {where} is a {kind}; give a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, UTF-8 cannot
+        raise InputError(
+            f"data.path: the field '{text_field}' in {where} holds half a surrogate pair "
+            f"(character {error.start}); write the whole character"
+        ) from error
+    return text

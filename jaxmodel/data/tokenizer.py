@@ -1,0 +1,163 @@
+"""Tokenizers: plain bytes, and byte-level BPE; both give back exactly the text they were given."""
+
+import abc
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, final
+
+import numpy as np
+
+from jaxmodel.errors import InputError
+
+SEPARATOR = "<|endoftext|>"
+SMALLEST_BPE = 257  # every byte, and the separator
+
+# After a newline, or before a space, that stands alone between two words: no byte-level BPE joins across it.
+_BETWEEN_WORDS = re.compile(r"(?<=\S)(?:\n(?=\S)|(?= \S))")
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back. A document starts with the separator: a stream reads `<sep> doc <sep> doc …`.
+
+    `vocab_size` counts the separator, whose id is `separator_id`. Text that happens to spell the separator
+    is encoded as ordinary text.
+    """
+
+    vocab_size: int
+    separator_id: int
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, int32[N], without separators."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, without separators and unknown ids; what is not valid UTF-8 becomes U+FFFD."""
+
+    @abc.abstractmethod
+    def to_json(self) -> str:
+        """All there is to say about this tokenizer; `Tokenizer.from_json` reads it back."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of `text`, int32[N], without a separator."""
+        return self.encode_batch([text])[0]
+
+    @staticmethod
+    def from_json(text: str, separator: str | None = None) -> "Tokenizer":
+        """The tokenizer that `to_json` described, or a Hugging Face `tokenizer.json`.
+
+        `separator` names the special token that starts a document where that is not `<|endoftext|>`.
+        Raises InputError if `text` is neither, or has no such token.
+        """
+        try:
+            spec = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"the tokenizer is not JSON ({error}); give a tokenizer.json") from error
+        if not isinstance(spec, dict):
+            raise InputError("the tokenizer is not a JSON object; give a tokenizer.json")
+        if spec.get("kind") == "byte":
+            return ByteTokenizer()
+        if "tokenizer" in spec:  # see BpeTokenizer.to_json
+            return BpeTokenizer(json.dumps(spec["tokenizer"]), spec["separator"])
+        return BpeTokenizer(text, separator or SEPARATOR)
+
+
+@final
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8, and the separator as 256.
+
+    >>> ByteTokenizer().encode("aé")
+    array([ 97, 195, 169], dtype=int32)
+    """
+
+    vocab_size = 257
+    separator_id = 256
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in ids if 0 <= i < 256).decode(errors="replace")
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "byte"})
+
+
+@final
+class BpeTokenizer(Tokenizer):
+    """Any tokenizer that Hugging Face `tokenizers` runs, from its `tokenizer.json`; see `train_bpe`."""
+
+    def __init__(self, spec: str, separator: str = SEPARATOR):
+        """`spec` is a tokenizer.json, `separator` one of its tokens. Raises InputError if they are not."""
+        import tokenizers
+
+        try:
+            self._inner = tokenizers.Tokenizer.from_str(spec)
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f"not a tokenizer.json of Hugging Face tokenizers: {error}") from error
+        self._inner.no_padding()  # some files bake these in, and would silently cut a document
+        self._inner.no_truncation()
+        self._inner.encode_special_tokens = True  # a document that spells a special token stays text
+        separator_id = self._inner.token_to_id(separator)
+        if separator_id is None:
+            special = [
+                token.content for token in self._inner.get_added_tokens_decoder().values() if token.special
+            ]
+            raise InputError(
+                f"the tokenizer has no token {separator!r} to start a document with; "
+                f"name one of its special tokens: {', '.join(special) or 'it has none'}"
+            )
+        self.separator, self.separator_id = separator, separator_id
+        # Not the count: ids may have holes, and every id must fit in the embedding.
+        self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._inner.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def to_json(self) -> str:
+        """A Hugging Face tokenizer.json; wrapped with the separator's name if that is not `<|endoftext|>`."""
+        spec = self._inner.to_str()
+        if self.separator == SEPARATOR:
+            return spec
+        return json.dumps({"separator": self.separator, "tokenizer": json.loads(spec)})
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
+    """A byte-level BPE with GPT-2's way of finding words. The same texts always give the same tokenizer.
+
+    Too little text gives fewer than `vocab_size` tokens. Raises InputError below 257 tokens.
+    Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.2.
+    """
+    if vocab_size < SMALLEST_BPE:
+        raise InputError(
+            f"data.vocab_size: a BPE of {vocab_size} tokens cannot hold the 256 bytes and the separator; "
+            f"give {SMALLEST_BPE} or more, or data.tokenizer=byte"
+        )
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    inner: Any = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer: Any = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return BpeTokenizer(inner.to_str())
+
+
+def pieces(text: str, size: int) -> Iterator[str]:
+    """`text` in pieces of about `size` characters, cut only where it changes no id of a byte-level BPE."""
+    start = 0
+    while (cut := _BETWEEN_WORDS.search(text, start + size)) is not None:
+        yield text[start : cut.end()]
+        start = cut.end()
+    yield text[start:]

@@ -1,0 +1,170 @@
+"""The loader: resumable, the same for any number of processes, loud in failure, quick to stop."""
+
+import gc
+import itertools
+import threading
+import time
+import traceback
+
+import numpy as np
+import pytest
+
+from jaxmodel.data.loader import ArraySource, Loader, sequential
+from jaxmodel.data.order import order
+from jaxmodel.data.packing import Windows
+from jaxmodel.data.text import Corpus
+from jaxmodel.errors import InputError
+
+
+@pytest.fixture
+def source():
+    return ArraySource({"features": np.arange(23, dtype=np.float32)[:, None], "targets": np.arange(23)})
+
+
+@pytest.fixture
+def windows():
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(1, 99, rng.integers(1, 40)) for _ in range(30)]
+    return Windows(Corpus.of(documents, separator_id=0), 8, partial=True)
+
+
+def take(loader, count):
+    with loader:
+        return list(itertools.islice(loader, count))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def loaders():
+    return [thread for thread in threading.enumerate() if thread.name == "loader"]
+
+
+def test_batches_are_what_the_order_says(source):
+    for step, batch in take(Loader(source, 6, seed=3), 10):
+        assert same(batch, source.gather(order(3, step, 6, 23)))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 7])
+def test_resumed_equals_never_stopped(windows, stop):
+    whole = take(Loader(windows, 4, seed=1), 9)
+    resumed = take(Loader(windows, 4, seed=1, start_step=stop), 9 - stop)
+    assert [step for step, _ in resumed] == list(range(stop, 9))
+    for (_, one), (_, other) in zip(whole[stop:], resumed, strict=True):
+        assert same(one, other)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+def test_the_shares_of_all_processes_are_the_global_batch(windows, num_processes):
+    share = 8 // num_processes
+    rows = [slice(i * share, (i + 1) * share) for i in range(num_processes)]
+    shares = [take(Loader(windows, 8, seed=2, rows=mine), 5) for mine in rows]
+    for (step, whole), *parts in zip(take(Loader(windows, 8, seed=2), 5), *shares, strict=True):
+        assert {number for number, _ in parts} == {step}
+        for name, values in whole.items():
+            np.testing.assert_array_equal(np.concatenate([batch[name] for _, batch in parts]), values)
+
+
+class Failing(ArraySource):
+    def gather(self, indices):
+        raise OSError("the disk is gone")
+
+
+def test_an_error_comes_out_with_the_place_it_came_from(source):
+    loader = Loader(Failing(source.arrays), 4, seed=0)
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        next(loader)
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert frames[-1].line == 'raise OSError("the disk is gone")'
+    assert list(loader) == []
+    assert not loaders()
+
+
+def test_close_stops_a_thread_that_is_waiting_to_hand_over(source):
+    loader = Loader(source, 4, seed=0, prefetch=1)
+    next(loader)
+    started = time.monotonic()
+    loader.close()
+    assert time.monotonic() - started < 1
+    assert not loaders()
+    assert list(loader) == []
+    loader.close()
+
+
+def test_a_forgotten_loader_stops_too(source):
+    loader = Loader(source, 4, seed=0)
+    next(loader)
+    del loader
+    gc.collect()
+    for thread in loaders():
+        thread.join(2)
+    assert not loaders()
+
+
+def test_no_more_than_asked_for_is_gathered_ahead(source):
+    gathered = []
+
+    class Counting(ArraySource):
+        def gather(self, indices):
+            gathered.append(indices)
+            return super().gather(indices)
+
+    with Loader(Counting(source.arrays), 4, seed=0, prefetch=2) as loader:
+        next(loader)
+        deadline = time.monotonic() + 5
+        while len(gathered) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert len(gathered) == 4  # the one taken, two in the queue, one in hand
+
+
+def test_a_bad_request_fails_at_once(source):
+    with pytest.raises(ValueError, match="batch_size=0"):
+        Loader(source, 0, seed=0)
+    assert not loaders()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 23, 100])
+def test_sequential_gives_every_example_once(source, batch_size):
+    batches = list(sequential(source, batch_size))
+    assert {len(batch["targets"]) for batch in batches} == {batch_size}
+    targets, weights = (np.concatenate([batch[name] for batch in batches]) for name in ("targets", "weights"))
+    np.testing.assert_array_equal(targets[weights > 0], np.arange(23))
+    np.testing.assert_array_equal(weights, np.arange(len(weights)) < 23)
+
+
+def test_sequential_pads_windows_with_rows_that_count_for_nothing(windows):
+    batches = list(sequential(windows, 7))
+    stream = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    real = stream["weights"] > 0
+    np.testing.assert_array_equal(stream["targets"][real], windows.corpus.tokens[1:])
+    np.testing.assert_array_equal(stream["segments"] > 0, real)
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_sequential_shares_are_the_global_batch(windows, num_processes):
+    share = 8 // num_processes
+    shares = [list(sequential(windows, 8, slice(i * share, (i + 1) * share))) for i in range(num_processes)]
+    for whole, *parts in zip(sequential(windows, 8), *shares, strict=True):
+        assert same(whole, {name: np.concatenate([part[name] for part in parts]) for name in whole})
+
+
+def test_arrays_keep_their_own_weights():
+    source = ArraySource({"targets": np.arange(4), "weights": np.array([1, 0, 2, 1], np.float32)})
+    np.testing.assert_array_equal(source.gather(np.array([2, 1]))["weights"], [2, 0])
+    assert [batch["weights"].tolist() for batch in sequential(source, 3)] == [[1, 0, 2], [1, 0, 0]]
+    np.testing.assert_array_equal(source.arrays["weights"], [1, 0, 2, 1])  # padding wrote into copies
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": np.zeros(3), "targets": np.zeros(4)}, "one length.*images 3, targets 4"),
+        ({"images": np.zeros(0)}, "at least 1 example.*images 0"),
+        ({}, "no array at all"),
+    ],
+)
+def test_words_of_the_errors(arrays, words):
+    with pytest.raises(InputError, match=words):
+        ArraySource(arrays)
