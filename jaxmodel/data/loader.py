@@ -1,5 +1,6 @@
 """Batches: gathered ahead in a thread for training, in order for evaluation, from anything with a length."""
 
+import contextlib
 import queue
 import threading
 import weakref
@@ -83,13 +84,14 @@ class Loader:
         return self
 
     def __next__(self) -> tuple[int, Batch]:
-        if self._stop.is_set():
-            raise StopIteration
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            self.close()
-            raise item
-        return item
+        while not self._stop.is_set():  # by now and then looking up, it notices a close from another thread
+            with contextlib.suppress(queue.Empty):
+                item = self._ready.get(timeout=0.1)
+                if isinstance(item, BaseException):
+                    self.close()
+                    raise item
+                return item
+        raise StopIteration
 
     def close(self) -> None:
         """Stop the thread, and end the iteration."""

@@ -92,6 +92,23 @@ def test_close_stops_a_thread_that_is_waiting_to_hand_over(source):
     loader.close()
 
 
+def test_close_from_another_thread_ends_the_wait(source):
+    release = threading.Event()
+
+    class Stuck(ArraySource):
+        def gather(self, indices):
+            release.wait(10)
+            return super().gather(indices)
+
+    loader = Loader(Stuck(source.arrays), 4, seed=0)
+    closer = threading.Timer(0.2, lambda: loader.close())
+    closer.start()
+    assert list(loader) == []
+    release.set()
+    closer.join(5)
+    assert not loaders()
+
+
 def test_a_forgotten_loader_stops_too(source):
     loader = Loader(source, 4, seed=0)
     next(loader)
