@@ -30,8 +30,8 @@ def to_host(metrics: Mapping[str, Pair]) -> Metrics:
 def finish(metrics: Mapping[str, Pair]) -> dict[str, float]:
     """Numbers from pairs; `nan` where nothing was counted.
 
-    >>> finish({"loss": (6.0, 3.0), "perplexity": (0.0, 3.0), "accuracy": (0.0, 0.0)})
-    {'loss': 2.0, 'perplexity': 1.0, 'accuracy': nan}
+    >>> finish({"accuracy": (0.0, 0.0), "loss": (6.0, 3.0), "perplexity": (0.0, 3.0)})
+    {'accuracy': nan, 'loss': 2.0, 'perplexity': 1.0}
     """
 
     def ratio(name: str, pair: Pair) -> float:

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("TPU v2", 23e12),
     ("TPU v3", 61e12),
+    ("TPU v4 lite", 137e12),
     ("TPU v4", 275e12),
     ("TPU v5 lite", 197e12),
     ("TPU v5e", 197e12),
@@ -102,7 +103,8 @@ class Progress:
         if split == "train":
             self._write(self.line(step, numbers))
         else:
-            told = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            names = sorted(numbers, key=lambda name: name != "loss")  # the loss first
+            told = "  ".join(f"{name} {numbers[name]:.4g}" for name in names)
             self._write(f"step {step}/{self._steps}  {split}: {told}", stays=True)
         self._since = (step, self._clock())
 

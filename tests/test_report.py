@@ -70,7 +70,7 @@ def test_plain_lines_where_there_is_no_terminal():
     progress = watched(stream, flops_per_token=1e9, peak=1e13)
     progress(1, "train", {"loss": 2.0, "tokens": 500.0})
     progress(11, "train", {"loss": 1.5, "tokens": 500.0})
-    progress(11, "eval", {"loss": 1.25, "accuracy": 0.5})
+    progress(11, "eval", {"accuracy": 0.5, "loss": 1.25})
     progress.close()
     # Ten steps in one second: 5000 tokens/s at 1 GFLOP each are half of the peak.
     assert stream.getvalue().splitlines() == [
