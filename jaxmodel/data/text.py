@@ -6,6 +6,7 @@ import fcntl
 import gzip
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -44,6 +45,10 @@ class Corpus:
     def num_targets(self) -> int:
         """How many tokens are predicted from the one before: all but the first."""
         return len(self.tokens) - 1
+
+    def bits_per_byte(self, loss: float) -> float:
+        """What a loss in nats a token comes to in bits a byte of text, which no choice of tokenizer flatters."""
+        return loss * self.num_targets / (self.num_bytes * math.log(2))
 
     @classmethod
     def of(cls, ids: Sequence[np.ndarray], separator_id: int, num_bytes: int = 0) -> "Corpus":

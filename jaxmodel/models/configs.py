@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxmodel.sharding import Partitioning
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", "relu_squared", "swiglu", "geglu")
+GATED = ("swiglu", "geglu")  # those with a gate, that is, a third matrix
 
 
 @register
@@ -142,6 +143,26 @@ class Transformer:
                 return _config.replace(self, dict(variant.overrides))
         known = ", ".join(["block", *(v.name for v in self.variants)])
         raise InputError(f"model.pattern names the block variant {name!r}; this model has {known}")
+
+    def flops_per_token(self, length: int) -> float:
+        """Multiply-adds of a forward pass for one token of a sequence of `length`, times two, times three to train.
+
+        The convention of arXiv:2204.02311, appendix B: products only, attention over the whole sequence (or the
+        window), nothing for recomputation.
+        """
+        products = self.vocab_size * self.embed_dim
+        for pattern, repeats in self.segments:
+            for name in pattern:
+                block = self.variant(name)
+                a = block.attention
+                width = a.head_dim or self.embed_dim // a.num_heads
+                heads, groups = a.num_heads * width, (a.num_kv_heads or a.num_heads) * width
+                products += repeats * (self.embed_dim * 2 * (heads + groups) + 2 * heads * min(length, a.window or length))
+                half = block.moe or block.mlp
+                matrices = 3 if half.activation in GATED else 2
+                experts = block.moe.experts_per_token if block.moe else 1
+                products += repeats * experts * matrices * self.embed_dim * half.dim
+        return 6.0 * products
 
     def check(self) -> None:
         """InputError naming both fields and both fixes when two of them do not fit together."""

@@ -1,0 +1,66 @@
+"""Two programs take turns on the same cores, so that a ratio means something on a noisy machine."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+
+def serve(turn: Callable[[], float], **about) -> None:
+    """A contestant's main: say what it is, then take a turn (returning units of work done) for every line read."""
+    turn()
+    print(json.dumps(about), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        work = turn()
+        print(json.dumps(work / (time.perf_counter() - start)), flush=True)
+
+
+class Contestant:
+    """A subprocess running `python -m MODULE ARGS…`, which calls `serve`; it sleeps between its turns."""
+
+    def __init__(self, module: str, *args: str):
+        command = [sys.executable, "-m", module, *args]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.about = json.loads(self._read())
+
+    def turn(self) -> float:
+        """Units of work a second in one turn."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return json.loads(self._read())
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
+        return line
+
+
+def duel(ours: tuple[str, ...], theirs: tuple[str, ...], rounds: int = 5) -> dict:
+    """Median speeds of both over interleaved rounds, and the median of the rounds' ratios."""
+    contestants = [Contestant(*ours), Contestant(*theirs)]
+    speeds: list[list[float]] = [[], []]
+    for _ in range(rounds):
+        for contestant, found in zip(contestants, speeds, strict=True):
+            found.append(contestant.turn())
+    for contestant in contestants:
+        contestant.close()
+    ratios = [a / b for a, b in zip(*speeds, strict=True)]
+    return {
+        "ours": statistics.median(speeds[0]),
+        "theirs": statistics.median(speeds[1]),
+        "ratio": statistics.median(ratios),
+        "ratios": [round(r, 3) for r in ratios],
+        "peer": contestants[1].about,
+    }

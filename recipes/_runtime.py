@@ -1,0 +1,34 @@
+"""What every recipe that computes sets up: the compile cache, and a polite end on SIGTERM."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+
+def compile_cache(folder: str | None = None) -> Path:
+    """Let jax keep what it compiles, so that the second start is quick; JAX_COMPILATION_CACHE_DIR comes first."""
+    import jax
+
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder or home / "jaxmodel" / "compiled")
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    return path
+
+
+def stop_on_sigterm() -> Callable[[], bool]:
+    """From now on SIGTERM only sets a flag; what comes back says whether it did."""
+    asked = False
+
+    def note(*_: object) -> None:
+        nonlocal asked
+        asked = True
+
+    signal.signal(signal.SIGTERM, note)
+    return lambda: asked
+
+
+def log(line: str) -> None:
+    """A line for the person who waits."""
+    print(line, flush=True)

@@ -1,0 +1,174 @@
+"""Train a language model: python -m recipes.train --flagfile=recipes/flags/quickstart.flags --workdir=DIR"""
+
+import dataclasses
+import itertools
+import sys
+from pathlib import Path
+
+from jaxmodel import config, options
+from jaxmodel.config import field
+from jaxmodel.errors import InputError
+from recipes._flags import Command, Parsed, run
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """What a training run is told, beside its model."""
+
+    workdir: str = field(help="where metrics, checkpoints and the loss curve go; a run found there goes on")
+    init_from: str | None = field(None, "start from the weights of this checkpoint or workdir")
+    data: options.Data = options.Data()
+    optimizer: options.Optimizer = options.Optimizer()
+    train: options.Train = options.Train()
+    mesh: options.Mesh = options.Mesh()
+    checkpoint: options.Checkpoint = options.Checkpoint()
+
+    def check(self) -> None:
+        """Raise InputError where two sections do not fit each other."""
+        self.optimizer.check(self.train.steps)
+
+
+COMMAND = Command("train", "Train a language model on text, or go on with a run that was stopped.", Flags, model=True)
+
+
+def main(parsed: Parsed[Flags]) -> int:
+    """Train, evaluate, save; the library calls in order."""
+    flags = parsed.flags
+    if parsed.model is None and flags.init_from is None:
+        raise InputError("--model is missing: name a preset, as in --model=tiny, or give --init_from=DIR")
+    workdir = Path(flags.workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--workdir={workdir}: is a file; name a folder") from None
+
+    import jax
+
+    from recipes._runtime import compile_cache, log, stop_on_sigterm
+
+    compile_cache()
+    should_stop = stop_on_sigterm()
+
+    from jaxmodel import checkpoint, optim, report, tasks
+    from jaxmodel.data.loader import Loader, sequential
+    from jaxmodel.data.packing import Windows
+    from jaxmodel.data.text import prepare_text
+    from jaxmodel.evaluate import evaluate
+    from jaxmodel.load import load
+    from jaxmodel.model import count, sharded
+    from jaxmodel.sharding import Partitioning, make_mesh
+    from jaxmodel.train import fit, make_state, make_step, put
+
+    mesh = make_mesh(dataclasses.asdict(flags.mesh))
+    partitioning = Partitioning(mesh) if mesh.size > 1 else None
+    if partitioning is not None:
+        partitioning.check_batch(flags.train.batch_size // flags.train.accumulate, "train.batch_size / train.accumulate")
+    source = load(flags.init_from, mesh=mesh if partitioning else None, log=log) if flags.init_from else None
+    model_config = _model_config(parsed, source)
+    if flags.data.length > model_config.max_length:
+        raise InputError(
+            f"--data.length={flags.data.length} is longer than --model.max_length={model_config.max_length}: "
+            "lower the one or raise the other"
+        )
+
+    data = prepare_text(flags.data, source.tokenizer if source else None, log=log)
+    if data.tokenizer.vocab_size > model_config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {data.tokenizer.vocab_size} tokens, --model.vocab_size={model_config.vocab_size} is "
+            f"smaller: raise it, or lower --data.vocab_size={flags.data.vocab_size}"
+        )
+    windows = Windows(data.train, flags.data.length)
+    heldout = Windows(data.heldout, flags.data.length, partial=True)
+
+    model = model_config.build()
+    if partitioning is not None:
+        model = sharded(model, mesh)
+    loss = tasks.language_model(model, shards=mesh.size)
+    optimizer = optim.make_optimizer(flags.optimizer, flags.train.steps, model.layout)
+    schedule = optim.make_schedule(flags.optimizer, flags.train.steps)
+
+    def to_devices(batch):
+        return put(batch, partitioning)
+
+    def measure(state):
+        batches = itertools.islice(sequential(heldout, flags.train.batch_size), flags.data.eval_batches)
+        found = evaluate(loss, state.params, batches, state.model_state, put=to_devices)
+        return found | {"bits_per_byte": data.heldout.bits_per_byte(found["loss"])}
+
+    info = {
+        "task": "language_model",
+        "data": dataclasses.asdict(flags.data),
+        "fingerprint": data.fingerprint,
+        "train": dataclasses.asdict(flags.train),
+        "optimizer": dataclasses.asdict(flags.optimizer),
+    }
+    saver = checkpoint.Checkpointer(
+        workdir, keep=flags.checkpoint.keep, model=model, tokenizer=data.tokenizer, info=info, log=log
+    )
+    state = make_state(
+        model,
+        optimizer,
+        jax.random.key(flags.train.seed) if source is None else None,
+        params=source.params if source else None,
+        partitioning=partitioning,
+    )
+    state = saver.restore(state)
+    start = int(state.step)
+    if start >= flags.train.steps:
+        log(f"{workdir} has made its {start} steps already: raise --train.steps, or name another --workdir")
+    elif start:
+        log(f"going on from step {start} in {workdir}")
+    (workdir / "train.flags").write_text("\n".join(parsed.lines()) + "\n")
+    log(
+        f"{count(model):,} parameters on {mesh.size} {jax.devices()[0].device_kind} device(s); "
+        f"{data.train.num_targets:,} training tokens, {flags.train.batch_size * flags.data.length:,} a step"
+    )
+
+    step = make_step(
+        model, loss, optimizer, flags.train.accumulate, schedule=schedule, partitioning=partitioning
+    )
+    peak = report.peak_flops(jax.devices()[0].device_kind)
+    progress = report.Progress(
+        flags.train.steps,
+        flops_per_token=model_config.flops_per_token(flags.data.length),
+        peak=peak and peak * mesh.size,
+    )
+    metrics = report.MetricsFile(workdir / "metrics.jsonl", start)
+    with Loader(windows, flags.train.batch_size, flags.train.seed, start) as loader:
+        fit(
+            state,
+            step,
+            loader,
+            key=jax.random.key(flags.train.seed + 1),
+            steps=flags.train.steps,
+            hooks=(metrics, progress),
+            log_every=flags.train.log_every,
+            evaluate=measure,
+            eval_every=flags.train.eval_every,
+            checkpointer=saver,
+            save_every=flags.checkpoint.every,
+            should_stop=should_stop,
+            put=to_devices,
+        )
+    progress.close()
+    metrics.close()
+    log(report.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png"))
+    log(f"checkpoint: {workdir}\nnext: python -m recipes.eval --checkpoint={workdir}")
+    return 0
+
+
+def _model_config(parsed: Parsed[Flags], source):
+    """The model that was asked for, or that of the checkpoint it starts from; InputError when they differ."""
+    dtype = {"execution.dtype": parsed.flags.train.dtype}
+    if source is None:
+        return config.replace(parsed.model, dtype)
+    if parsed.model is not None:
+        here, there = (config.replace(c, {"execution": None}) for c in (parsed.model, source.model.config))
+        found = config.difference(here, there, ("asked for", f"in {parsed.flags.init_from}"), "model.")
+        if found:
+            raise InputError(f"--init_from={parsed.flags.init_from} holds another model: {'; '.join(found)}")
+    return config.replace(source.model.config if parsed.model is None else parsed.model, dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, COMMAND))
