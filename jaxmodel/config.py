@@ -179,7 +179,7 @@ def _fit(value: Any, hint: Any) -> Any:
         return float(value) if number and math.isfinite(value) else MISSING
     if hint is int:
         return value if isinstance(value, int) and not isinstance(value, bool) else MISSING
-    if isinstance(hint, type):
+    if isinstance(hint, type) and hint is not Any:  # which is a type too
         return value if isinstance(value, hint) else MISSING
     return value  # Any, type variables: whatever it is
 

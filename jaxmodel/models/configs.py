@@ -134,6 +134,18 @@ class Transformer:
             segments.append((self.pattern[:rest], 1))
         return tuple(segments)
 
+    @property
+    def inputs(self) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+        """What a batch may hold: dtype and dims by name, a dim that is a word being free."""
+        dims = ("batch", "length")
+        whole = dict.fromkeys(("tokens", "segments", "positions"), ("int32", dims))
+        return {**whole, "mask": ("bool", dims)}
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The largest that free dims may be; `capacity` is that of a cache, which rotary positions leave open."""
+        return {"length": self.max_length} | ({"capacity": self.max_length} if self.learned_positions else {})
+
     def variant(self, name: str) -> Transformer:
         """This config as the block called `name` sees it; InputError when there is no such variant."""
         if name == "block":
@@ -211,6 +223,11 @@ class ConvNet:
     momentum: float = field(0.9, help="of the running batch statistics", low=0.0, high=1.0)
     epsilon: float = field(1e-5, help="added to the variance", low=0.0)
     execution: Execution = field(Execution(), help="how it runs")
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+        """What a batch may hold: dtype and dims by name, a dim that is a word being free."""
+        return {"images": ("float32", ("batch", "height", "width", self.channels))}
 
     def check(self) -> None:
         """InputError when the stages are not positive widths."""
