@@ -1,0 +1,293 @@
+"""Text from a language model: prompts of any lengths in one batch, the whole loop one compiled function.
+
+B batch, P prompt slots, N new tokens, V vocab.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmodel.errors import InputError
+from jaxmodel.model import Apply, Model, Params, Start
+from jaxmodel.nn.stack import unstack
+
+Prompt = Sequence[int] | np.ndarray
+SMALLEST_BUCKET = 16
+STOPS = 8  # stop ids come in groups of this many, so that few or none compile alike
+COLDEST = 1e-6  # colder than this, logits divided by the temperature overflow
+
+
+def generate(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Prompt] | Mapping[str, Any],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop: Sequence[int] = (),
+    separator: int | None = None,
+) -> list[list[int]]:
+    """Continue every prompt; returns the new tokens of each, without the stop token that ended it.
+
+    What row i becomes depends on its prompt, `seed`, i and the positions of its own tokens, not on other
+    rows: to continue a continuation with the same seed gives what one longer call gives. Compiled once for
+    each number of prompts, power of two of their length, `max_new_tokens`, `top_k` and way of drawing.
+
+    Args:
+      model: gives `logits` [B,T,V] for `tokens`, causally. With a cache (from `start(batch_size, length)`)
+        it reads each token once, and `mask` says where its rows, padded left, begin; without one it reads
+        everything anew for each token, padded right and without a mask.
+      params: its weights. For decoding they are unstacked, a copy: whoever calls often, or lacks the memory
+        for two, passes `nn.stack.unstack(params)` and keeps only that.
+      prompts: token ids, one sequence a prompt; or a batch, `tokens` int[B,T] and perhaps `mask` bool[B,T].
+      max_new_tokens: how many tokens to add at most.
+      temperature: divides the logits before a token is drawn; 0 takes the likeliest.
+      top_k: draw from this many of the likeliest tokens.
+      top_p: draw from the fewest likeliest tokens that together have this probability, after temperature and
+        top_k (arXiv:1904.09751).
+      seed: of the draws.
+      stop: ids that end a text.
+      separator: the id that stands in for an empty prompt; documents start with it.
+
+    Raises:
+      InputError: an option out of bounds, no prompt, an empty one without a separator, an id outside the
+        vocabulary, or a prompt that with the new tokens is longer than the model's `max_length`.
+    """
+    _check_options(max_new_tokens, temperature, top_k, top_p)
+    rows = _rows(prompts, separator)
+    limit = (of_config(model.config, "limits") or {}).get("length")
+    _check_rows(rows, max_new_tokens, limit, of_config(model.config, "vocab_size"))
+
+    longest = max(map(len, rows))
+    slots = longest if longest == 1 else 1 + max(SMALLEST_BUCKET, 1 << (longest - 2).bit_length())
+    if limit is not None:
+        slots = min(slots, limit - max_new_tokens + 1)
+    tokens = np.zeros((len(rows), slots), np.int32)
+    for row, prompt in zip(tokens, rows, strict=True):
+        row[slots - len(prompt) :] = prompt
+
+    greedy = temperature == 0
+    nucleus = not greedy and top_p is not None and top_p < 1  # 1 keeps everything, but for rounding
+    how = Sampling(greedy, None if greedy else top_k, nucleus)
+    cached = _has_cache(model.start)
+    # Dequantizing before the loop is quicker where there is memory for it; elsewhere reading few bytes is.
+    run = _compiled(model.apply, model.start, max_new_tokens, how, cached, jax.default_backend() == "cpu")
+    found = run(
+        unstack(params) if cached else params,
+        tokens,
+        np.array([len(prompt) for prompt in rows], np.int32),
+        jax.random.key(seed),
+        np.array([*stop, *[-1] * (-len(stop) % STOPS or STOPS)], np.int32),
+        np.float32(max(temperature, COLDEST)),
+        np.float32(1.0 if top_p is None else top_p),
+    )
+    return [_cut(row, set(stop)) for row in np.asarray(found).tolist()]
+
+
+def likeliest(
+    logits: jax.Array, top_k: int | None = None, top_p: jax.Array | float | None = None
+) -> jax.Array:
+    """Logits [..., V] with all but the likeliest tokens at -inf; what ties with the last one kept stays too.
+
+    Args:
+      logits: unnormalised log probabilities.
+      top_k: how many are kept; None: all.
+      top_p: of those, the fewest that together have this share of their probability; None: all.
+    """
+    V = logits.shape[-1]
+    kept, _ = jax.lax.top_k(logits, min(top_k or V, V))  # sorted, the largest first
+    if top_p is not None:
+        shares = jax.nn.softmax(kept, axis=-1)
+        before = jnp.cumsum(shares, axis=-1) - shares
+        # A token stays if those before it do not reach top_p yet; the first always does.
+        stays = (before < top_p).at[..., 0].set(True)
+        kept = jnp.where(stays, kept, jnp.inf)
+    return jnp.where(logits >= jnp.min(kept, axis=-1, keepdims=True), logits, -jnp.inf)
+
+
+class Sampling(NamedTuple):
+    """What is compiled in of how a token is chosen."""
+
+    greedy: bool
+    top_k: int | None
+    nucleus: bool
+
+
+class Reader(NamedTuple):
+    """How a model reads a batch of texts.
+
+    Attributes:
+      begin: params -> the state once all but the last token of every prompt are read.
+      read: (params, token int32[B], its position int32[B], state) -> (logits [B,V] after it, the next state).
+    """
+
+    begin: Callable[[Params], Any]
+    read: Callable[[Params, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(
+    apply: Apply, start: Start, num_new: int, how: Sampling, cached: bool, hoist: bool
+) -> Callable[..., jax.Array]:
+    """(params, tokens [B,P] padded left, lengths [B], key, stop, temperature, top_p) -> int32[B,N], -1: none.
+
+    `hoist` lets XLA compute what depends on the params alone, such as dense weights of quantized ones, once.
+    """
+
+    def choose(
+        logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array, top_p: jax.Array
+    ) -> jax.Array:
+        if how.greedy:
+            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / temperature
+        if how.top_k is not None or how.nucleus:
+            logits_BV = likeliest(logits_BV, how.top_k, top_p if how.nucleus else None)
+        return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+    def run(
+        params: Params,
+        tokens_BP: jax.Array,
+        lengths_B: jax.Array,
+        key: jax.Array,
+        stop: jax.Array,
+        temperature: jax.Array,
+        top_p: jax.Array,
+    ) -> jax.Array:
+        B = tokens_BP.shape[0]
+        row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
+        reader = (_with_cache if cached else _without_cache)(apply, start, tokens_BP, lengths_B, num_new)
+
+        def more(carry: Any) -> jax.Array:
+            i, _, stopped_B, _, _ = carry
+            return (i < num_new) & ~jnp.all(stopped_B)
+
+        def step(carry: Any) -> Any:
+            i, token_B, stopped_B, text_BN, state = carry
+            weights = params if hoist else jax.lax.optimization_barrier((params, i))[0]
+            logits_BV, state = reader.read(weights, token_B, lengths_B + i - 1, state)
+            keys_B = jax.vmap(jax.random.fold_in)(row_keys, lengths_B + i)
+            token_B = choose(logits_BV, keys_B, temperature, top_p)
+            stopped_B = stopped_B | jnp.any(token_B[:, None] == stop, axis=1)
+            return i + 1, token_B, stopped_B, text_BN.at[:, i].set(token_B), state
+
+        # The last token of a prompt is the first that the loop reads; it is in the same slot in every row.
+        empty = jnp.full((B, num_new), -1, jnp.int32)
+        carry = jnp.zeros((), jnp.int32), tokens_BP[:, -1], jnp.zeros(B, bool), empty, reader.begin(params)
+        return jax.lax.while_loop(more, step, carry)[3]
+
+    return jax.jit(run)
+
+
+def _with_cache(
+    apply: Apply, start: Start, tokens_BP: jax.Array, lengths_B: jax.Array, num_new: int
+) -> Reader:
+    """The state is the cache: prompts are read in one go, then a token at a time."""
+    B, P = tokens_BP.shape
+
+    def begin(params: Params) -> Any:
+        state = unstack(start(B, P + num_new - 1))
+        if P == 1:
+            return state
+        mask = jnp.arange(P) >= P - lengths_B[:, None]
+        # Nobody reads these logits, so they are never computed.
+        return apply(params, {"tokens": tokens_BP[:, :-1], "mask": mask[:, :-1]}, state).state
+
+    def read(params: Params, token_B: jax.Array, _: jax.Array, state: Any) -> Any:
+        out = apply(params, {"tokens": token_B[:, None]}, state)
+        return out["logits"][:, -1], out.state
+
+    return Reader(begin, read)
+
+
+def _without_cache(
+    apply: Apply, start: Start, tokens_BP: jax.Array, lengths_B: jax.Array, num_new: int
+) -> Reader:
+    """The state is the text so far, padded right, hidden by causality; all is read each time."""
+    B, P = tokens_BP.shape
+    length = P + num_new - 1
+    rows = jnp.arange(B)
+
+    def begin(_: Params) -> jax.Array:
+        shifted = jnp.arange(length) + (P - lengths_B)[:, None]
+        return jnp.take_along_axis(tokens_BP, jnp.minimum(shifted, P - 1), axis=1)
+
+    def read(params: Params, token_B: jax.Array, position_B: jax.Array, text: jax.Array) -> Any:
+        text = text.at[rows, position_B].set(token_B)
+        logits = apply(params, {"tokens": text}, start(B, length))["logits"]
+        return logits[rows, position_B], text
+
+    return Reader(begin, read)
+
+
+@functools.lru_cache(maxsize=16)
+def _has_cache(start: Start) -> bool:
+    """Whether `start` makes more of a batch than of nothing."""
+    fresh, sized = (jax.eval_shape(functools.partial(start, *sizes)) for sizes in ((), (1, 1)))
+    return jax.tree.structure(fresh) != jax.tree.structure(sized)
+
+
+def _rows(prompts: Sequence[Prompt] | Mapping[str, Any], separator: int | None) -> list[list[int]]:
+    """The prompts as lists; an empty one is the separator."""
+    if isinstance(prompts, Mapping):
+        tokens = np.asarray(prompts["tokens"])
+        mask = np.asarray(prompts.get("mask", np.ones(tokens.shape, bool)))
+        prompts = [row[real] for row, real in zip(tokens, mask, strict=True)]
+    if not len(prompts):
+        raise InputError("there is no prompt: give at least one")
+    rows = [[int(token) for token in prompt] for prompt in prompts]
+    if separator is None and not all(rows):
+        raise InputError(f"prompt {rows.index([])} is empty, and no separator is known: give it a token")
+    return [row or [int(separator or 0)] for row in rows]
+
+
+def _cut(row: list[int], stop: set[int]) -> list[int]:
+    """A row up to where it stopped, or the loop did."""
+    end = next((i for i, token in enumerate(row) if token < 0 or token in stop), len(row))
+    return row[:end]
+
+
+def of_config(config: Any, name: str) -> Any:
+    """A field of a config, or of what it wraps or chains; None where there is none."""
+    if config is None or hasattr(config, name):
+        return getattr(config, name, None)
+    inner = [getattr(config, "base", None), *(part for _, part in getattr(config, "parts", ()))]
+    return next((found for part in inner if (found := of_config(part, name)) is not None), None)
+
+
+def _check_options(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature={temperature}: must be at least 0; 0 takes the likeliest token")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k={top_k}: must be at least 1, or none for all tokens")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p={top_p}: must be above 0 and at most 1, or none for all tokens")
+
+
+def _check_rows(
+    rows: list[list[int]], max_new_tokens: int, limit: int | None, vocab_size: int | None
+) -> None:
+    for i, row in enumerate(rows):
+        if limit is not None and len(row) + max_new_tokens > limit:
+            left = limit - len(row)
+            mend = f"ask for {left} at most, or shorten the prompt" if left > 0 else "shorten the prompt"
+            raise InputError(
+                f"prompt {i} has {len(row)} tokens; with max_new_tokens={max_new_tokens} that is more than "
+                f"the model's max_length={limit}: {mend}"
+            )
+        bad = next((token for token in row if not 0 <= token < (vocab_size or np.inf)), None)
+        if bad is not None:
+            raise InputError(
+                f"prompt {i} holds the token {bad}, outside the model's vocabulary of {vocab_size}: "
+                "encode it with the model's own tokenizer"
+            )
