@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import jax
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from jaxmodel.sharding import Partitioning, Rules
 
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, Any]  # named arrays
 Params = Any
 State = Any
 
@@ -47,7 +47,13 @@ class Apply(Protocol):
     """(params, batch, state, key, train) -> Outputs. Same inputs, same outputs: no hidden state anywhere."""
 
     def __call__(
-        self, params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
+        self,
+        params: Params,
+        batch: Batch,
+        state: State = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
     ) -> Outputs: ...
 
 
@@ -148,7 +154,12 @@ def _chain(parts: dict[str, Model]) -> Model:
         return {name: model.init(k) for (name, model), k in zip(parts.items(), keys, strict=True)}
 
     def apply(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
+        params: Params,
+        batch: Batch,
+        state: State = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
     ) -> Outputs:
         values: dict[str, jax.Array] = {}
         losses: dict[str, jax.Array] = {}
@@ -168,7 +179,9 @@ def _chain(parts: dict[str, Model]) -> Model:
         return {name: state for name, state in states.items() if state}
 
     layout = {name: model.layout for name, model in parts.items()}
-    return Model(init, apply, start, layout, Chain(tuple((name, model.config) for name, model in parts.items())))
+    return Model(
+        init, apply, start, layout, Chain(tuple((name, model.config) for name, model in parts.items()))
+    )
 
 
 def frozen(model: Model) -> Model:
@@ -202,7 +215,12 @@ def from_function(
     """
 
     def full(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
+        params: Params,
+        batch: Batch,
+        state: State = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
     ) -> Outputs:
         del state, key, train
         return Outputs(_named(apply(weights.densify(params, layout), batch)))
@@ -242,14 +260,21 @@ def from_linen(module: Any, *args: str, example: Batch, layout: Any = None) -> M
         return dict(module.init({"params": key}, *(example[a] for a in args), **flag))
 
     def apply(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
+        params: Params,
+        batch: Batch,
+        state: State = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
     ) -> Outputs:
         kept = require_state(state, shapes, module)
         flag = {"train": train} if takes_train else {}
         rngs = {} if key is None else {"dropout": key}
         mutable = list(shapes) if train and shapes else False
         plain = weights.densify(params, layout)
-        out = module.apply({"params": plain, **kept}, *(batch[a] for a in args), rngs=rngs, mutable=mutable, **flag)
+        out = module.apply(
+            {"params": plain, **kept}, *(batch[a] for a in args), rngs=rngs, mutable=mutable, **flag
+        )
         values, changed = out if mutable else (out, kept)
         return Outputs(_named(values), dict(changed))
 
@@ -274,11 +299,12 @@ def from_nnx(make: Callable[[Any], Any], *args: str, layout: Any = None) -> Mode
     """
     from flax import nnx
 
-    def split(key: jax.Array) -> tuple[Any, Any, Any, Any]:
+    def split(key: jax.Array) -> Any:
         return nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
 
     shapes = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    definition, param_shapes, _, other_shapes = nnx.split(shapes, nnx.Param, nnx.RngState, ...)
+    parts: Any = nnx.split(shapes, nnx.Param, nnx.RngState, ...)
+    definition, param_shapes, _, other_shapes = parts
     stateful = nnx.to_pure_dict(other_shapes)
 
     def filled(shapes: Any, values: Any) -> Any:
@@ -287,14 +313,26 @@ def from_nnx(make: Callable[[Any], Any], *args: str, layout: Any = None) -> Mode
         return state
 
     def apply(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
+        params: Params,
+        batch: Batch,
+        state: State = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
     ) -> Outputs:
         kept = require_state(state, stateful, make)
         rngs = split(jax.random.key(0) if key is None else key)[2]
-        module = nnx.merge(definition, filled(param_shapes, weights.densify(params, layout)), rngs, filled(other_shapes, kept))
+        module = nnx.merge(
+            definition,
+            filled(param_shapes, weights.densify(params, layout)),
+            rngs,
+            filled(other_shapes, kept),
+        )
         module.train() if train else module.eval()
         values = module(*(batch[a] for a in args))
-        return Outputs(_named(values), nnx.to_pure_dict(nnx.split(module, nnx.Param, nnx.RngState, ...)[3]))
+        return Outputs(
+            _named(values), nnx.to_pure_dict(cast(Any, nnx.split(module, nnx.Param, nnx.RngState, ...))[3])
+        )
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:
         del batch_size, length
@@ -309,7 +347,9 @@ def from_nnx(make: Callable[[Any], Any], *args: str, layout: Any = None) -> Mode
 def require_state(state: State, needed: Any, owner: Any) -> State:
     """`state`, or {} where none is needed; InputError when a model that keeps statistics gets none."""
     if jax.tree.leaves(needed) and not state:
-        raise InputError(f"{getattr(owner, '__name__', type(owner).__name__)} keeps state: pass state=model.start()")
+        raise InputError(
+            f"{getattr(owner, '__name__', type(owner).__name__)} keeps state: pass state=model.start()"
+        )
     return state or {}
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmodel.losses import Sums, cross_entropy, streamed_cross_entropy
 from jaxmodel.metrics import Metrics
@@ -34,20 +32,16 @@ class LossFn(Protocol):
     ) -> Result: ...
 
 
-def language_model(
-    model: Model, *, token_bytes: np.ndarray | None = None, chunk: int | None = None, shards: int = 1
-) -> LossFn:
+def language_model(model: Model, *, chunk: int | None = None, shards: int = 1) -> LossFn:
     """Cross entropy of `targets` int32[B,T], each counting `weights` float32[B,T] (one where none are given).
 
-    Metrics: loss (nats a token), accuracy, perplexity, the model's own losses by name, and bits_per_byte.
+    Metrics: loss (nats a token), accuracy, perplexity, and the model's own losses by name.
 
     Args:
       model: gives `logits` [B,T,V]; if it gives `hidden` too, many logits are never held at once.
-      token_bytes: [V], how many bytes of text each token stands for; without it there is no bits_per_byte.
       chunk: tokens whose logits may be held at once; by default what is fastest.
       shards: among how many devices those tokens are shared out; `chunk` counts for each.
     """
-    bytes_V = None if token_bytes is None else jnp.asarray(token_bytes, jnp.float32)
 
     def loss(params: Params, batch: Batch, state: State, key: jax.Array | None, train: bool) -> Result:
         targets, weights = _labels(batch)
@@ -66,9 +60,6 @@ def language_model(
         else:
             sums = cross_entropy(logits, targets, weights)
         more = {"perplexity": (sums.loss, sums.weight)}
-        if bytes_V is not None:
-            num_bytes = jnp.sum(jnp.take(bytes_V, targets, mode="clip") * weights)
-            more["bits_per_byte"] = (sums.loss / math.log(2), num_bytes)
         return _result(sums, out, weights, more)
 
     return loss

@@ -28,7 +28,9 @@ class Flags:
         self.optimizer.check(self.train.steps)
 
 
-COMMAND = Command("train", "Train a language model on text, or go on with a run that was stopped.", Flags, model=True)
+COMMAND = Command(
+    "train", "Train a language model on text, or go on with a run that was stopped.", Flags, model=True
+)
 
 
 def main(parsed: Parsed[Flags]) -> int:
@@ -62,7 +64,9 @@ def main(parsed: Parsed[Flags]) -> int:
     mesh = make_mesh(dataclasses.asdict(flags.mesh))
     partitioning = Partitioning(mesh) if mesh.size > 1 else None
     if partitioning is not None:
-        partitioning.check_batch(flags.train.batch_size // flags.train.accumulate, "train.batch_size / train.accumulate")
+        partitioning.check_batch(
+            flags.train.batch_size // flags.train.accumulate, "train.batch_size / train.accumulate"
+        )
     source = load(flags.init_from, mesh=mesh if partitioning else None, log=log) if flags.init_from else None
     model_config = _model_config(parsed, source)
     if flags.data.length > model_config.max_length:

@@ -50,7 +50,9 @@ def test_padded_prompts_decode_as_if_alone(name, side):
     state = built(name).start(3, PROMPT + new)
     stepped = run(name, params_of(name), batch, PROMPT, state)
     for row, n in enumerate(lengths):
-        alone = jax.jit(built(name).apply)(params_of(name), {"tokens": tokens[row : row + 1, : n + new]})["logits"][0]
+        alone = jax.jit(built(name).apply)(params_of(name), {"tokens": tokens[row : row + 1, : n + new]})[
+            "logits"
+        ][0]
         last = PROMPT - 1 if side == "left" else n - 1
         got = jnp.concatenate([stepped[row, last : last + 1], stepped[row, PROMPT:]])
         assert relative(got, alone[n - 1 :]) < 1e-6
@@ -83,7 +85,9 @@ def test_scan_unrolled_and_unstacked_agree(name):
 
 def test_decoding_holds_no_second_copy_of_the_weights():
     """Unstacked once, a decode step needs less scratch than one layer; sliced inside the step it would copy them."""
-    config = replace(CAUSAL["gpt"], {"num_layers": 4, "embed_dim": 128, "mlp.dim": 512, "execution.scan": False})
+    config = replace(
+        CAUSAL["gpt"], {"num_layers": 4, "embed_dim": 128, "mlp.dim": 512, "execution.scan": False}
+    )
     model = config.build()
     params = jax.jit(model.init)(jax.random.key(0))
     flat, state = unstack(params), unstack(model.start(1, 32))

@@ -55,7 +55,9 @@ class MoE:
     experts_per_token: int = field(2, help="experts a token is sent to", low=1)
     activation: str = field("swiglu", help="non-linearity of an expert", choices=ACTIVATIONS)
     normalize: bool = field(True, help="rescale the chosen experts' probabilities to sum to one")
-    balance_loss: float = field(0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0)
+    balance_loss: float = field(
+        0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0
+    )
     z_loss: float = field(0.001, help="coefficient of the router z-loss (arXiv:2202.08906)", low=0.0)
 
 
@@ -78,6 +80,11 @@ class Execution:
     dtype: str = field("float32", help="compute dtype", choices=("float32", "bfloat16"))
     scan: bool = field(True, help="scan over the layers (quick to compile) or unroll them (quicker on CPU)")
     remat: bool = field(False, help="recompute each block in the backward pass instead of storing it")
+    query_pieces: int = field(
+        4,
+        help="pieces of the queries in causal training attention; each meets only the keys up to its end",
+        low=1,
+    )
 
 
 @register
@@ -111,8 +118,12 @@ class Transformer:
     tied: bool = field(False, help="the head is the embedding table")
     head_bias: bool = field(False, help="bias on the logits")
     logit_softcap: float | None = field(None, help="cap * tanh(logit / cap) on the logits", low=0.0)
-    dropout: float = field(0.0, help="dropped fraction of each half block's output and of the embeddings", low=0.0, high=1.0)
-    init_scale: float | None = field(None, help="standard deviation of the initial weights (default: by fan-in)", low=0.0)
+    dropout: float = field(
+        0.0, help="dropped fraction of each half block's output and of the embeddings", low=0.0, high=1.0
+    )
+    init_scale: float | None = field(
+        None, help="standard deviation of the initial weights (default: by fan-in)", low=0.0
+    )
     first: tuple[str, ...] = field((), help="variants of the first layers")
     pattern: tuple[str, ...] = field(("block",), help="variants of the following layers, repeated")
     variants: tuple[Variant, ...] = field((), help="block variants by name", flag=False)
@@ -169,7 +180,9 @@ class Transformer:
                 a = block.attention
                 width = a.head_dim or self.embed_dim // a.num_heads
                 heads, groups = a.num_heads * width, (a.num_kv_heads or a.num_heads) * width
-                products += repeats * (self.embed_dim * 2 * (heads + groups) + 2 * heads * min(length, a.window or length))
+                products += repeats * (
+                    self.embed_dim * 2 * (heads + groups) + 2 * heads * min(length, a.window or length)
+                )
                 half = block.moe or block.mlp
                 matrices = 3 if half.activation in GATED else 2
                 experts = block.moe.experts_per_token if block.moe else 1
@@ -217,7 +230,9 @@ class ConvNet:
 
     num_classes: int = field(help="classes", low=2)
     channels: int = field(3, help="channels of the images", low=1)
-    widths: tuple[int, ...] = field((16, 32, 64), help="channels of each stage; each later stage halves the size")
+    widths: tuple[int, ...] = field(
+        (16, 32, 64), help="channels of each stage; each later stage halves the size"
+    )
     blocks: int = field(1, help="residual blocks in a stage", low=1)
     dropout: float = field(0.0, help="dropped fraction of the pooled features", low=0.0, high=1.0)
     momentum: float = field(0.9, help="of the running batch statistics", low=0.0, high=1.0)

@@ -46,9 +46,10 @@ class _Network(Layer):
 
     def _conv(self, name: str, x: jax.Array, width: int, size: int, stride: int, train: bool) -> jax.Array:
         y = Conv(self.partitioning, x.shape[-1], width, size, stride, he, name=name)(x)
-        norm = BatchNorm(self.partitioning, width, self.config.epsilon, self.config.momentum, name=f"{name}_norm")
+        norm = BatchNorm(
+            self.partitioning, width, self.config.epsilon, self.config.momentum, name=f"{name}_norm"
+        )
         return self.constrain(norm(y, train), "batch", None, None, None)
-
 
 
 def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
@@ -63,12 +64,19 @@ def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
         return _Network(None, config).init({"params": key}, jnp.zeros((1, 4, 4, config.channels)), False)
 
     def apply(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
+        params: Params,
+        batch: Batch,
+        state: State = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
     ) -> Outputs:
         if not state:
             raise InputError("this model keeps batch statistics: pass state=model.start(), or a checkpoint's")
         if train and config.dropout and key is None:
-            raise InputError(f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)")
+            raise InputError(
+                f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)"
+            )
         rngs = {} if key is None else {"dropout": key}
         both = {"params": params, "state": state}
         out, changed = network.apply(both, batch["images"], train, rngs=rngs, mutable=["state"])
@@ -79,7 +87,9 @@ def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
         shapes = jax.eval_shape(variables, jax.random.key(0))["state"]
         # Running means start at zero and variances at one, whatever the key.
         return jax.tree_util.tree_map_with_path(
-            lambda path, a: jnp.ones(a.shape, a.dtype) if path[-1].key == "variance" else jnp.zeros(a.shape, a.dtype),
+            lambda path, a: (
+                jnp.ones(a.shape, a.dtype) if path[-1].key == "variance" else jnp.zeros(a.shape, a.dtype)
+            ),
             shapes,
         )
 

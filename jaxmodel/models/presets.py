@@ -45,6 +45,7 @@ PRESETS = {
         attention=Attention(num_heads=6, rotary=True, qk_norm=True),
         mlp=MLP(dim=768, activation="relu_squared"),
         tied=True,
+        init_scale=0.02,
     ),
     "gpt2": _gpt2(12, 768, 12),
     "gpt2-medium": _gpt2(24, 1024, 16),

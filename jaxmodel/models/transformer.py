@@ -99,7 +99,11 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         }
         if final_norm:
             made["norm"] = norm.init({"params": norm_key}, x)["params"]
-        table = layer.Weight(jnp.zeros((1, config.embed_dim)), (config.embed_dim,), (1,), True) if config.tied else None
+        table = (
+            layer.Weight(jnp.zeros((1, config.embed_dim)), (config.embed_dim,), (1,), True)
+            if config.tied
+            else None
+        )
         if not config.tied or config.head_bias:
             made["head"] = head.init({"params": head_key}, x, table)["params"]
         return made
@@ -112,22 +116,33 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     def block_runner(kind: str, positions: Any, segments: Any, real: Any, train: bool) -> Any:
         def run(params: Params, x: jax.Array, cache: Any, key: jax.Array | None) -> Any:
             rngs = {} if key is None else {"dropout": key}
-            return blocks[kind].apply({"params": params}, x, positions, segments, real, cache, train, rngs=rngs)
+            return blocks[kind].apply(
+                {"params": params}, x, positions, segments, real, cache, train, rngs=rngs
+            )
 
         return jax.checkpoint(run) if config.execution.remat and train else run
 
     def apply(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
+        params: Params,
+        batch: Batch,
+        state: State = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
     ) -> Outputs:
         if "hidden" in batch and "tokens" not in batch:
             return Outputs({"logits": logits_of(params, batch["hidden"])})
         if train and config.dropout and key is None:
-            raise InputError(f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)")
+            raise InputError(
+                f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)"
+            )
         stem_key, stack_key = (None, None) if key is None else jax.random.split(key)
         where = _Where(config, batch, state)
         with jax.named_scope("stem"):
             rngs = {} if stem_key is None else {"dropout": stem_key}
-            x = stem.apply({"params": params["stem"]}, batch["tokens"], where.positions, train, rngs=rngs)
+            x: Any = stem.apply(
+                {"params": params["stem"]}, batch["tokens"], where.positions, train, rngs=rngs
+            )
         runners = {k: block_runner(k, where.positions, where.segments, where.real, train) for k in kinds}
         caches = state["stack"] if state else None
         x, caches, losses = run_stack(
@@ -142,7 +157,9 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         if batch_size is None or length is None:
             return {}
         if length > config.max_length and config.learned_positions:
-            raise InputError(f"a cache of {length} tokens is longer than model.max_length={config.max_length}")
+            raise InputError(
+                f"a cache of {length} tokens is longer than model.max_length={config.max_length}"
+            )
         stack: dict[str, Any] = {}
         for i, (pattern, repeats) in enumerate(config.segments):
             stack[str(i)] = {}
@@ -151,7 +168,9 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
                 width = a.head_dim or config.embed_dim // a.num_heads
                 cache = make_cache(batch_size, length, a.window, a.num_kv_heads or a.num_heads, width, dtype)
                 count = repeats * pattern.count(kind)
-                stack[str(i)][kind] = jax.tree.map(lambda z, n=count: jnp.broadcast_to(z, (n, *z.shape)), cache)
+                stack[str(i)][kind] = jax.tree.map(
+                    lambda z, n=count: jnp.broadcast_to(z, (n, *z.shape)), cache
+                )
         return {"stack": stack, "length": jnp.zeros(batch_size, jnp.int32)}
 
     layout = layer.layout_of(jax.eval_shape(declare, jax.random.key(0)))
@@ -172,7 +191,9 @@ class _Where:
     def __init__(self, config: Transformer, batch: Batch, state: State) -> None:
         tokens = batch["tokens"]
         if tokens.shape[1] > config.max_length:
-            raise InputError(f"a sequence of {tokens.shape[1]} tokens is longer than model.max_length={config.max_length}")
+            raise InputError(
+                f"a sequence of {tokens.shape[1]} tokens is longer than model.max_length={config.max_length}"
+            )
         mask, segments, positions = batch.get("mask"), batch.get("segments"), batch.get("positions")
         if segments is not None:
             mask = segments > 0 if mask is None else mask & (segments > 0)
@@ -181,7 +202,9 @@ class _Where:
         if positions is None:
             # One row serves all where every row is alike: its mask is made once.
             rows = 1 if mask is None and not state else tokens.shape[0]
-            positions = positions_of(rows, tokens.shape[1], mask) if segments is None else _restarted(segments)
+            positions = (
+                positions_of(rows, tokens.shape[1], mask) if segments is None else _restarted(segments)
+            )
             if state:
                 positions = jnp.where(positions >= 0, positions + state["length"][:, None], ABSENT)
         elif mask is not None:

@@ -14,6 +14,8 @@ from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, ones,
 from jaxmodel.nn.mask import attention_mask
 from jaxmodel.nn.norm import rms_normalize
 
+SHORTEST_PIECE = 32  # queries; below it more pieces cost more than they save
+
 
 def rotate(x_BTHK: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     """Rotary positions (arXiv:2104.09864), the two halves of a head forming the pairs; positions int32[B,T]."""
@@ -60,6 +62,7 @@ class Attention(Layer):
     dim: int
     init_input: Initializer
     init_output: Initializer
+    query_pieces: int = 1
 
     @compact
     def __call__(
@@ -68,6 +71,7 @@ class Attention(Layer):
         positions: jax.Array,
         segments: jax.Array | None,
         cache: FullCache | SlidingCache | None,
+        train: bool,
     ) -> tuple[jax.Array, FullCache | SlidingCache | None]:
         config = self.config
         H, G = config.num_heads, config.num_kv_heads or config.num_heads
@@ -83,18 +87,37 @@ class Attention(Layer):
             key_positions = positions
         else:
             cache, (k, v, key_positions) = cache.append(k, v, positions)
-        mask = attention_mask(
-            positions,
-            key_positions,
-            query_segments=segments,
-            key_segments=segments,
-            causal=config.causal,
-            window=config.window,
-        )
+        # In training no key after a query is ever seen, nor computed: late keys are cut off a piece of queries at
+        # a time. (Not elsewhere: an export must compute, bit for bit, what the checkpoint does at every length.)
+        T = x.shape[1]
+        pieces = self.query_pieces if train and cache is None and config.causal else 1
+        if pieces > 1 and (T % pieces or T // pieces < SHORTEST_PIECE):
+            pieces = 1
+
+        def attend(begin: int, end: int, last: int) -> jax.Array:
+            here = None if segments is None else segments[:, begin:end]
+            there = None if segments is None else segments[:, :last]
+            mask = attention_mask(
+                positions[:, begin:end],
+                key_positions[:, :last],
+                query_segments=here,
+                key_segments=there,
+                causal=config.causal,
+                window=config.window,
+            )
+            part = q[:, begin:end], k[:, :last], v[:, :last]
+            return dot_product_attention(*part, mask, scale=K**-0.5, softcap=config.softcap)
+
         with jax.named_scope("attend"):
-            out = dot_product_attention(q, k, v, mask, scale=K**-0.5, softcap=config.softcap)
+            if pieces == 1:
+                out = attend(0, T, k.shape[1])
+            else:
+                ends = [(i + 1) * T // pieces for i in range(pieces)]
+                out = jnp.concatenate([attend(end - T // pieces, end, end) for end in ends], axis=1)
         out = self.constrain(out, "batch", None, "heads", None)
-        y = einsum(out, self.weight("output", "heads head_dim -> embed", (H, K), (self.dim,), self.init_output))
+        y = einsum(
+            out, self.weight("output", "heads head_dim -> embed", (H, K), (self.dim,), self.init_output)
+        )
         if config.output_bias:
             y = y + self.vector("output_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
         return y, cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from jaxmodel.models import configs
@@ -41,15 +43,22 @@ class Block(Layer):
     ) -> tuple[jax.Array, FullCache | SlidingCache | None, dict[str, jax.Array]]:
         config = self.config
         pre = config.norm.placement == "pre"
-        shared = {"partitioning": self.partitioning, "dim": config.embed_dim}
-        halves = {"init_input": self.init_input, "init_output": self.init_output}
+        shared: dict[str, Any] = {"partitioning": self.partitioning, "dim": config.embed_dim}
+        halves: dict[str, Any] = {"init_input": self.init_input, "init_output": self.init_output}
 
         def norm(name: str) -> Norm:
-            kind = {"kind": config.norm.kind, "epsilon": config.norm.epsilon, "bias": config.norm.bias}
+            kind: dict[str, Any] = {
+                "kind": config.norm.kind,
+                "epsilon": config.norm.epsilon,
+                "bias": config.norm.bias,
+            }
             return Norm(**shared, **kind, name=name)
 
-        attention = Attention(**shared, **halves, config=config.attention, name="attention")
-        a, cache = attention(norm("attention_norm")(x) if pre else x, positions, segments, cache)
+        pieces = config.execution.query_pieces
+        attention = Attention(
+            **shared, **halves, config=config.attention, query_pieces=pieces, name="attention"
+        )
+        a, cache = attention(norm("attention_norm")(x) if pre else x, positions, segments, cache, train)
         x = x + self.dropout(a, config.dropout, train)
         x = self.constrain(x if pre else norm("attention_norm")(x), "batch", None, None)
 

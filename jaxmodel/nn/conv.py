@@ -9,13 +9,18 @@ from jaxmodel.nn.layer import Initializer, Layer, compact, einsum
 
 
 def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
-    """x [B,H,W,C] to its size x size windows, [B,ceil(H/stride),ceil(W/stride),size*size*C], zero-padded by (size-1)/2."""
+    """The size x size windows of x [B,H,W,C], [B,ceil(H/stride),ceil(W/stride),size*size*C].
+
+    Zeros stand beyond the border, (size - 1) / 2 of them on each side.
+    """
     if size == 1:
         return x[:, ::stride, ::stride]
     height, width = x.shape[1:3]
     pad = (size - 1) // 2
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    shifted = [x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
+    shifted = [
+        x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)
+    ]
     return jnp.concatenate(shifted, axis=-1)
 
 

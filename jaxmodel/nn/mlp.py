@@ -75,7 +75,9 @@ class MoE(Layer):
         gates, chosen = _top(probabilities, config.experts_per_token)
         if config.normalize:
             gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
-        experts = {name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated}
+        experts = {
+            name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated
+        }
         y = self._dispatch(x, gates.astype(x.dtype), chosen, experts)
         return y, self._losses(logits, probabilities, chosen, real)
 
@@ -123,7 +125,12 @@ class MoE(Layer):
         )(x, gates, chosen, leaves)
 
     def _compute(
-        self, x: jax.Array, gates: jax.Array, chosen: jax.Array, leaves: Mapping[str, Any], first: jax.Array | int
+        self,
+        x: jax.Array,
+        gates: jax.Array,
+        chosen: jax.Array,
+        leaves: Mapping[str, Any],
+        first: jax.Array | int,
     ) -> jax.Array:
         """The experts `first`, `first`+1, … that `leaves` holds, applied to the tokens that chose them."""
         B, T, D = x.shape
@@ -135,7 +142,9 @@ class MoE(Layer):
         order = jnp.argsort(expert, stable=True)
         sizes = jnp.bincount(expert, length=held + 1)[:held].astype(jnp.int32)
         rows = x.reshape(B * T, D)[order // top]
-        h = ACTIVATIONS[self.config.activation][0](weights.grouped(rows, leaves["gate" if self._gated else "up"], sizes))
+        h = ACTIVATIONS[self.config.activation][0](
+            weights.grouped(rows, leaves["gate" if self._gated else "up"], sizes)
+        )
         if self._gated:
             h = h * weights.grouped(rows, leaves["up"], sizes)
         y = weights.grouped(h, leaves["down"], sizes)

@@ -52,7 +52,9 @@ class BatchNorm(Layer):
         scale = self.vector("scale", "filters_norm", (self.dim,), ones)
         bias = self.vector("bias", "filters_norm", (self.dim,), zeros)
         if not (self.has_variable("state", "mean") or self.is_initializing()):
-            raise InputError("batch norm needs its running statistics: pass state=model.start(), or a checkpoint's")
+            raise InputError(
+                "batch norm needs its running statistics: pass state=model.start(), or a checkpoint's"
+            )
         mean = self.variable("state", "mean", jnp.zeros, (self.dim,), STABLE)
         variance = self.variable("state", "variance", jnp.ones, (self.dim,), STABLE)
         y = x.astype(STABLE)

@@ -46,7 +46,7 @@ class Layout:
         return stack + matrix
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def parse(text: str) -> Layout:
     """The layout a string names; ValueError when it is malformed."""
     body, frozen = (text[len("frozen:") :], True) if text.startswith("frozen:") else (text, False)
@@ -55,7 +55,9 @@ def parse(text: str) -> Layout:
         left, found, right = rest.partition(arrow)
         if found:
             contracted, produced = (right, left) if table else (left, right)
-            layout = Layout(tuple(stack.split()), tuple(contracted.split()), tuple(produced.split()), table, frozen)
+            layout = Layout(
+                tuple(stack.split()), tuple(contracted.split()), tuple(produced.split()), table, frozen
+            )
             if not layout.contracted or not layout.produced:
                 raise ValueError(f"layout {text!r}: name the dims on both sides of {arrow!r}")
             return layout

@@ -53,7 +53,7 @@ class Leaf:
 
 def leaf(cls: type[Leaf]) -> Any:
     """Make a class a leaf type: a frozen dataclass, a pytree node, and known by name to checkpoints."""
-    made = dataclasses.dataclass(frozen=True)(cls)
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
     fields = [f.name for f in dataclasses.fields(made)]
     made.arrays = tuple(f for f in fields if f not in made.static)
     jax.tree_util.register_dataclass(made, data_fields=list(made.arrays), meta_fields=list(made.static))

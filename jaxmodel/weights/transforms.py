@@ -175,7 +175,9 @@ def lora(
 
 def merge(params: Any, layout: Any) -> Any:
     """Params with every adapter merged into a dense weight of the same values; other leaves stay."""
-    return map_weights(lambda _, weight: weight.dense() if isinstance(weight, LowRank) else weight, layout, params)
+    return map_weights(
+        lambda _, weight: weight.dense() if isinstance(weight, LowRank) else weight, layout, params
+    )
 
 
 def densify(params: Any, layout: Any, dtype: Any = jnp.float32) -> Any:

@@ -19,9 +19,7 @@ def partition(params: Any, layout: Any) -> tuple[Any, Any]:
     an opinion (an adapter, a calibration), plain arrays stay still: that is what adapting means. Not by dtype:
     scales are floats too.
     """
-    speaks = any(
-        is_leaf(node) and _trains(node) for node in jax.tree.leaves(params, is_leaf=is_leaf)
-    )
+    speaks = any(is_leaf(node) and _trains(node) for node in jax.tree.leaves(params, is_leaf=is_leaf))
     mask = map_weights(lambda each, weight: _mask(each, weight, speaks), layout, params)
     trainable = jax.tree.map(lambda trains, array: array if trains else None, mask, params)
     rest = jax.tree.map(lambda trains, array: None if trains else array, mask, params)
@@ -100,7 +98,9 @@ def abstract(description: Any) -> Any:
     if "leaf" in description:
         name = description["leaf"]
         if name not in LEAVES:
-            raise InputError(f"weights of type {name!r} are unknown to this version; it knows {', '.join(LEAVES)}")
+            raise InputError(
+                f"weights of type {name!r} are unknown to this version; it knows {', '.join(LEAVES)}"
+            )
         fields = {key: abstract(value) for key, value in description["fields"].items()}
         return LEAVES[name](**fields, **description["static"])
     if "dict" in description:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import math
 import os
 import shutil
 import subprocess
@@ -347,3 +348,9 @@ print("jax" not in sys.modules)
     command = [sys.executable, "-c", program]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[-4:] == ["True"] * 4, said
+
+
+def test_bits_per_byte_pay_for_every_byte():
+    corpus = Corpus.of([np.array([5, 6]), np.array([7])], separator_id=0, num_bytes=10)
+    # Five tokens are predicted (three of text, the two ends), each for ln 4 nats, that is, two bits.
+    assert corpus.bits_per_byte(math.log(4)) == pytest.approx(5 * 2 / 10)

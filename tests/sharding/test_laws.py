@@ -135,5 +135,7 @@ def check_collectives(name: str, mesh: str, text: str) -> None:
 
 def _pairs(name: str):
     found = []
-    weights.map_weights(lambda layout, array: found.append((layout, array)), built(name).layout, params_of(name))
+    weights.map_weights(
+        lambda layout, array: found.append((layout, array)), built(name).layout, params_of(name)
+    )
     return found

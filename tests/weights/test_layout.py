@@ -33,7 +33,9 @@ def test_half_an_arrow_is_refused(text):
         parse(text)
 
 
-@pytest.mark.parametrize("text", ["embed -> mlp", "experts; embed -> mlp", "frozen: embed", "frozen: a; b -> c"])
+@pytest.mark.parametrize(
+    "text", ["embed -> mlp", "experts; embed -> mlp", "frozen: embed", "frozen: a; b -> c"]
+)
 def test_stacking_and_unstacking_are_inverse(text):
     stacked = weights.stacked(text, "layers")
     assert parse(stacked).stack == ("layers", *parse(text).stack)

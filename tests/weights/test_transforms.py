@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,14 +55,20 @@ def test_lora_starts_at_its_base_and_merges(name):
 
 def test_qlora_trains_its_factors_only():
     layout = built("gpt").layout
-    adapted = weights.lora(weights.quantize(params_of("gpt"), layout, "int4"), layout, rank=2, key=jax.random.key(1))
+    adapted = weights.lora(
+        weights.quantize(params_of("gpt"), layout, "int4"), layout, rank=2, key=jax.random.key(1)
+    )
     trainable, rest = weights.partition(adapted, layout)
     names = {path[-1].name for path, _ in jax.tree_util.tree_leaves_with_path(trainable)}
     assert names == {"a", "b"}
     assert same(weights.join(trainable, rest), adapted)
     grads = jax.grad(lambda t: loss_of("gpt", weights.join(t, rest)))(trainable)
     assert jax.tree.structure(grads) == jax.tree.structure(trainable)
-    moving = [float(jnp.max(jnp.abs(g))) for path, g in jax.tree_util.tree_leaves_with_path(grads) if path[-1].name == "b"]
+    moving = [
+        float(jnp.max(jnp.abs(g)))
+        for path, g in jax.tree_util.tree_leaves_with_path(grads)
+        if path[-1].name == "b"
+    ]
     assert moving and min(moving) > 0
 
 
@@ -110,7 +117,7 @@ class Spy(Leaf):
     path: str = ""
 
     static = ("path",)
-    seen = {}
+    seen: ClassVar[dict[str, list[np.ndarray]]] = {}
 
     def matmul(self, x, *, table=False):
         self.note(np.asarray(x, np.float64).reshape(-1, x.shape[-1]))
