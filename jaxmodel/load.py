@@ -1,0 +1,158 @@
+"""Anything that holds a model -> the model, its weights, and what else was there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from jaxmodel import checkpoint
+from jaxmodel import config as configs
+from jaxmodel.checkpoint.manifest import MANIFEST, Log, damage_of, log_to_stderr, newest, steps
+from jaxmodel.checkpoint.record import RECORD, TOKENIZER
+from jaxmodel.data.tokenizer import Tokenizer
+from jaxmodel.errors import InputError
+from jaxmodel.model import Model, Params, State, sharded
+from jaxmodel.models import configs as _known  # noqa: F401 (registers the configs a checkpoint may name)
+from jaxmodel.sharding import RULES, Partitioning, Rules
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What was found at a path.
+
+    Attributes:
+      model: built again from its config, for the mesh that was asked for.
+      params: of the types they were saved in.
+      model_state: batch statistics; {} for most models.
+      tokenizer: None where there is none.
+      step: updates made.
+      info: what the writer of the checkpoint had to add.
+    """
+
+    model: Model
+    params: Params
+    model_state: State
+    tokenizer: Tokenizer | None
+    step: int
+    info: Mapping[str, Any]
+
+
+class Request(NamedTuple):
+    """How it is to be loaded; the arguments of `load`."""
+
+    mesh: Mesh | None
+    rules: Rules
+    model: Model | None
+    log: Log
+
+
+class Reader(NamedTuple):
+    """One kind of thing that holds a model.
+
+    Attributes:
+      what: how to know it, for the message when nothing is found.
+      recognise: whether a path is of this kind.
+      read: loads it.
+    """
+
+    what: str
+    recognise: Callable[[Path], bool]
+    read: Callable[[Path, Request], Loaded]
+
+
+def load(
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+    model: Model | None = None,
+    log: Log = log_to_stderr,
+) -> Loaded:
+    """Load whatever holds a model: a workdir, its checkpoints folder, or one step.
+
+    Nothing else need be known. Of a run, the newest step is taken of which every file is as it was written.
+
+    Args:
+      path: where it is.
+      mesh: where the weights go, whatever mesh they were saved on; by default, to one device.
+      rules: logical dims to mesh axes.
+      model: of a checkpoint whose model was made from code alone (`from_function`, `from_linen`, `from_nnx`).
+      log: is told of steps that were passed over, and why.
+
+    Raises:
+      InputError: nothing is there, what is there is damaged, or the model is needed.
+    """
+    path = Path(path)
+    for reader in READERS:
+        if reader.recognise(path):
+            return reader.read(path, Request(mesh, rules, model, log))
+    if not path.exists():
+        raise InputError(f"{path}: there is no such folder")
+    names = (
+        sorted(each.name + "/" * each.is_dir() for each in path.iterdir()) if path.is_dir() else ["a file"]
+    )
+    there = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    kinds = "; ".join(reader.what for reader in READERS)
+    raise InputError(f"{path} holds no model: looked for {kinds}; found {there or 'nothing'}")
+
+
+def _read_run(path: Path, request: Request) -> Loaded:
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    step = newest(folder, request.log)
+    if step is None:
+        raise InputError(f"{path} holds no committed step: looked for {folder / 'STEP' / MANIFEST}")
+    return _read_checked(folder / str(step), request)
+
+
+def _read_step(path: Path, request: Request) -> Loaded:
+    reason = damage_of(path)
+    if reason is not None:
+        raise InputError(f"{path} is damaged: {reason}; load its workdir to get the newest good step")
+    return _read_checked(path, request)
+
+
+def _read_checked(path: Path, request: Request) -> Loaded:
+    record = checkpoint.read_record(path)
+    model = request.model
+    if model is None:
+        if "opaque" in record.config:
+            raise InputError(
+                f"{path}: the model ({record.config['opaque']}) was made from code, which no checkpoint "
+                "holds: make it again and pass it, load(path, model=…)"
+            )
+        model = configs.from_dict(record.config).build()
+    partitioning = None
+    if request.mesh is not None:
+        partitioning = Partitioning(request.mesh, request.rules)
+        model = sharded(model, request.mesh, request.rules)
+    params, state = checkpoint.restore_weights(path, model, partitioning)
+    tokenizer = path / TOKENIZER
+    return Loaded(
+        model,
+        params,
+        state,
+        Tokenizer.from_json(tokenizer.read_text()) if tokenizer.exists() else None,
+        record.step,
+        record.info,
+    )
+
+
+def _is_run(path: Path) -> bool:
+    return (
+        (path / "checkpoints").is_dir() or (path.name == "checkpoints" and path.is_dir()) or bool(steps(path))
+    )
+
+
+def _is_step(path: Path) -> bool:
+    return (path / RECORD).exists()
+
+
+# Tried in order; another kind of thing that holds a model is another row.
+READERS: list[Reader] = [
+    Reader(f"a step ({RECORD})", _is_step, _read_step),
+    Reader("a workdir (checkpoints/)", _is_run, _read_run),
+]
