@@ -1,5 +1,6 @@
 """Train a language model: python -m recipes.train --flagfile=recipes/flags/quickstart.flags --workdir=DIR"""
 
+import contextlib
 import dataclasses
 import itertools
 import sys
@@ -15,7 +16,9 @@ from recipes._flags import Command, Parsed, run
 class Flags:
     """What a training run is told, beside its model."""
 
-    workdir: str = field(help="where metrics, checkpoints and the loss curve go; a run found there goes on")
+    workdir: str | None = field(
+        None, "where metrics, checkpoints and the loss curve go; a run found there goes on; none: runs/MODEL"
+    )
     init_from: str | None = field(None, "start from the weights of this checkpoint or workdir")
     data: options.Data = options.Data()
     optimizer: options.Optimizer = options.Optimizer()
@@ -38,7 +41,7 @@ def main(parsed: Parsed[Flags]) -> int:
     flags = parsed.flags
     if parsed.model is None and flags.init_from is None:
         raise InputError("--model is missing: name a preset, as in --model=tiny, or give --init_from=DIR")
-    workdir = Path(flags.workdir)
+    workdir = Path(flags.workdir or f"runs/{parsed.model_name or 'from-checkpoint'}")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -75,7 +78,10 @@ def main(parsed: Parsed[Flags]) -> int:
             "lower the one or raise the other"
         )
 
+    checkpoint.check_config(workdir, model_config)
+
     data = prepare_text(flags.data, source.tokenizer if source else None, log=log)
+    _check_data(workdir, data.fingerprint)
     if data.tokenizer.vocab_size > model_config.vocab_size:
         raise InputError(
             f"the tokenizer has {data.tokenizer.vocab_size} tokens, --model.vocab_size={model_config.vocab_size} is "
@@ -107,7 +113,7 @@ def main(parsed: Parsed[Flags]) -> int:
         "optimizer": dataclasses.asdict(flags.optimizer),
     }
     saver = checkpoint.Checkpointer(
-        workdir, keep=flags.checkpoint.keep, model=model, tokenizer=data.tokenizer, info=info, log=log
+        workdir, model, keep=flags.checkpoint.keep, tokenizer=data.tokenizer, info=info, log=log
     )
     state = make_state(
         model,
@@ -138,7 +144,8 @@ def main(parsed: Parsed[Flags]) -> int:
         peak=peak and peak * mesh.size,
     )
     metrics = report.MetricsFile(workdir / "metrics.jsonl", start)
-    with Loader(windows, flags.train.batch_size, flags.train.seed, start) as loader:
+    loader = Loader(windows, flags.train.batch_size, flags.train.seed, start)
+    with contextlib.closing(progress), contextlib.closing(metrics), saver, loader:
         fit(
             state,
             step,
@@ -154,11 +161,25 @@ def main(parsed: Parsed[Flags]) -> int:
             should_stop=should_stop,
             put=to_devices,
         )
-    progress.close()
-    metrics.close()
     log(report.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png"))
     log(f"checkpoint: {workdir}\nnext: python -m recipes.eval --checkpoint={workdir}")
     return 0
+
+
+def _check_data(workdir: Path, fingerprint: str) -> None:
+    """InputError when the run found in `workdir` has seen other tokens: going on would mix two data sets."""
+    from jaxmodel import checkpoint
+
+    steps = checkpoint.steps(workdir / "checkpoints")
+    if not steps:
+        return
+    before = checkpoint.read_record(workdir / "checkpoints" / str(steps[-1])).info
+    if before.get("fingerprint", fingerprint) != fingerprint:
+        path = before.get("data", {}).get("path") or "the built-in text"
+        raise InputError(
+            f"--workdir={workdir} holds a run on other data ({path}, fingerprint {before['fingerprint']}; now "
+            f"{fingerprint}): go on with that data, or name another --workdir (with --init_from={workdir})"
+        )
 
 
 def _model_config(parsed: Parsed[Flags], source):

@@ -33,7 +33,8 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
             raise InputError(f"mesh.{name}={size}: give a number of devices, or -1 for all that remain")
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    asked = " * ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+    said = {name: size for name, size in sizes.items() if size != 1} or sizes
+    asked = " * ".join(f"mesh.{name}={size}" for name, size in said.items())
     if len(free) > 1:
         raise InputError(f"{asked}: only one mesh axis can be -1")
     if len(devices) % fixed or (not free and fixed != len(devices)):

@@ -13,6 +13,7 @@ from jaxmodel import options
 from jaxmodel.config import field, register
 from jaxmodel.errors import InputError, Retryable
 from jaxmodel.models.presets import PRESETS
+from recipes import train
 from recipes._flags import FLAG_FILES, Command, Parsed, run
 
 ROOT = Path(__file__).parents[2]
@@ -279,7 +280,7 @@ def test_libraries_see_that_flags_are_parsed():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_every_flag_file_parses(file):
-    parsed = Command("train", "Train.", TrainFlags, model=True).parse(["prog", f"--flagfile={file}"])
+    parsed = train.COMMAND.parse(["prog", f"--flagfile={file}"])
     assert (
         parsed.model == PRESETS[parsed.model_name or ""]
     )  # a flag file names a model, the preset says what it is

@@ -1,0 +1,165 @@
+"""The train recipe as a user runs it: it learns, saves, resumes bit for bit, and says what is wrong in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmodel import checkpoint
+from jaxmodel.load import load
+from recipes import train
+from recipes._flags import run
+from tests.contract import same
+
+ROOT = Path(__file__).parents[2]
+STEPS = 24
+SMALL = [
+    "--model=tiny",
+    "--model.num_layers=2",
+    "--model.embed_dim=32",
+    "--model.attention.num_heads=2",
+    "--model.mlp.dim=32",
+    "--model.vocab_size=257",
+    "--data.tokenizer=byte",
+    "--data.length=32",
+    "--data.heldout=0.2",
+    "--train.batch_size=8",
+    f"--train.steps={STEPS}",
+    "--train.log_every=4",
+    "--optimizer.learning_rate=1e-2",
+    "--mesh.data=1",
+    "--mesh.fsdp=8",
+]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for i in range(10):
+        (folder / f"{i}.txt").write_text("".join(f"line {j} of file {i}\n" for j in range(40)))
+    return [f"--data.path={folder}", f"--data.cache={tmp_path / 'cache'}"]
+
+
+def command(workdir, corpus, *more):
+    return ["train", *SMALL, *corpus, f"--workdir={workdir}", *more]
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_state(workdir):
+    """Every array of the newest checkpoint."""
+    loaded = load(workdir)
+    return loaded.params
+
+
+def test_it_learns_and_leaves_a_whole_run_behind(tmp_path, corpus, capsys):
+    workdir = tmp_path / "run"
+    assert run(train.main, train.COMMAND, command(workdir, corpus)) == 0
+    out = capsys.readouterr().out
+    assert f"next: python -m recipes.eval --checkpoint={workdir}" in out
+    found = lines_of(workdir)
+    assert [line["step"] for line in found if line["split"] == "train"] == [1, 4, 8, 12, 16, 20, 24]
+    losses = [line["loss"] for line in found if line["split"] == "train"]
+    assert losses[-1] < 0.75 * losses[0]
+    (measured,) = [line for line in found if line["split"] == "eval"]
+    # One token a byte, and one for the end of each document: bits per byte follow from the loss.
+    assert measured["bits_per_byte"] == pytest.approx(measured["loss"] / np.log(2), rel=0.01)
+    assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    record = checkpoint.read_record(workdir / "checkpoints" / str(STEPS))
+    assert record.info["data"]["length"] == 32 and record.info["task"] == "language_model"
+
+    assert run(train.main, train.COMMAND, command(workdir, corpus)) == 0
+    assert "has made its 24 steps already: raise --train.steps" in capsys.readouterr().out
+
+
+def test_stopped_by_sigterm_and_resumed_is_never_stopped(tmp_path, corpus, capsys):
+    """Exit code 42, and then the same command gives the same weights, bit for bit."""
+    slow = ("--train.log_every=1", "--train.steps=200")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(train.main, train.COMMAND, command(whole, corpus, *slow)) == 0
+
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+    }
+    arguments = [sys.executable, "-m", "recipes.train", *command(stopped, corpus, *slow)[1:]]
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    metrics = stopped / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 42, errors
+    assert "run the same command again: stopped after step" in errors
+    (step,) = checkpoint.steps(stopped / "checkpoints")
+    assert 3 <= step < 200
+
+    assert run(train.main, train.COMMAND, command(stopped, corpus, *slow)) == 0
+    assert f"going on from step {step}" in capsys.readouterr().out
+    assert same(last_state(stopped), last_state(whole))
+    strip = [{k: v for k, v in line.items()} for line in lines_of(stopped)]
+    assert strip == lines_of(whole)
+
+
+def test_it_starts_from_other_weights(tmp_path, corpus):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(train.main, train.COMMAND, command(first, corpus)) == 0
+    without_model = [flag for flag in command(second, corpus) if not flag.startswith("--model")]
+    assert run(train.main, train.COMMAND, [*without_model, f"--init_from={first}"]) == 0
+    assert lines_of(second)[0]["loss"] < 0.8 * lines_of(first)[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--train.batch_size=12"], "mesh.fsdp=8 does not divide train.batch_size"),
+        (["--mesh.tensor=3"], "mesh.fsdp=8 * mesh.tensor=3 does not fit 8 devices: make the product 8"),
+        (["--model.embed_dim=36"], "mesh.fsdp=8 does not divide embed = 36 of stack/0/block"),
+        (["--model.attention.num_heads=5"], "is no multiple of model.attention.num_heads=5"),
+        (["--data.length=1024"], "--data.length=1024 is longer than --model.max_length=512"),
+        (["--model.vocab_size=100"], "the tokenizer has 257 tokens, --model.vocab_size=100 is smaller"),
+        (["--data.path=nowhere"], "data.path: 'nowhere' does not exist"),
+        (["--train.stesp=3"], "unknown flag --train.stesp: did you mean --train.steps?"),
+        (["--train.steps=many"], "--train.steps"),
+        (["--model=tinny"], "did you mean tiny"),
+        (["--optimizer.warmup=30"], "optimizer.warmup=30 takes up all of train.steps=24"),
+        (["--init_from=nowhere"], "nowhere: there is no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, corpus, capsys, more, words):
+    workdir = tmp_path / "run"
+    assert run(train.main, train.COMMAND, command(workdir, corpus, *more)) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and errors.startswith("error: ") and words in errors
+    assert not workdir.exists() or not any(workdir.iterdir())
+
+
+def test_a_workdir_of_another_run_is_left_alone(tmp_path, corpus, capsys):
+    workdir, other = tmp_path / "run", tmp_path / "other.txt"
+    assert run(train.main, train.COMMAND, command(workdir, corpus)) == 0
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    other.write_text("something else altogether\n" * 200)
+    for more, words in (
+        (["--model.num_layers=3"], "num_layers: 2 in the checkpoint, 3 asked for"),
+        ([f"--data.path={other}"], "holds a run on other data"),
+    ):
+        assert run(train.main, train.COMMAND, command(workdir, corpus, *more)) == 2
+        errors = capsys.readouterr().err
+        assert words in errors and "name another --workdir" in errors
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_a_workdir_that_cannot_be_made(tmp_path, corpus, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert run(train.main, train.COMMAND, command(file / "run", corpus)) == 2
+    assert "is a file; name a folder" in capsys.readouterr().err
