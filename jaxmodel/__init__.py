@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxmodel.config import replace
     from jaxmodel.errors import InputError, Retryable
-    from jaxmodel.load import load
     from jaxmodel.model import Model, Outputs, chain, from_function, from_linen, from_nnx, frozen, sharded
     from jaxmodel.models.presets import PRESETS
     from jaxmodel.sharding import make_mesh
@@ -18,7 +17,6 @@ __version__ = "0.1.0"
 _HOMES = {
     "jaxmodel.config": ("replace",),
     "jaxmodel.errors": ("InputError", "Retryable"),
-    "jaxmodel.load": ("load",),
     "jaxmodel.model": (
         "Model",
         "Outputs",
@@ -47,7 +45,6 @@ __all__ = [
     "from_nnx",
     "frozen",
     "join",
-    "load",
     "lora",
     "make_mesh",
     "merge",
