@@ -11,8 +11,9 @@ import pytest
 from jaxmodel.config import replace
 from jaxmodel.errors import InputError
 from jaxmodel.generate import Sampling, _compiled, generate, likeliest
-from jaxmodel.model import Model, Outputs, chain, from_function, frozen
+from jaxmodel.model import Model, Outputs, chain, from_function, frozen, sharded
 from jaxmodel.nn.stack import unstack
+from jaxmodel.sharding import make_mesh
 from jaxmodel.weights import lora, quantize
 from tests.bigram import V, bigram
 from tests.contract import CAUSAL, VOCAB, built, params_of
@@ -296,3 +297,16 @@ def test_limits_are_found_inside_wrapped_models():
     wrapped = frozen(chain(built("gpt")))
     with pytest.raises(InputError, match="max_length=32"):
         generate(wrapped, {"0": params_of("gpt")}, [[1] * 32], max_new_tokens=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    # Experts share out whole sequences: their batch must divide.
+    [("gpt", {"fsdp": 2, "tensor": 4}), ("pattern", {"fsdp": 2, "tensor": 4}), ("mixture", {"tensor": 8})],
+)
+def test_a_mesh_changes_no_text(name, axes):
+    model = sharded(built(name), make_mesh(axes))
+    params = jax.jit(model.init)(jax.random.key(0))
+    assert len(jax.tree.leaves(params)[-1].sharding.device_set) == 8
+    assert generate(model, params, PROMPTS, max_new_tokens=NEW) == continued(name)
