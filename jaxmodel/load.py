@@ -15,6 +15,7 @@ from jaxmodel.checkpoint.manifest import MANIFEST, Log, damage_of, log_to_stderr
 from jaxmodel.checkpoint.record import RECORD, TOKENIZER
 from jaxmodel.data.tokenizer import Tokenizer
 from jaxmodel.errors import InputError
+from jaxmodel.interop import stablehlo
 from jaxmodel.model import Model, Params, State, sharded
 from jaxmodel.models import configs as _known  # noqa: F401 (registers the configs a checkpoint may name)
 from jaxmodel.sharding import RULES, Partitioning, Rules
@@ -72,7 +73,7 @@ def load(
     model: Model | None = None,
     log: Log = log_to_stderr,
 ) -> Loaded:
-    """Load whatever holds a model: a workdir, its checkpoints folder, or one step.
+    """Load whatever holds a model: a workdir, its checkpoints folder, one step, or an export.
 
     Nothing else need be known. Of a run, the newest step is taken of which every file is as it was written.
 
@@ -130,15 +131,35 @@ def _read_checked(path: Path, request: Request) -> Loaded:
         partitioning = Partitioning(request.mesh, request.rules)
         model = sharded(model, request.mesh, request.rules)
     params, state = checkpoint.restore_weights(path, model, partitioning)
-    tokenizer = path / TOKENIZER
     return Loaded(
         model,
         params,
         state,
-        Tokenizer.from_json(tokenizer.read_text()) if tokenizer.exists() else None,
+        _tokenizer(path),
         record.step,
         record.info,
     )
+
+
+def _read_export(path: Path, request: Request) -> Loaded:
+    if request.mesh is not None:
+        raise InputError(
+            f"{path} is an export, made for one device: load it without a mesh, or the checkpoint on one"
+        )
+    found = stablehlo.read(path)
+    return Loaded(
+        found.model,
+        found.params,
+        found.state,
+        _tokenizer(path),
+        found.about["step"],
+        {"format": "stablehlo", **found.about["info"]},
+    )
+
+
+def _tokenizer(path: Path) -> Tokenizer | None:
+    file = path / TOKENIZER
+    return Tokenizer.from_json(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def _is_run(path: Path) -> bool:
@@ -153,6 +174,7 @@ def _is_step(path: Path) -> bool:
 
 # Tried in order; another kind of thing that holds a model is another row.
 READERS: list[Reader] = [
+    Reader("an export (forward.stablehlo)", stablehlo.is_export, _read_export),
     Reader(f"a step ({RECORD})", _is_step, _read_step),
     Reader("a workdir (checkpoints/)", _is_run, _read_run),
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 import jax
 
 from jaxmodel import weights
-from jaxmodel.config import register
+from jaxmodel.config import is_config, register, to_dict
 from jaxmodel.errors import InputError
 
 if TYPE_CHECKING:
@@ -194,6 +194,20 @@ class Opaque:
     """The config of a model made from code alone: nothing but its name can be written down."""
 
     name: str
+
+
+def opaque(config: Any) -> str | None:
+    """The name of a part that was made from code: then the whole config cannot be written down."""
+    if isinstance(config, Opaque):
+        return config.name
+    parts = config if isinstance(config, tuple) else vars(config).values() if is_config(config) else ()
+    return next((found for part in parts if (found := opaque(part))), None)
+
+
+def written(config: Any) -> dict[str, Any]:
+    """A model's config as `config.to_dict` gives it, or {"opaque": name} of what was made from code."""
+    name = opaque(config)
+    return to_dict(config) if name is None else {"opaque": name}
 
 
 def from_function(

@@ -111,7 +111,8 @@ def test_where_nothing_is_all_that_was_looked_for_is_said(tmp_path):
         InputError, match=rf"^{re.escape(str(tmp_path / 'nowhere'))}: there is no such folder$"
     ):
         load(tmp_path / "nowhere")
-    looked = r"holds no model: looked for a step \(model\.json\); a workdir \(checkpoints/\); found"
+    kinds = ("an export (forward.stablehlo)", "a step (model.json)", "a workdir (checkpoints/)")
+    looked = f"holds no model: looked for {re.escape('; '.join(kinds))}; found"
     with pytest.raises(InputError, match=rf"{looked} nothing$"):
         load(tmp_path)
     for name in "jihgfedcba":
@@ -135,10 +136,10 @@ def test_where_nothing_is_all_that_was_looked_for_is_said(tmp_path):
 def test_another_kind_of_thing_is_another_row(tmp_path, monkeypatch):
     there = Loaded(tiny()[0], {}, {}, None, 0, {})
     row = Reader(
-        "an export (export.json)", lambda path: (path / "export.json").exists(), lambda path, request: there
+        "a pickle (model.pkl)", lambda path: (path / "model.pkl").exists(), lambda path, request: there
     )
     monkeypatch.setattr(sys.modules[load.__module__], "READERS", [row, *READERS])
-    with pytest.raises(InputError, match=r"looked for an export \(export\.json\); a step"):
+    with pytest.raises(InputError, match=r"looked for a pickle \(model\.pkl\); an export"):
         load(tmp_path)
-    (tmp_path / "export.json").touch()
+    (tmp_path / "model.pkl").touch()
     assert load(tmp_path) is there

@@ -16,7 +16,7 @@ from jaxmodel import weights
 from jaxmodel.checkpoint import manifest
 from jaxmodel.checkpoint.migrations import SCHEMA, migrate
 from jaxmodel.errors import InputError
-from jaxmodel.model import Model, Opaque
+from jaxmodel.model import Model, opaque, written
 
 RECORD = "model.json"
 TOKENIZER = "tokenizer.json"
@@ -77,22 +77,12 @@ def write_record(step: int, state: Any, model: Model, info: Mapping[str, Any]) -
     data = {
         "versions": {"schema": SCHEMA, "jaxmodel": jaxmodel.__version__, "jax": jax.__version__},
         "step": step,
-        "config": _opaque(model.config) or configs.to_dict(model.config),
+        "config": written(model.config),
         "info": dict(info),
         "weights": describe_weights(model.layout, state.params),
         "arrays": {path: signature(array) for path, array in flatten(state).items()},
     }
     return json.dumps(data, indent=1)
-
-
-def _opaque(config: Any) -> dict[str, str] | None:
-    """{"opaque": name} if any part of a model was made from code: then the whole cannot be written down."""
-    if isinstance(config, Opaque):
-        return {"opaque": config.name}
-    parts = (
-        config if isinstance(config, tuple) else vars(config).values() if configs.is_config(config) else ()
-    )
-    return next((found for part in parts if (found := _opaque(part))), None)
 
 
 def read_record(step: Path) -> Record:
@@ -136,7 +126,7 @@ def check_config(workdir: str | Path, config: Any) -> None:
 
 def compare_config(record: Record, config: Any, workdir: str | Path) -> None:
     """As `check_config`, with a record at hand."""
-    if "opaque" in record.config or _opaque(config):
+    if "opaque" in record.config or opaque(config):
         return
     found = configs.difference(
         configs.from_dict(record.config), config, ("in the checkpoint", "asked for"), "model"

@@ -1,0 +1,114 @@
+"""Export a checkpoint: python -m recipes.export --checkpoint=DIR --quantize=int8 --output=DIR"""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmodel import options
+from jaxmodel.config import field
+from jaxmodel.errors import InputError
+from recipes._flags import Command, Parsed, run
+
+BATCH_SIZE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """What is exported, how, and where to."""
+
+    checkpoint: str = field(help="a workdir, or one of its steps")
+    output: str = field(help="a new or empty directory, or an earlier export, which is replaced")
+    format: str = field("stablehlo", "what is written", choices=("stablehlo",))
+    quantize: str = field("none", "what the weights become", choices=("none", "int8", "int4"))
+    group: int | None = field(
+        None, "inputs that share a scale; none: all of a channel for int8, 32 for int4", low=2
+    )
+    merge: bool = field(False, "make adapters part of the weights they belong to")
+    eval_batches: int = field(32, "batches of held-out text to compare the export on; 0: none", low=0)
+
+
+COMMAND = Command(
+    "export", "Export a checkpoint as programs and packed weights that need jax and numpy alone.", Flags
+)
+
+
+def main(parsed: Parsed[Flags]) -> int:
+    """Load, export, tell."""
+    flags = parsed.flags
+    if flags.group is not None and flags.quantize == "none":
+        raise InputError(
+            f"--group={flags.group} says how to quantize: give --quantize=int8 or int4 too, or no --group"
+        )
+
+    from recipes._runtime import compile_cache, log
+
+    compile_cache()
+
+    from jaxmodel.export import check_output, export
+    from jaxmodel.interop import stablehlo
+    from jaxmodel.load import load
+
+    check_output(Path(flags.output))
+    if stablehlo.is_export(Path(flags.checkpoint)):
+        raise InputError(
+            f"--checkpoint={flags.checkpoint} is an export: give the checkpoint that it was made from"
+        )
+    loaded = load(flags.checkpoint, log=log)
+    log(f"exporting step {loaded.step} of {flags.checkpoint}, and running the export in a process of its own")
+    result = export(
+        loaded.model,
+        loaded.params,
+        flags.output,
+        state=loaded.model_state,
+        quantize=flags.quantize,
+        group=flags.group,
+        merge=flags.merge,
+        tokenizer=loaded.tokenizer,
+        step=loaded.step,
+        info=loaded.info,
+        batches=_heldout(loaded, flags.eval_batches, log) if flags.eval_batches else (),
+    )
+    for line in _told(result):
+        log(line)
+    follow = f"--prompt='import ' --checkpoint={flags.output}"
+    log(f"export: {flags.output}")
+    log(
+        f"next: python -m recipes.{f'generate {follow}' if loaded.tokenizer else f'eval --checkpoint={flags.output}'}"
+    )
+    return 0
+
+
+def _heldout(loaded: Any, limit: int, log: Callable[[str], None]) -> Iterable[Mapping[str, Any]]:
+    """The held-out text that the checkpoint's training left alone."""
+    if "data" not in loaded.info:
+        log("the checkpoint names no data: the export is not compared on held-out text")
+        return ()
+    from jaxmodel.data.loader import sequential
+    from jaxmodel.data.packing import Windows
+    from jaxmodel.data.text import prepare_text
+
+    data = options.Data(**loaded.info["data"])
+    text = prepare_text(data, loaded.tokenizer, log=log)
+    return itertools.islice(sequential(Windows(text.heldout, data.length, partial=True), BATCH_SIZE), limit)
+
+
+def _told(result: Mapping[str, Any]) -> Iterable[str]:
+    """What a person wants to know of export.json."""
+    mega, dense = result["bytes"] / 1e6, result["float32_bytes"] / 1e6
+    yield (
+        f"weights: {mega:.2f} MB, {mega / dense:.3f} of the {dense:.2f} MB that they take as float32; "
+        f"with its programs the export has {result['total_bytes'] / 1e6:.2f} MB"
+    )
+    yield f"deviation from the jitted model: {result['max_deviation']:g} ({result['consumer']})"
+    if "perplexity" in result:
+        yield (
+            f"held-out perplexity: {result['perplexity']:.4f} (checkpoint: {result['checkpoint_perplexity']:.4f}); "
+            f"KL {result['kl']:.2g} nats a token, the same likeliest token {100 * result['same_top1']:.2f}% of the time"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, COMMAND))
