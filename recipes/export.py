@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmodel import options
+from jaxmodel import config, options
 from jaxmodel.config import field
 from jaxmodel.errors import InputError
 from recipes._flags import Command, Parsed, run
@@ -19,7 +19,7 @@ BATCH_SIZE = 16
 class Flags:
     """What is exported, how, and where to."""
 
-    checkpoint: str = field(help="a workdir, or one of its steps")
+    checkpoint: str = field(help="a run's folder, or one of its steps")
     output: str = field(help="a new or empty directory, or an earlier export, which is replaced")
     format: str = field("stablehlo", "what is written", choices=("stablehlo",))
     quantize: str = field("none", "what the weights become", choices=("none", "int8", "int4"))
@@ -28,6 +28,14 @@ class Flags:
     )
     merge: bool = field(False, "make adapters part of the weights they belong to")
     eval_batches: int = field(32, "batches of held-out text to compare the export on; 0: none", low=0)
+
+    def check(self) -> None:
+        """Raise InputError where two flags do not fit each other."""
+        if self.group is not None and self.quantize == "none":
+            raise InputError(
+                f"--group={self.group} says how to quantize, and --quantize=none not to: give --quantize=int8 or "
+                "int4, or no --group"
+            )
 
 
 COMMAND = Command(
@@ -38,11 +46,6 @@ COMMAND = Command(
 def main(parsed: Parsed[Flags]) -> int:
     """Load, export, tell."""
     flags = parsed.flags
-    if flags.group is not None and flags.quantize == "none":
-        raise InputError(
-            f"--group={flags.group} says how to quantize: give --quantize=int8 or int4 too, or no --group"
-        )
-
     from recipes._runtime import compile_cache, log
 
     compile_cache()
@@ -73,24 +76,28 @@ def main(parsed: Parsed[Flags]) -> int:
     )
     for line in _told(result):
         log(line)
-    follow = f"--prompt='import ' --checkpoint={flags.output}"
     log(f"export: {flags.output}")
-    log(
-        f"next: python -m recipes.{f'generate {follow}' if loaded.tokenizer else f'eval --checkpoint={flags.output}'}"
+    follow = (
+        "predict --input=batch.npz --output=out.npz"
+        if loaded.tokenizer is None
+        else "generate --prompt='import '"
     )
+    log(f"next: python -m recipes.{follow} --checkpoint={flags.output}")
     return 0
 
 
 def _heldout(loaded: Any, limit: int, log: Callable[[str], None]) -> Iterable[Mapping[str, Any]]:
     """The held-out text that the checkpoint's training left alone."""
-    if "data" not in loaded.info:
-        log("the checkpoint names no data: the export is not compared on held-out text")
+    if "data" not in loaded.info or loaded.tokenizer is None:
+        log("the checkpoint names no text: the export is not compared on any")
         return ()
     from jaxmodel.data.loader import sequential
     from jaxmodel.data.packing import Windows
     from jaxmodel.data.text import prepare_text
 
-    data = options.Data(**loaded.info["data"])
+    known = config.fields(options.Data)
+    said = {name: value for name, value in loaded.info["data"].items() if name in known}
+    data = config.create(options.Data, said, "data.")
     text = prepare_text(data, loaded.tokenizer, log=log)
     return itertools.islice(sequential(Windows(text.heldout, data.length, partial=True), BATCH_SIZE), limit)
 
