@@ -124,6 +124,12 @@ class Transformer:
     init_scale: float | None = field(
         None, help="standard deviation of the initial weights (default: by fan-in)", low=0.0
     )
+    residual_init: float | None = field(
+        None,
+        help="scale of the initial weights that write to the residual stream (default: 1/sqrt(2 num_layers)); "
+        "at 0 every block starts as the identity",
+        low=0.0,
+    )
     first: tuple[str, ...] = field((), help="variants of the first layers")
     pattern: tuple[str, ...] = field(("block",), help="variants of the following layers, repeated")
     variants: tuple[Variant, ...] = field((), help="block variants by name", flag=False)

@@ -27,9 +27,10 @@ class Block(Layer):
     @property
     def init_output(self) -> Initializer:
         """Weights that write to it: smaller the deeper the stack is, so that its variance stays put (GPT-2)."""
-        depth = (2 * self.config.num_layers) ** -0.5
+        given = self.config.residual_init
+        scale = (2 * self.config.num_layers) ** -0.5 if given is None else given
         plain = normal(self.config.init_scale)
-        return lambda key, shape, dtype: plain(key, shape, dtype) * depth
+        return lambda key, shape, dtype: plain(key, shape, dtype) * scale
 
     @compact
     def __call__(
