@@ -1,6 +1,7 @@
 """Tokens a second of greedy decoding in GPT-2's 124M shape: ours, or Hugging Face's `generate`."""
 
 import sys
+from typing import Any
 
 from benchmarks.duel import serve
 
@@ -35,7 +36,7 @@ def theirs(batch: int) -> None:
     import transformers
 
     torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
+    model: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
     prompts = torch.randint(0, 50257, (batch, PROMPT))
     how = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": 0}
 

@@ -1,5 +1,7 @@
 """Prefill and decode through the cache equal the full forward, whatever the attention, padding or layout."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +99,7 @@ def test_decoding_holds_no_second_copy_of_the_weights():
         return jnp.argmax(out["logits"][:, -1:], axis=-1), out.state
 
     compiled = jax.jit(step, donate_argnums=2).lower(flat, jnp.zeros((1, 1), jnp.int32), state).compile()
-    analysis = compiled.memory_analysis()
+    analysis: Any = compiled.memory_analysis()
     layer = sum(a.nbytes for a in jax.tree.leaves(flat["stack"]["0"]["block"][0]))
     assert analysis.temp_size_in_bytes < layer
 

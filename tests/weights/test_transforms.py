@@ -88,7 +88,7 @@ def test_qlora_holds_no_dequantized_copy_of_the_base():
         return model.apply(weights.join(trainable, rest), {"tokens": tokens}, train=True)["logits"].mean()
 
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    text = jax.jit(jax.grad(loss)).lower(trainable, rest, tokens).compile().as_text()
+    text = jax.jit(jax.grad(loss)).lower(trainable, rest, tokens).compile().as_text() or ""
     floats = re.findall(r"\b(?:f32|bf16|f16)\[([\d,]+)\]", text)
     assert max(math.prod(map(int, dims.split(","))) for dims in floats) < 12 * 64 * 64
     assert "u8[12,32,64]" in text  # the packed base is there
