@@ -101,15 +101,12 @@ def sharded(model: Model, mesh: Mesh, rules: Rules | None = None) -> Model:
     from jaxmodel.sharding import RULES, Partitioning
 
     partitioning = Partitioning(mesh, RULES if rules is None else rules)
-    built = model.config.build(partitioning) if hasattr(model.config, "build") else model
+    built = model if opaque(model.config) is not None else model.config.build(partitioning)
     shapes = jax.eval_shape(built.init, jax.random.key(0))
     partitioning.check(built.layout, shapes)
     place = partitioning.shardings(built.layout, shapes)
 
-    def init(key: jax.Array) -> Params:
-        return jax.lax.with_sharding_constraint(built.init(key), place)
-
-    return built._replace(init=init)
+    return built._replace(init=jax.jit(built.init, out_shardings=place))
 
 
 @register
@@ -139,8 +136,9 @@ class Frozen:
 def chain(*models: Model, **named: Model) -> Model:
     """Models one after the other: what one gives joins the batch that the next one sees.
 
-    Params and state are dicts by name ("0", "1", … where none is given); values and losses of all are returned,
-    a later model's winning where two share a name.
+    Params and state are dicts by name ("0", "1", … where none is given). The values of all are returned, a later
+    model's winning where two share a name, and every loss under "name/loss". A batch of `hidden` alone
+    (a head-only call, see the transformer) goes to the last one.
     """
     parts = {str(i): model for i, model in enumerate(models)} | named
     if not parts:
@@ -164,12 +162,15 @@ def _chain(parts: dict[str, Model]) -> Model:
         values: dict[str, jax.Array] = {}
         losses: dict[str, jax.Array] = {}
         changed = {}
+        if set(batch) == {"hidden"}:
+            *_, last = parts
+            return parts[last].apply(params[last], batch)
         for i, (name, model) in enumerate(parts.items()):
             mine = None if key is None else jax.random.fold_in(key, i)
             before = None if state is None else state.get(name)
             out = model.apply(params[name], {**batch, **values}, before, key=mine, train=train)
             values |= out.values
-            losses |= out.losses
+            losses |= {f"{name}/{loss}": value for loss, value in out.losses.items()}
             if out.state:
                 changed[name] = out.state
         return Outputs(values, changed, losses)
@@ -185,7 +186,10 @@ def _chain(parts: dict[str, Model]) -> Model:
 
 
 def frozen(model: Model) -> Model:
-    """The same model with weights that do not train (and meet no decay or optimizer state)."""
+    """The same model with weights that do not train, and so meet no decay and have no optimizer state.
+
+    Its own state (batch statistics) still follows the data in training; `apply(…, train=False)` holds that too.
+    """
     return model._replace(layout=jax.tree.map(weights.frozen, model.layout), config=Frozen(model.config))
 
 
@@ -318,7 +322,7 @@ def from_nnx(make: Callable[[Any], Any], *args: str, layout: Any = None) -> Mode
 
     shapes = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     parts: Any = nnx.split(shapes, nnx.Param, nnx.RngState, ...)
-    definition, param_shapes, _, other_shapes = parts
+    definition, param_shapes, random, other_shapes = parts
     stateful = nnx.to_pure_dict(other_shapes)
 
     def filled(shapes: Any, values: Any) -> Any:
@@ -335,6 +339,8 @@ def from_nnx(make: Callable[[Any], Any], *args: str, layout: Any = None) -> Mode
         train: bool = False,
     ) -> Outputs:
         kept = require_state(state, stateful, make)
+        if train and key is None and jax.tree.leaves(random):
+            raise InputError("this module draws random numbers in training: apply(…, key=key, train=True)")
         rngs = split(jax.random.key(0) if key is None else key)[2]
         module = nnx.merge(
             definition,

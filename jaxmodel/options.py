@@ -37,7 +37,7 @@ class Optimizer:
 
     name: str = field("adamw", "the optimizer", choices=("adamw",))
     learning_rate: float = field(1e-3, "learning rate at its peak, after the warmup", low=0.0)
-    warmup: int = field(0, "steps over which the learning rate rises from zero to its peak", low=0)
+    warmup: int = field(0, "steps over which the learning rate rises to its peak", low=0)
     schedule: str = field("cosine", "how the learning rate falls", choices=("cosine", "linear", "constant"))
     final_learning_rate: float = field(0.1, "where it falls to, as a fraction of the peak", low=0.0, high=1.0)
     beta1: float = field(0.9, "decay of the average of gradients, below 1", low=0.0, high=1.0)
@@ -70,11 +70,13 @@ class Train:
     """How long, in what batches and in what precision."""
 
     steps: int = field(1000, "optimizer steps", low=1)
-    batch_size: int = field(16, "sequences in a step, over all devices and processes", low=1)
+    batch_size: int = field(16, "sequences in a step, over all devices", low=1)
     accumulate: int = field(1, "pieces a batch is computed in, one after the other, to save memory", low=1)
     seed: int = field(0, "decides the initial weights, the order of the data and dropout", low=0)
-    dtype: str = field(
-        "float32", "what is computed in; weights stay float32", choices=("float32", "bfloat16")
+    dtype: str | None = field(
+        None,
+        "what is computed in, weights stay float32; none: as --model.execution.dtype says",
+        choices=("float32", "bfloat16"),
     )
     log_every: int = field(10, "steps between lines of metrics.jsonl", low=1)
     eval_every: int = field(0, "steps between evaluations; 0: only at the end", low=0)

@@ -71,6 +71,10 @@ def main(parsed: Parsed[Flags]) -> int:
             flags.train.batch_size // flags.train.accumulate, "train.batch_size / train.accumulate"
         )
     source = load(flags.init_from, mesh=mesh if partitioning else None, log=log) if flags.init_from else None
+    if source is not None and "format" in source.info:
+        raise InputError(
+            f"--init_from={flags.init_from} is an export, made to be run: start from its checkpoint"
+        )
     model_config = _model_config(parsed, source)
     if flags.data.length > model_config.max_length:
         raise InputError(
@@ -184,15 +188,25 @@ def _check_data(workdir: Path, fingerprint: str) -> None:
 
 def _model_config(parsed: Parsed[Flags], source):
     """The model that was asked for, or that of the checkpoint it starts from; InputError when they differ."""
-    dtype = {"execution.dtype": parsed.flags.train.dtype}
-    if source is None:
-        return config.replace(parsed.model, dtype)
-    if parsed.model is not None:
-        here, there = (config.replace(c, {"execution": None}) for c in (parsed.model, source.model.config))
-        found = config.difference(here, there, ("asked for", f"in {parsed.flags.init_from}"), "model.")
-        if found:
-            raise InputError(f"--init_from={parsed.flags.init_from} holds another model: {'; '.join(found)}")
-    return config.replace(source.model.config if parsed.model is None else parsed.model, dtype)
+    here, wanted = parsed.model, parsed.flags.train.dtype
+    if source is not None:
+        if here is not None:
+            there = dataclasses.replace(source.model.config, execution=here.execution)
+            found = config.difference(there, here, (f"in {parsed.flags.init_from}", "asked for"), "model")
+            if found:
+                raise InputError(
+                    f"--init_from={parsed.flags.init_from} holds another model ({'; '.join(found)}): ask for that "
+                    "one, or leave --model out"
+                )
+        here = source.model.config if here is None else here
+    if wanted is None:
+        return here
+    said = parsed.said.get("model.execution.dtype", wanted)
+    if said != wanted:
+        raise InputError(
+            f"--train.dtype={wanted} and --model.execution.dtype={said} contradict: leave one out"
+        )
+    return config.replace(here, {"execution.dtype": wanted})
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Norm:
 
     kind: str = field("rms", help="layer norm or RMS norm", choices=("layer", "rms"))
     epsilon: float = field(1e-5, help="added to the variance", low=0.0)
-    bias: bool = field(False, help="layer norm has a bias")
+    bias: bool = field(False, help="the norm has a bias")
     placement: str = field("pre", help="before or after attention and MLP", choices=("pre", "post"))
 
 
@@ -197,8 +197,17 @@ class Transformer:
 
     def check(self) -> None:
         """InputError naming both fields and both fixes when two of them do not fit together."""
+        _config.validate(self, "model.")
+        if self.dropout == 1.0:
+            raise InputError("model.dropout=1.0 drops everything: give a fraction below 1")
         for name in dict.fromkeys((*self.first, *self.pattern)):
             attention = self.variant(name).attention
+            for cap, value in (
+                ("attention.softcap", attention.softcap),
+                ("logit_softcap", self.logit_softcap),
+            ):
+                if value == 0.0:
+                    raise InputError(f"model.{cap}=0.0: a cap must be above 0; give none for no cap")
             if attention.head_dim is None and self.embed_dim % attention.num_heads:
                 raise InputError(
                     f"model.embed_dim={self.embed_dim} is no multiple of model.attention.num_heads="
@@ -252,6 +261,9 @@ class ConvNet:
 
     def check(self) -> None:
         """InputError when the stages are not positive widths."""
+        _config.validate(self, "model.")
+        if self.dropout == 1.0:
+            raise InputError("model.dropout=1.0 drops everything: give a fraction below 1")
         if not self.widths or min(self.widths) < 1:
             raise InputError(f"model.widths={self.widths}: give one positive width a stage, as in 16,32,64")
 

@@ -36,7 +36,7 @@ class _Network(Layer):
                 name = f"stage{stage}_{block}"
                 h = jax.nn.relu(self._conv(f"{name}_first", x, width, 3, stride, train))
                 h = self._conv(f"{name}_second", h, width, 3, 1, train)
-                if x.shape != h.shape:
+                if stride != 1 or x.shape[-1] != width:
                     x = self._conv(f"{name}_skip", x, width, 1, stride, train)
                 x = jax.nn.relu(x + h)
         pooled = self.dropout(jnp.mean(x.astype(STABLE), axis=(1, 2)), config.dropout, train)

@@ -44,6 +44,7 @@ PRESETS = {
         num_layers=4,
         attention=Attention(num_heads=6, rotary=True, qk_norm=True),
         mlp=MLP(dim=768, activation="relu_squared"),
+        embed_norm=True,
         residual_init=0.0,
     ),
     "gpt2": _gpt2(12, 768, 12),

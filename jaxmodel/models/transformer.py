@@ -75,7 +75,12 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     [B,T,D]. A batch with `hidden` in place of `tokens` runs the head only.
 
     With `state=start(batch_size, length)` each call appends to the cache, so that a prompt may be read in one call
-    and continued token by token; rows may be padded left or right, as `mask` says.
+    and continued token by token; rows may be padded left or right, as `mask` says. The cache holds `length` tokens a
+    row, padding included: whoever appends more overwrites the last ones.
+
+    Raises InputError (when built or called) for fields that contradict each other, a sequence or a cache longer than
+    `max_length`, dropout without a key, packed segments with a cache, and a cache for attention that is not causal.
+    Token ids must be in the vocabulary: others give NaN.
     """
     config.check()
     kinds = {name: config.variant(name) for pattern, _ in config.segments for name in pattern}
@@ -113,12 +118,14 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         with jax.named_scope("head"):
             return head.apply({"params": params.get("head", {})}, hidden, table)  # type: ignore[return-value]
 
-    def block_runner(kind: str, positions: Any, segments: Any, real: Any, train: bool) -> Any:
+    def block_runner(kind: str, where: _Where, train: bool) -> Any:
+        # See `Attention`: what lies behind a piece of queries is hidden only where slots follow positions.
+        pieces = config.execution.query_pieces if train and where.ordered else 1
+
         def run(params: Params, x: jax.Array, cache: Any, key: jax.Array | None) -> Any:
             rngs = {} if key is None else {"dropout": key}
-            return blocks[kind].apply(
-                {"params": params}, x, positions, segments, real, cache, train, rngs=rngs
-            )
+            seen = (where.positions, where.segments, where.real, cache, train, pieces)
+            return blocks[kind].apply({"params": params}, x, *seen, rngs=rngs)
 
         return jax.checkpoint(run) if config.execution.remat and train else run
 
@@ -143,7 +150,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
             x: Any = stem.apply(
                 {"params": params["stem"]}, batch["tokens"], where.positions, train, rngs=rngs
             )
-        runners = {k: block_runner(k, where.positions, where.segments, where.real, train) for k in kinds}
+        runners = {k: block_runner(k, where, train) for k in kinds}
         caches = state["stack"] if state else None
         x, caches, losses = run_stack(
             params["stack"], x, caches, stack_key, config.segments, runners, scan=config.execution.scan
@@ -156,6 +163,10 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     def start(batch_size: int | None = None, length: int | None = None) -> State:
         if batch_size is None or length is None:
             return {}
+        if not all(kinds[kind].attention.causal for kind in kinds):
+            raise InputError(
+                "a model whose attention is not causal has no cache: earlier tokens see later ones"
+            )
         if length > config.max_length and config.learned_positions:
             raise InputError(
                 f"a cache of {length} tokens is longer than model.max_length={config.max_length}"
@@ -209,7 +220,10 @@ class _Where:
                 positions = jnp.where(positions >= 0, positions + state["length"][:, None], ABSENT)
         elif mask is not None:
             positions = jnp.where(mask, positions, ABSENT)
+        if state:
+            positions = jnp.broadcast_to(positions, tokens.shape)
         self.positions, self.segments = positions, segments
+        self.ordered = not state and (batch.get("positions") is None or segments is not None)
         self.real = jnp.ones(tokens.shape, bool) if mask is None else mask
         self.after = state["length"] + jnp.sum(self.real, axis=1, dtype=jnp.int32) if state else None
 

@@ -79,7 +79,6 @@ class Attention(Layer):
     dim: int
     init_input: Initializer
     init_output: Initializer
-    query_pieces: int = 1
 
     @compact
     def __call__(
@@ -88,7 +87,7 @@ class Attention(Layer):
         positions: jax.Array,
         segments: jax.Array | None,
         cache: FullCache | SlidingCache | None,
-        train: bool,
+        pieces: int = 1,
     ) -> tuple[jax.Array, FullCache | SlidingCache | None]:
         config = self.config
         H, G = config.num_heads, config.num_kv_heads or config.num_heads
@@ -107,8 +106,7 @@ class Attention(Layer):
         # In training no key after a query is ever seen, nor computed: late keys are cut off a piece of queries at
         # a time. (Not elsewhere: an export must compute, bit for bit, what the checkpoint does at every length.)
         T = x.shape[1]
-        pieces = self.query_pieces if train and cache is None and config.causal else 1
-        if pieces > 1 and (T % pieces or T // pieces < SHORTEST_PIECE):
+        if not config.causal or T % pieces or T // pieces < SHORTEST_PIECE:
             pieces = 1
 
         def attend(begin: int, end: int, last: int) -> jax.Array:

@@ -41,6 +41,7 @@ class Block(Layer):
         real: jax.Array,
         cache: FullCache | SlidingCache | None,
         train: bool,
+        pieces: int = 1,
     ) -> tuple[jax.Array, FullCache | SlidingCache | None, dict[str, jax.Array]]:
         config = self.config
         pre = config.norm.placement == "pre"
@@ -55,11 +56,8 @@ class Block(Layer):
             }
             return Norm(**shared, **kind, name=name)
 
-        pieces = config.execution.query_pieces
-        attention = Attention(
-            **shared, **halves, config=config.attention, query_pieces=pieces, name="attention"
-        )
-        a, cache = attention(norm("attention_norm")(x) if pre else x, positions, segments, cache, train)
+        attention = Attention(**shared, **halves, config=config.attention, name="attention")
+        a, cache = attention(norm("attention_norm")(x) if pre else x, positions, segments, cache, pieces)
         x = x + self.dropout(a, config.dropout, train)
         x = self.constrain(x if pre else norm("attention_norm")(x), "batch", None, None)
 

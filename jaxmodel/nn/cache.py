@@ -1,4 +1,4 @@
-"""The cache protocol, append and read: what attention remembers of earlier tokens.
+"""The cache protocol: what attention remembers of earlier tokens.
 
 A cache is a pytree with one method, `append(keys, values, positions) -> (cache, keys, values, positions)`: it takes
 what the new tokens bring and returns itself, grown, and everything that the new tokens' queries may look at.

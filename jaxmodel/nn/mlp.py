@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from jaxmodel import weights
+from jaxmodel.errors import InputError
 from jaxmodel.models import configs
 from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, zeros
 
@@ -126,8 +126,14 @@ class MoE(Layer):
         if self.partitioning is None:
             return self._compute(x, gates, chosen, leaves, 0)
         partitioning = self.partitioning
-        batch = partitioning.mesh_axes(("batch",))
         across = partitioning.mesh_axes(("experts",))
+        # Rows that the mesh does not divide (a prompt or two) stay whole, and every device works on all of them.
+        rows = partitioning.spec((("batch",),), x.shape[:1])
+        batch = {axis for axis in partitioning.mesh_axes(("batch",)) if rows[0] is not None}
+        if batch & set(across):
+            raise InputError(
+                f"rules put both `batch` and `experts` on {', '.join(across)}: they need axes of their own"
+            )
         if not batch and not across:
             return self._compute(x, gates, chosen, leaves, 0)
 
@@ -137,10 +143,9 @@ class MoE(Layer):
             y = self._compute(x, gates, chosen, leaves, first * held)
             return jax.lax.psum(y, across) if across else y
 
-        manual = set(batch) | set(across)
+        manual = batch | set(across)
         without = tuple(axis for axis in partitioning.mesh.axis_names if axis not in across)
         specs = {name: partitioning.specs(layout, leaf, without) for name, (leaf, layout) in experts.items()}
-        rows = PartitionSpec(batch or None)
         return jax.shard_map(
             local,
             mesh=partitioning.mesh,

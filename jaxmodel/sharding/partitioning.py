@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmodel.errors import InputError
-from jaxmodel.sharding.rules import GATHERED, RULES, Rules
+from jaxmodel.sharding.rules import RULES, Rules
 from jaxmodel.weights import Layout, is_leaf, map_weights, map_weights_with_path, parse
 from jaxmodel.weights.layout import Dims
 
@@ -58,7 +58,10 @@ class Partitioning:
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self.specs(layout, params))
 
     def check(self, layout: Any, params: Any) -> None:
-        """InputError naming the weight, its dim and the mesh axis when the mesh does not divide a dim."""
+        """InputError naming the weight, its dim and the mesh axis when the mesh does not divide an axis of a weight.
+
+        Dims are flattened first: six heads of 32 may be cut in four, at the cost of moving activations.
+        """
 
         def check(path: str, each: Layout, weight: Any) -> None:
             if is_leaf(weight):
@@ -81,10 +84,11 @@ class Partitioning:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def gather(self, weight: Any, layout: str) -> Any:
-        """A weight as it multiplies: whole over the fsdp axis, still split over the others."""
-        if not any(self.mesh.shape[axis] > 1 for axis in GATHERED):
+        """A weight as it multiplies: whole over the axes that split the batch, still split over the others."""
+        gathered = self.mesh_axes(("batch",))
+        if not gathered:
             return weight
-        specs = self._weight_specs(parse(layout), weight, GATHERED)
+        specs = self._weight_specs(parse(layout), weight, gathered)
         return jax.tree.map(
             lambda array, spec: jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec)),
             weight,

@@ -14,7 +14,7 @@ RULES: Rules = (
     # -- activations -----------------------------------------------------------------------------
     ("batch", ("data", "fsdp")),  # every device holds whole sequences; fsdp is data parallelism too
     # -- weights ---------------------------------------------------------------------------------
-    ("embed", ("fsdp",)),  # stored in pieces, gathered one layer at a time just before use
+    ("embed", ("fsdp",)),  # stored in pieces; gathered, as over every axis of `batch`, just before use
     ("filters", ("fsdp", "tensor")),  # of a convolution; its small inputs stay whole
     ("experts", ("expert",)),  # each device holds some of the experts
     # -- both ------------------------------------------------------------------------------------
@@ -23,9 +23,6 @@ RULES: Rules = (
     ("mlp", ("tensor",)),
     ("vocab", ("tensor",)),
 )
-
-# Mesh axes that weights are gathered over before they multiply; what is left stays split in the product.
-GATHERED = ("fsdp",)
 
 
 def with_rules(changes: Mapping[str, tuple[str, ...]], rules: Rules = RULES) -> Rules:

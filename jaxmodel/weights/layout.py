@@ -49,6 +49,8 @@ class Layout:
 @functools.cache
 def parse(text: str) -> Layout:
     """The layout a string names; ValueError when it is malformed."""
+    if text.count("->") + text.count("<-") > 1 or text.count(";") > 1:
+        raise ValueError(f"layout {text!r}: one arrow and one semicolon at most")
     body, frozen = (text[len("frozen:") :], True) if text.startswith("frozen:") else (text, False)
     stack, _, rest = body.rpartition(";")
     for arrow, table in (("->", False), ("<-", True)):

@@ -98,8 +98,9 @@ class Quantized(Leaf):
     """Integer values with a scale per channel or per group of `in`: dense = (values - zero_point) * scale.
 
     `values` is int8 [..., in, out], or, when `bits` is 4, uint8 with two nibbles a byte along `in`; `scale` and
-    `zero_point` (None when symmetric) are [..., groups, out]. `axis` is the array axis of `in`: -2, or -1 for a
-    table. The dense weight lives only inside the product: its backward pass makes it again.
+    `zero_point` (None when symmetric) are [..., groups, out], of a table [..., out, groups]. `axis` is the array
+    axis of `in`: -2, or -1 for a table. The dense weight lives only inside the product: its backward pass makes it
+    again.
     """
 
     values: Any

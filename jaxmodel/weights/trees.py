@@ -19,7 +19,10 @@ def partition(params: Any, layout: Any) -> tuple[Any, Any]:
     an opinion (an adapter, a calibration), plain arrays stay still: that is what adapting means. Not by dtype:
     scales are floats too.
     """
-    speaks = any(is_leaf(node) and _trains(node) for node in jax.tree.leaves(params, is_leaf=is_leaf))
+    opinions = map_weights(
+        lambda each, weight: not each.frozen and is_leaf(weight) and _trains(weight), layout, params
+    )
+    speaks = any(jax.tree.leaves(opinions))
     mask = map_weights(lambda each, weight: _mask(each, weight, speaks), layout, params)
     trainable = jax.tree.map(lambda trains, array: array if trains else None, mask, params)
     rest = jax.tree.map(lambda trains, array: None if trains else array, mask, params)

@@ -25,9 +25,9 @@ def test_dot_product_attention_against_loops(groups, softcap):
                 scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
                 weights = np.exp(np.where(mask[b, t], scores, -np.inf))
                 expected[b, t, h] = weights / weights.sum() @ v[b, :, group]
-    arrays = (jnp.asarray(a, jnp.float32) for a in (q, k, v))
+    a, b, c = (jnp.asarray(array, jnp.float32) for array in (q, k, v))
     assert (
-        relative(dot_product_attention(*arrays, jnp.asarray(mask), scale=0.3, softcap=softcap), expected)
+        relative(dot_product_attention(a, b, c, jnp.asarray(mask), scale=0.3, softcap=softcap), expected)
         < 1e-5
     )
 

@@ -41,3 +41,9 @@ def test_stacking_and_unstacking_are_inverse(text):
     assert parse(stacked).stack == ("layers", *parse(text).stack)
     assert parse(stacked).frozen == parse(text).frozen
     assert parse(weights.unstacked(stacked)) == parse(text)
+
+
+@pytest.mark.parametrize("text", ["a -> b -> c", "a; b; c", "a -> b <- c"])
+def test_two_arrows_are_refused(text):
+    with pytest.raises(ValueError, match="at most"):
+        parse(text)

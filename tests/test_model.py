@@ -1,0 +1,199 @@
+"""Models from models: chained, frozen, sharded, and made from code."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmodel import weights
+from jaxmodel.config import from_dict, replace, to_dict
+from jaxmodel.errors import InputError
+from jaxmodel.model import Outputs, chain, count, from_function, from_linen, frozen, sharded
+from jaxmodel.models.configs import ConvNet
+from jaxmodel.models.presets import PRESETS
+from jaxmodel.sharding import make_mesh, with_rules
+from tests.contract import CONTRACT, GPT, MIXTURE, batch_of, built, params_of, relative, same
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_apply_is_pure(name):
+    model, batch = built(name), batch_of(name)
+    apply = jax.jit(lambda params, state, key: model.apply(params, batch, state or None, key=key, train=True))
+    state = model.start()
+    before = jax.tree.map(np.array, (params_of(name), state))
+    first, second = (apply(params_of(name), state, jax.random.key(3)) for _ in range(2))
+    assert same(first, second) and same(before, (params_of(name), state))
+    assert isinstance(first, Outputs) and first["logits"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["conv", "nnx"])
+def test_dropout_follows_its_key(name):
+    model, batch = built(name), batch_of(name)
+    run = jax.jit(
+        lambda key: model.apply(params_of(name), batch, model.start(), key=key, train=True)["logits"]
+    )
+    assert not same(run(jax.random.key(0)), run(jax.random.key(1)))
+    with pytest.raises(InputError, match="key=key"):
+        model.apply(params_of(name), batch, model.start(), train=True)
+
+
+@pytest.mark.parametrize("name", ["conv", "nnx"])
+def test_statistics_must_be_passed(name):
+    with pytest.raises(InputError, match=r"pass state=model.start\(\)"):
+        built(name).apply(params_of(name), batch_of(name))
+
+
+def test_values_that_are_not_there_are_named():
+    with pytest.raises(KeyError, match="no 'logit'; it gives"):
+        Outputs({"logits": jnp.zeros(1)})["logit"]
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+        ("llama3-8b", 8_030_261_248),
+        ("gpt3-175b", 174_604_259_328),
+    ],
+)
+def test_presets_have_their_published_sizes(name, params):
+    assert count(PRESETS[name].build()) == params
+
+
+def features():
+    """tokens -> a feature for each, in front of a language model that does not read it."""
+    return from_function(
+        lambda key: {"table": jax.random.normal(key, (64, 4))},
+        lambda params, batch: {"features": params["table"][batch["tokens"]]},
+        layout={"table": "vocab <- features"},
+    )
+
+
+def test_a_chain_passes_values_on_and_keeps_states_apart():
+    model = chain(front=features(), lm=GPT.build())
+    params = model.init(jax.random.key(0))
+    tokens = jnp.asarray(batch_of("gpt", rows=2)["tokens"])
+    out = model.apply(params, {"tokens": tokens}, model.start(2, 16))
+    assert out["features"].shape == (2, 16, 4) and set(out.state) == {"lm"}
+    alone = GPT.build().apply(params["lm"], {"tokens": tokens})
+    assert relative(out["logits"], alone["logits"]) < 1e-6
+    assert relative(model.apply(params, {"hidden": alone["hidden"]})["logits"], alone["logits"]) < 1e-6
+
+
+def test_losses_of_two_parts_do_not_hide_each_other():
+    small = replace(MIXTURE, {"num_layers": 2})
+    model = chain(a=small.build(), b=small.build())
+    losses = jax.eval_shape(
+        lambda key: model.apply(model.init(key), {"tokens": jnp.zeros((1, 4), jnp.int32)}), jax.random.key(0)
+    ).losses
+    assert set(losses) == {"a/balance", "a/router_z", "b/balance", "b/router_z"}
+
+
+def test_a_composition_is_a_config_too():
+    model = chain(frozen(GPT.build()), GPT.build())
+    again = from_dict(to_dict(model.config)).build()
+    assert again.layout == model.layout and again.config == model.config
+
+
+def test_a_frozen_part_with_adapters_leaves_the_other_part_trainable():
+    model = chain(base=frozen(GPT.build()), head=features())
+    params = model.init(jax.random.key(0))
+    params["base"] = weights.lora(params["base"], model.layout["base"], rank=2, key=jax.random.key(1))
+    trainable, _ = weights.partition(params, model.layout)
+    assert [a.shape for a in jax.tree.leaves(trainable)] == [(64, 4)]
+
+
+def test_what_is_made_from_code_can_be_sharded_in_a_chain():
+    model = sharded(chain(front=features(), lm=GPT.build()), make_mesh({"data": 8}))
+    assert set(jax.eval_shape(model.init, jax.random.key(0))) == {"front", "lm"}
+
+
+def test_experts_and_batch_need_axes_of_their_own():
+    rules = with_rules({"experts": ("fsdp",)})
+    model = sharded(MIXTURE.build(), make_mesh({"fsdp": 8}), rules)
+    with pytest.raises(InputError, match="rules put both `batch` and `experts` on fsdp"):
+        jax.eval_shape(model.apply, params_of("mixture"), {"tokens": jnp.zeros((8, 4), jnp.int32)})
+
+
+def test_experts_take_rows_that_the_mesh_does_not_divide():
+    model = sharded(MIXTURE.build(), make_mesh({"fsdp": 4, "expert": 2}))
+    batch = {"tokens": jnp.asarray(batch_of("mixture", rows=3)["tokens"])}
+    expected = jax.jit(built("mixture").apply)(params_of("mixture"), batch)["logits"]
+    assert relative(jax.jit(model.apply)(params_of("mixture"), batch)["logits"], expected) < 1e-5
+
+
+def test_positions_that_restart_are_attended_by_position():
+    """Without segments a caller's positions may go back: training must then see what evaluation sees."""
+    config = replace(GPT, {"max_length": 128})
+    model, positions = config.build(), jnp.tile(jnp.arange(64), 2)[None]
+    params = jax.jit(model.init)(jax.random.key(0))
+    batch = {"tokens": jax.random.randint(jax.random.key(1), (1, 128), 0, 64), "positions": positions}
+    train, evaluation = (
+        jax.jit(model.apply, static_argnames="train")(params, batch, train=t) for t in (True, False)
+    )
+    assert relative(train["logits"], evaluation["logits"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"num_layers": 0}, "model.num_layers"),
+        ({"mlp.activation": "swish"}, "model.mlp.activation"),
+        ({"dropout": 1.0}, "drops everything"),
+        ({"attention.softcap": 0.0}, "a cap must be above 0"),
+        ({"pattern": ("globl",)}, "names the block variant 'globl'; this model has block"),
+        ({"attention.num_kv_heads": 3}, "is no multiple of model.attention.num_kv_heads=3"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(overrides, words):
+    import dataclasses
+
+    config = GPT
+    for path, value in overrides.items():
+        *above, last = path.split(".")
+        part = getattr(config, above[0]) if above else config
+        part = dataclasses.replace(part, **{last: value})
+        config = dataclasses.replace(config, **{above[0]: part}) if above else part
+    with pytest.raises(InputError, match=words):
+        config.build()
+
+
+def test_a_cache_needs_causal_attention():
+    model = replace(GPT, {"attention.causal": False}).build()
+    with pytest.raises(InputError, match="not causal has no cache"):
+        model.start(1, 8)
+
+
+def test_equal_widths_need_no_skip_but_at_a_stride():
+    model = ConvNet(num_classes=3, channels=1, widths=(4, 4, 4, 4)).build()
+    params = model.init(jax.random.key(0))
+    out = model.apply(params, {"images": jnp.zeros((1, 32, 32, 1))}, model.start())
+    assert out["logits"].shape == (1, 3)
+
+
+class Classifier(nn.Module):
+    """A foreign Linen module with statistics and dropout."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+def test_a_linen_module_is_a_model():
+    x = jax.random.normal(jax.random.key(0), (4, 5))
+    model = from_linen(Classifier(), "features", example={"features": x})
+    params, state = model.init(jax.random.key(0)), model.start()
+    out = model.apply(params, {"features": x}, state)
+    expected = Classifier().apply({"params": params, **state}, x, train=False)
+    assert same(out["prediction"], expected) and same(out.state, state)
+    trained = model.apply(params, {"features": x}, state, key=jax.random.key(1), train=True)
+    assert not same(trained.state, state)
+    quantized = weights.quantize(params, model.layout)
+    assert relative(model.apply(quantized, {"features": x}, state)["prediction"], expected) < 0.05
+    with pytest.raises(InputError, match=r"pass state=model\.start"):
+        model.apply(params, {"features": x})
