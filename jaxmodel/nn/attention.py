@@ -106,7 +106,7 @@ class Attention(Layer):
         # In training no key after a query is ever seen, nor computed: late keys are cut off a piece of queries at
         # a time. (Not elsewhere: an export must compute, bit for bit, what the checkpoint does at every length.)
         T = x.shape[1]
-        if not config.causal or T % pieces or T // pieces < SHORTEST_PIECE:
+        if pieces > 1 and (not config.causal or T % pieces or T // pieces < SHORTEST_PIECE):
             pieces = 1
 
         def attend(begin: int, end: int, last: int) -> jax.Array:
