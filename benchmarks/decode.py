@@ -32,8 +32,8 @@ def ours(batch: int) -> None:
 
 def theirs(batch: int) -> None:
     """Random weights, eager, with its default cache."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
     model: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()

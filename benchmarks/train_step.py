@@ -37,8 +37,8 @@ def ours() -> None:
 
 def theirs() -> None:
     """Eager, with torch's fused AdamW."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
     config = transformers.GPT2Config(

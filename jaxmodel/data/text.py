@@ -103,9 +103,12 @@ def prepare_text(
     """
     source = documents(options.path, text_field=options.text_field, pattern=options.pattern)
     tokenizer = tokenizer or _named_tokenizer(options.tokenizer)
-    recipe = tokenizer.to_json() if tokenizer else f"bpe {options.vocab_size}"
-    what = [FORMAT, source.listing(), options.heldout, recipe]
-    key = hashlib.blake2b(json.dumps(what).encode(), digest_size=12).hexdigest()
+
+    def key_of(recipe: str) -> str:
+        what = [FORMAT, source.listing(), options.heldout, recipe]
+        return hashlib.blake2b(json.dumps(what).encode(), digest_size=12).hexdigest()
+
+    key = key_of(tokenizer.to_json() if tokenizer else f"bpe {options.vocab_size}")
     folder = Path(cache or options.cache or _home()) / "text"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,6 +118,10 @@ def prepare_text(
         else:
             with _locked(folder / f"{key}.lock"):
                 data = _load(folder / key, log) or _build(source, tokenizer, options, folder / key, log)
+            if tokenizer is None:
+                # Whoever evaluates brings the tokenizer that was trained here: these are its tokens too.
+                with contextlib.suppress(FileExistsError):
+                    os.symlink(key, folder / key_of(data.tokenizer.to_json()))
     except OSError as error:
         raise InputError(
             f"data.cache: cannot keep tokens in '{folder}': {error.strerror}; set data.cache to another one"

@@ -18,6 +18,7 @@ from jaxmodel.data.sources import documents
 from jaxmodel.data.text import Corpus, gzip_bits_per_byte, prepare_text
 from jaxmodel.data.tokenizer import SEPARATOR, ByteTokenizer, Tokenizer, train_bpe
 from jaxmodel.errors import InputError
+from jaxmodel.options import Data
 
 
 @dataclasses.dataclass
@@ -49,7 +50,7 @@ def prepare(options, **arguments):
 
 
 def entries(options):
-    return [path for path in Path(options.cache, "text").iterdir() if path.is_dir()]
+    return [path for path in Path(options.cache, "text").iterdir() if path.is_dir() and not path.is_symlink()]
 
 
 def read(corpus, tokenizer):
@@ -354,3 +355,14 @@ def test_bits_per_byte_pay_for_every_byte():
     corpus = Corpus.of([np.array([5, 6]), np.array([7])], separator_id=0, num_bytes=10)
     # Five tokens are predicted (three of text, the two ends), each for ln 4 nats, that is, two bits.
     assert corpus.bits_per_byte(math.log(4)) == pytest.approx(5 * 2 / 10)
+
+
+def test_the_trained_tokenizer_finds_the_tokens_it_was_trained_for(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"some words to train on, file {i}\n" * 50)
+    options = Data(path=str(tmp_path), cache=str(tmp_path / ".cache"), vocab_size=300, heldout=0.3)
+    first = prepare_text(options, log=lambda line: None)
+    lines: list[str] = []
+    second = prepare_text(options, first.tokenizer, log=lines.append)
+    assert second.fingerprint == first.fingerprint
+    assert len(lines) == 1 and "tokenised before" in lines[0]
