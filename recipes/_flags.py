@@ -168,6 +168,9 @@ def run(
         return _say(f"interrupted, run the same command again: {error}", 42)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
+    except BrokenPipeError:  # whoever read our output has seen enough (`--help | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0)
         if remedy is None:

@@ -1,4 +1,4 @@
-"""What every recipe that computes sets up: the compile cache, and a polite end on SIGTERM."""
+"""What every recipe that computes sets up: the compile cache, and a polite end on SIGTERM or Ctrl-C."""
 
 import os
 import signal
@@ -17,15 +17,19 @@ def compile_cache(folder: str | None = None) -> Path:
     return path
 
 
-def stop_on_sigterm() -> Callable[[], bool]:
-    """From now on SIGTERM only sets a flag; what comes back says whether it did."""
+def stop_on_signal() -> Callable[[], bool]:
+    """From now on SIGTERM and the first Ctrl-C only set a flag; what comes back says whether one did."""
     asked = False
 
-    def note(*_: object) -> None:
+    def note(number: int, _: object) -> None:
         nonlocal asked
         asked = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one stops at once
+            log("stopping after this step, to save it; press Ctrl-C again to stop at once and lose it")
 
     signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
     return lambda: asked
 
 

@@ -46,13 +46,15 @@ def main(parsed: Parsed[Flags]) -> int:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"--workdir={workdir}: is a file; name a folder") from None
+    except FileNotFoundError:
+        raise InputError(f"--workdir={workdir}: cannot be made there; name another folder") from None
 
     import jax
 
-    from recipes._runtime import compile_cache, log, stop_on_sigterm
+    from recipes._runtime import compile_cache, log, stop_on_signal
 
     compile_cache()
-    should_stop = stop_on_sigterm()
+    should_stop = stop_on_signal()
 
     from jaxmodel import checkpoint, optim, report, tasks
     from jaxmodel.data.loader import Loader, sequential
@@ -132,7 +134,8 @@ def main(parsed: Parsed[Flags]) -> int:
         log(f"{workdir} has made its {start} steps already: raise --train.steps, or name another --workdir")
     elif start:
         log(f"going on from step {start} in {workdir}")
-    (workdir / "train.flags").write_text("\n".join(parsed.lines()) + "\n")
+    if start < flags.train.steps:
+        (workdir / "train.flags").write_text("\n".join(parsed.lines()) + "\n")
     log(
         f"{count(model):,} parameters on {mesh.size} {jax.devices()[0].device_kind} device(s); "
         f"{data.train.num_targets:,} training tokens, {flags.train.batch_size * flags.data.length:,} a step"

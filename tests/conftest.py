@@ -16,3 +16,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 # The same examples in every run, and no time limit on machines that are busy with other tests.
 hypothesis.settings.register_profile("here", database=None, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("here")
+
+# Needs torch and transformers, and is no test: it made what tests/test_oracles.py reads.
+collect_ignore = ["golden/make_models.py"]

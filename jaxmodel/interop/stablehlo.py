@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 import jaxmodel
@@ -98,7 +99,12 @@ def write(
     cache = cache_of(model)
     limits = limits_of(model)
     arrays = {name: np.asarray(array) for name, array in flat(tree).items()}
-    save_file(arrays, directory / WEIGHTS)
+    try:
+        save_file(arrays, directory / WEIGHTS)
+    except SafetensorError as error:  # its way to say that the disk is full
+        raise InputError(
+            f"{directory}: cannot write the weights ({error}): make room, or write elsewhere"
+        ) from error
     if tokenizer is not None:
         (directory / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     programs = {}

@@ -40,7 +40,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     if len(devices) % fixed or (not free and fixed != len(devices)):
         raise InputError(
             f"{asked} does not fit {len(devices)} device{'s' if len(devices) > 1 else ''}: "
-            f"make the product {len(devices)}, or set one axis to -1"
+            f"make the product {len(devices)}" + ("" if free else ", or set one axis to -1")
         )
     for name in free:
         sizes[name] = len(devices) // fixed

@@ -158,7 +158,7 @@ ERRORS = [
     (["--train.steps=many"], "--train.steps=many: must be a whole number of at least 1"),
     (
         ["--train.dtype=float16"],
-        "--train.dtype=float16: must be one of float32, bfloat16 (did you mean bfloat16?)",
+        "--train.dtype=float16: must be one of float32, bfloat16, or none (did you mean bfloat16?)",
     ),
     (["--train.steps"], "Missing value for flag --train.steps"),
     (["--train.steps=9", "more"], "unexpected 'more': every value belongs to a flag, as in --flag=value"),

@@ -48,7 +48,7 @@ def train(name: str, mesh: str | None):
     state = make_state(model, optimizer, jax.random.key(0), partitioning=partitioning)
     first = jax.tree.map(np.asarray, state.params)
     step = make_step(model, loss, optimizer, partitioning=partitioning)
-    batches = [put(batch_of(name, i), partitioning) for i in range(STEPS)]
+    batches = [put(batch_of(name, i % 4), partitioning) for i in range(STEPS)]
     compiled = step.lower(state, batches[0], jax.random.key(1)).compile()
     losses = []
     for batch in batches:
@@ -66,7 +66,7 @@ def reference(name: str):
 def test_losses_bytes_and_collectives(name, mesh):
     losses, first, state, text = train(name, mesh)
     expected = reference(name)
-    assert expected[-5:].mean() < expected[:5].mean()  # it learns, or agreement would mean little
+    assert expected[-4:].mean() < expected[:4].mean()  # it learns, or agreement would mean little
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert same(first, params_of(name)), "initial weights depend on the mesh"
     check_bytes(name, mesh, state)
