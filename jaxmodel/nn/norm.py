@@ -22,7 +22,6 @@ class Norm(Layer):
     kind: str
     epsilon: float
     bias: bool = False
-    logical: str = "embed_norm"
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -30,9 +29,9 @@ class Norm(Layer):
         if self.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = rms_normalize(y, self.epsilon)
-        y = y * self.vector("scale", self.logical, (self.dim,), ones)
+        y = y * self.vector("scale", "embed_norm", (self.dim,), ones)
         if self.bias:
-            y = y + self.vector("bias", self.logical, (self.dim,), zeros)
+            y = y + self.vector("bias", "embed_norm", (self.dim,), zeros)
         return y.astype(x.dtype)
 
 
