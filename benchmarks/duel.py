@@ -7,14 +7,19 @@ import sys
 import time
 from collections.abc import Callable
 
+REPEATS = (
+    4  # in a turn: what runs first after the other program's turn runs up to 25 % slower, on memory gone cold
+)
+
 
 def serve(turn: Callable[[], float], **about) -> None:
-    """A contestant's main: say what it is, then take a turn (returning units of work done) for every line read."""
+    """A contestant's main: say what it is, then work for every line read; `turn` returns units of work done."""
     turn()
     print(json.dumps(about), flush=True)
     for _ in sys.stdin:
+        turn()
         start = time.perf_counter()
-        work = turn()
+        work = sum(turn() for _ in range(REPEATS - 1))
         print(json.dumps(work / (time.perf_counter() - start)), flush=True)
 
 

@@ -27,7 +27,7 @@ def against_peer(module: str, *args: str, rounds: int) -> dict:
 MEASUREMENTS = {
     "train_step_10m": (
         "training step, 10M GPT (L6 D384 H6 V1024 T256 B16), AdamW, float32: tokens/s, ratio to Hugging Face eager",
-        lambda: against_peer("benchmarks.train_step", rounds=8),
+        lambda: against_peer("benchmarks.train_step", rounds=5),
         {"ratio": (">=", 0.75, 1.0)},
     ),
     "decode_batch_1": (

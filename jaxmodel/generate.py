@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmodel.compiling import compiler_options
 from jaxmodel.errors import InputError
 from jaxmodel.model import Apply, Model, Params, Start
 from jaxmodel.nn.stack import unstack
@@ -147,7 +148,7 @@ def _compiled(
         logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array, top_p: jax.Array
     ) -> jax.Array:
         if how.greedy:
-            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+            return _argmax(logits_BV)
         logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / temperature
         if how.top_k is not None or how.nucleus:
             logits_BV = likeliest(logits_BV, how.top_k, top_p if how.nucleus else None)
@@ -184,7 +185,14 @@ def _compiled(
         carry = jnp.zeros((), jnp.int32), tokens_BP[:, -1], jnp.zeros(B, bool), empty, reader.begin(params)
         return jax.lax.while_loop(more, step, carry)[3]
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options=compiler_options())
+
+
+def _argmax(logits_BV: jax.Array) -> jax.Array:
+    """int32[B], the first of the largest, in two passes that vectorize; `jnp.argmax` does not on CPU."""
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
+    last = logits_BV.shape[1] - 1
+    return jnp.min(jnp.where(logits_BV == jnp.max(logits_BV, axis=1, keepdims=True), ids, last), axis=1)
 
 
 def _with_cache(

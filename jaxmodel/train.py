@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from jaxmodel import metrics as pairs
+from jaxmodel.compiling import compiler_options
 from jaxmodel.errors import InputError, Retryable
 from jaxmodel.metrics import Metrics
 from jaxmodel.model import Batch, Model, Params, State
@@ -78,8 +79,12 @@ def make_state(
       params: weights to start from. They are copied: a step reuses the memory of its state, never of yours.
       model_state: batch statistics to start from, copied too.
       partitioning: of a sharded model.
+
+    Raises:
+      InputError: both a key and params, or neither.
     """
-    assert (key is None) != (params is None), "give a key for fresh weights, or params"
+    if (key is None) == (params is None):
+        raise InputError("make_state: give a key for fresh weights, or params, not both")
 
     def make(key: jax.Array | None, params: Params, model_state: State) -> TrainState:
         params, model_state = jax.tree.map(jnp.copy, (params, model_state))
@@ -167,7 +172,7 @@ def make_step(
         state = TrainState(state.step + 1, params, opt_state, model_state)
         return _placed(state, model, optimizer, partitioning), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
 
 
 def _pieces(batch: Batch, accumulate: int) -> Batch:
@@ -255,6 +260,7 @@ def fit(
 
     Raises:
       Diverged: loss or gradients are not finite where they are logged or would be saved.
+      InputError: the loader does not begin at `state.step`.
       Retryable: `should_stop()` was true before the last step.
     """
     done = int(state.step)
@@ -264,7 +270,10 @@ def fit(
 
     def fetch(due: int) -> Batch:
         index, batch = next(batches)
-        assert index == due, f"the loader gave the batch of step {index} where that of {due} was due"
+        if index != due:
+            raise InputError(
+                f"the loader gave the batch of step {index} where that of {due} was due: begin it at state.step"
+            )
         return put(batch)
 
     def due(every: int) -> bool:

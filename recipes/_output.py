@@ -1,5 +1,6 @@
 """Where a recipe writes to, looked at before the long work rather than after."""
 
+import os
 from pathlib import Path
 
 from jaxmodel.errors import InputError
@@ -12,4 +13,6 @@ def output_file(path: str | Path, flag: str) -> Path:
         raise InputError(f"--{flag}={path} is a folder: name a file")
     if not path.parent.is_dir():
         raise InputError(f"--{flag}={path}: there is no folder {path.parent}: make it, or choose another")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"--{flag}={path} cannot be written there: choose another place")
     return path

@@ -24,7 +24,10 @@ class Data:
     text_field: str | None = field(None, "the text's field in a .jsonl line; unsaid: as in training")
     length: int | None = field(None, "tokens in a sequence; unsaid: as in training", low=1)
     heldout: float | None = field(
-        None, "fraction of the documents; unsaid: as in training", low=0.0, high=0.5
+        None,
+        "fraction of the documents; unsaid: as in training, and all of what was not trained on",
+        low=0.0,
+        high=0.5,
     )
     cache: str | None = field(None, "folder for tokenised data; unsaid: as in training")
 
@@ -34,19 +37,24 @@ class Flags:
     """What is evaluated, on what, and where the numbers go."""
 
     checkpoint: str = field(help="a run's folder, one of its steps, or an export")
-    output: str | None = field(None, "file for the numbers; none: eval.json in the run's folder")
+    output: str | None = field(
+        None, "file for the numbers; none: eval.json in the run's folder, or eval-NAME.json of other data"
+    )
     batch_size: int = field(16, "sequences computed at once; changes no number", low=1)
     mesh: options.Mesh | None = field(None, "devices that share the work; none: one device")
     data: Data = Data()
 
 
-COMMAND = Command("eval", "Evaluate a language model on all the text that was held out from training.", Flags)
+COMMAND = Command(
+    "eval", "Evaluate a language model on the text held out from training, or on all of another.", Flags
+)
 
 
 def main(parsed: Parsed[Flags]) -> int:
     """Load, evaluate, compare with gzip, write."""
     flags = parsed.flags
-    output = _workdir(Path(flags.checkpoint)) / "eval.json"
+    other = flags.data.path
+    output = _workdir(Path(flags.checkpoint)) / (f"eval-{Path(other).stem}.json" if other else "eval.json")
     if flags.output is not None:
         output = output_file(flags.output, "output")
 
@@ -120,7 +128,14 @@ def _data(info: Any, said: Any) -> options.Data:
     known = config.fields(options.Data)
     trained = {name: value for name, value in info.get("data", {}).items() if name in known}
     over = {name.removeprefix("data."): value for name, value in said.items() if name.startswith("data.")}
-    return config.create(options.Data, trained | over, "data.")
+    data = config.create(options.Data, trained | over, "data.")
+    if "heldout" in over or "path" not in over or _same(over["path"], trained.get("path")):
+        return data
+    return dataclasses.replace(data, heldout=1.0)  # the model has seen none of it
+
+
+def _same(path: str, trained: str | None) -> bool:
+    return trained is not None and Path(path).expanduser().resolve() == Path(trained).expanduser().resolve()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ class Flags:
 
     checkpoint: str = field(help="a run's folder, one of its steps, or an export")
     prompt: str = field("", "how a text begins; repeat it for several texts; empty: a new document")
-    max_new_tokens: int = field(100, "tokens to add at most", low=1)
+    max_new_tokens: int | None = field(
+        None, "tokens to add at most; unsaid: 100, or what the model's max_length leaves", low=1
+    )
     temperature: float = field(0.8, "below 1 the likely gets likelier; 0 takes the likeliest", low=0.0)
     top_k: int | None = field(None, "draw from this many of the likeliest tokens", low=1)
     top_p: float | None = field(
@@ -57,7 +59,7 @@ def main(parsed: Parsed[Flags]) -> int:
 
     compile_cache()
 
-    from jaxmodel.generate import generate
+    from jaxmodel.generate import generate, of_config
     from jaxmodel.load import load
     from jaxmodel.nn.stack import unstack
     from jaxmodel.sharding import make_mesh
@@ -69,11 +71,13 @@ def main(parsed: Parsed[Flags]) -> int:
     if tokenizer is None:
         raise InputError(f"--checkpoint={flags.checkpoint} holds no tokenizer: name a language model's")
     prompts = [ids.tolist() or [tokenizer.separator_id] for ids in tokenizer.encode_batch(flags.prompts)]
+    limit = (of_config(model.config, "limits") or {}).get("length", sys.maxsize)
+    room = max(limit - max(map(len, prompts)), 1)  # too long a prompt is named by what follows
     added = generate(
         model,
         params,
         prompts,
-        max_new_tokens=flags.max_new_tokens,
+        max_new_tokens=flags.max_new_tokens or min(100, room),
         temperature=flags.temperature,
         top_k=flags.top_k,
         top_p=flags.top_p,

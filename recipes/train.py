@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import os
 import sys
 from pathlib import Path
 
@@ -42,12 +43,7 @@ def main(parsed: Parsed[Flags]) -> int:
     if parsed.model is None and flags.init_from is None:
         raise InputError("--model is missing: name a preset, as in --model=tiny, or give --init_from=DIR")
     workdir = Path(flags.workdir or f"runs/{parsed.model_name or 'from-checkpoint'}")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--workdir={workdir}: is a file; name a folder") from None
-    except FileNotFoundError:
-        raise InputError(f"--workdir={workdir}: cannot be made there; name another folder") from None
+    _check_workdir(workdir)
 
     import jax
 
@@ -118,6 +114,7 @@ def main(parsed: Parsed[Flags]) -> int:
         "train": dataclasses.asdict(flags.train),
         "optimizer": dataclasses.asdict(flags.optimizer),
     }
+    workdir.mkdir(parents=True, exist_ok=True)  # only now: what was refused leaves nothing behind
     saver = checkpoint.Checkpointer(
         workdir, model, keep=flags.checkpoint.keep, tokenizer=data.tokenizer, info=info, log=log
     )
@@ -126,8 +123,10 @@ def main(parsed: Parsed[Flags]) -> int:
         optimizer,
         jax.random.key(flags.train.seed) if source is None else None,
         params=source.params if source else None,
+        model_state=source.model_state if source else None,
         partitioning=partitioning,
     )
+    source = None  # its weights were copied: one copy is enough
     state = saver.restore(state)
     start = int(state.step)
     if start >= flags.train.steps:
@@ -171,6 +170,17 @@ def main(parsed: Parsed[Flags]) -> int:
     log(report.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png"))
     log(f"checkpoint: {workdir}\nnext: python -m recipes.eval --checkpoint={workdir}")
     return 0
+
+
+def _check_workdir(workdir: Path) -> None:
+    """InputError unless a folder is there, or can be made there."""
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(
+            f"--workdir={workdir}: {'' if there == workdir else f'{there} '}is a file; name a folder"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--workdir={workdir}: cannot be made there; name another folder")
 
 
 def _check_data(workdir: Path, fingerprint: str) -> None:

@@ -352,5 +352,5 @@ def test_a_run_that_diverges_says_so_and_saves_nothing(log_every, save_every):
 
 
 def test_the_batches_must_begin_where_the_state_stands():
-    with pytest.raises(AssertionError, match="step 3 where that of 0 was due"):
+    with pytest.raises(InputError, match="step 3 where that of 0 was due"):
         fit(start("function"), step_of("function"), loader("function", 3), key=KEY, steps=8)

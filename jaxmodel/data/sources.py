@@ -49,16 +49,19 @@ class Documents:
                         yield Document(name, text)
 
     def split(self, heldout: float) -> "tuple[Documents, Documents]":
-        """Train and held-out documents, neither empty: about `heldout` of all, by the hash of their names.
+        """Train and held-out documents, neither empty below 1: about `heldout` of all, by the hash of their names.
 
         A single document is cut at a line break instead, and its tail held out. Reads everything once, so
-        that what is wrong with it is said before any long work. Raises InputError if there is no text.
+        that what is wrong with it is said before any long work. At 1 all is held out, and nothing is for training.
+        Raises InputError if there is no text.
         """
-        if not 0 < heldout < 1:
-            raise InputError(f"data.heldout={heldout}: give the fraction to hold out, between 0 and 1")
+        if not 0 < heldout <= 1:
+            raise InputError(f"data.heldout={heldout}: give the fraction to hold out, above 0 and at most 1")
         scores = np.sort(np.fromiter((_score(document.name) for document in self), np.float64))
         if scores.size == 0:
             raise InputError(f"data.path: {self.title} holds no text; give a file or folder that does")
+        if heldout == 1:
+            return dataclasses.replace(self, scores=(1.0, 1.0)), self
         if scores.size == 1:
             cut = 1 - heldout
             return dataclasses.replace(self, span=(0.0, cut)), dataclasses.replace(self, span=(cut, 1.0))

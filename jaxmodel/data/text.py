@@ -164,6 +164,8 @@ def _build(source: Documents, tokenizer: Tokenizer | None, options: Any, entry: 
         if left.stat().st_mtime < time.time() - 24 * 3600:
             shutil.rmtree(left, ignore_errors=True)
     train, heldout = source.split(options.heldout)
+    if tokenizer is None and options.heldout == 1:
+        raise InputError("data.heldout=1 leaves no text to train a tokenizer on: give data.tokenizer")
     if tokenizer is None:
         tokenizer = _trained(train, options.vocab_size, log)
     with tempfile.TemporaryDirectory(
@@ -177,7 +179,7 @@ def _build(source: Documents, tokenizer: Tokenizer | None, options: Any, entry: 
             "heldout": _write(heldout, "heldout", tokenizer, new, log),
         }
         for part, facts in parts.items():
-            if not facts["num_bytes"]:
+            if not facts["num_bytes"] and (part, options.heldout) != ("train", 1):
                 raise InputError(
                     f"data.path: {source.title} holds too little text to hold some of it out "
                     f"(nothing is left for {part}); give more text, or another data.heldout"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.models import configs
-from jaxmodel.nn.cache import FullCache, SlidingCache
+from jaxmodel.nn.cache import Cache
 from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, ones, zeros
 from jaxmodel.nn.mask import attention_mask
 from jaxmodel.nn.norm import rms_normalize
@@ -86,9 +86,9 @@ class Attention(Layer):
         x: jax.Array,
         positions: jax.Array,
         segments: jax.Array | None,
-        cache: FullCache | SlidingCache | None,
+        cache: Cache | None,
         pieces: int = 1,
-    ) -> tuple[jax.Array, FullCache | SlidingCache | None]:
+    ) -> tuple[jax.Array, Cache | None]:
         config = self.config
         H, G = config.num_heads, config.num_kv_heads or config.num_heads
         K = config.head_dim or self.dim // H

@@ -8,7 +8,7 @@ import jax
 
 from jaxmodel.models import configs
 from jaxmodel.nn.attention import Attention
-from jaxmodel.nn.cache import FullCache, SlidingCache
+from jaxmodel.nn.cache import Cache
 from jaxmodel.nn.layer import Initializer, Layer, compact, normal
 from jaxmodel.nn.mlp import MLP, MoE
 from jaxmodel.nn.norm import Norm
@@ -39,10 +39,10 @@ class Block(Layer):
         positions: jax.Array,
         segments: jax.Array | None,
         real: jax.Array,
-        cache: FullCache | SlidingCache | None,
+        cache: Cache | None,
         train: bool,
         pieces: int = 1,
-    ) -> tuple[jax.Array, FullCache | SlidingCache | None, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         config = self.config
         pre = config.norm.placement == "pre"
         shared: dict[str, Any] = {"partitioning": self.partitioning, "dim": config.embed_dim}

@@ -196,10 +196,18 @@ def test_words_for_what_may_not_be_read(tmp_path, monkeypatch, name):
         source.split(0.5)
 
 
-@pytest.mark.parametrize("heldout", [0, 1, -0.1, 1.5])
+@pytest.mark.parametrize("count", [1, 5])
+def test_all_may_be_held_out(tmp_path, count):
+    for i in range(count):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}")
+    train, held = documents(tmp_path).split(1)
+    assert (len(list(train)), len(list(held))) == (0, count)
+
+
+@pytest.mark.parametrize("heldout", [0, -0.1, 1.5])
 def test_words_for_a_fraction_that_is_none(tmp_path, heldout):
     write(tmp_path, {"a.txt": "some text"})
     with pytest.raises(
-        InputError, match=f"data.heldout={heldout}: give the fraction to hold out, between 0 and 1"
+        InputError, match=f"data.heldout={heldout}: give the fraction to hold out, above 0 and at most 1"
     ):
         documents(tmp_path).split(heldout)

@@ -125,6 +125,19 @@ def test_other_text_is_laid_over_the_data_of_training(call, workdir, tmp_path):
     assert found["data"]["length"] == LENGTH
 
 
+def test_all_of_another_text_is_evaluated_and_leaves_the_runs_own_numbers_alone(call, workdir, tmp_path):
+    assert call(f"--checkpoint={workdir}")[0] == 0
+    before = (workdir / "eval.json").read_bytes()
+    text = "One line of text.\n" * 8
+    (tmp_path / "other.txt").write_text(text)
+    code, out, err = call(f"--checkpoint={workdir}", f"--data.path={tmp_path / 'other.txt'}")
+    assert (code, err) == (0, "")
+    assert str(workdir / "eval-other.json") in out
+    found = json.loads((workdir / "eval-other.json").read_text())
+    assert_close(found, naive(workdir, text.encode(), [text.encode()]))
+    assert (workdir / "eval.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

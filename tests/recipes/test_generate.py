@@ -60,6 +60,17 @@ def test_prompts_are_continued_and_written(call, workdir, tmp_path):
     assert [line["prompt"] + line["text"] for line in lines] == texts
 
 
+def test_unsaid_is_what_the_model_has_room_for(call, workdir, capsys):
+    loaded = load(workdir)
+    prompt = "x" * (loaded.model.config.max_length - 3)
+    with_flag = call(f"--prompt={prompt}", "--max_new_tokens=3", "--temperature=0")
+    assert (
+        run(main, COMMAND, ["generate", f"--checkpoint={workdir}", f"--prompt={prompt}", "--temperature=0"])
+        == 0
+    )
+    assert with_flag[0] == 0 and capsys.readouterr().out == with_flag[1]
+
+
 def test_no_prompt_is_a_new_document(call, workdir):
     (text,) = expected(workdir, "")
     assert call("--temperature=0")[:2] == (0, text + "\n")

@@ -162,4 +162,11 @@ def test_a_workdir_that_cannot_be_made(tmp_path, corpus, capsys):
     file = tmp_path / "file"
     file.write_text("")
     assert run(train.main, train.COMMAND, command(file / "run", corpus)) == 2
-    assert "is a file; name a folder" in capsys.readouterr().err
+    assert f"{file} is a file; name a folder" in capsys.readouterr().err
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path, corpus, capsys):
+    wrong = [*command(tmp_path / "run", corpus), "--data.length=100000"]
+    assert run(train.main, train.COMMAND, wrong) == 2
+    assert "--data.length=100000 is longer than --model.max_length" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
