@@ -26,7 +26,7 @@ def attention_mask(
     window: int | None = None,
     prefix: jax.Array | None = None,
 ) -> jax.Array:
-    """bool[B,T,S], true where a query may see a key.
+    """bool[B,T,S], true where a query may see a key; [B,1,S] where every query sees alike.
 
     Args:
       queries: int32[B,T] positions of the queries; ABSENT where there is none.
