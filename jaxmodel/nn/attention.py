@@ -59,9 +59,9 @@ def dot_product_attention(
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
     q_BGRTK = (q_BTHK * jnp.asarray(scale, q_BTHK.dtype)).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
-    k_BGKS = k_BSGK.astype(q_BTHK.dtype).transpose(0, 2, 3, 1)
+    k_BGSK = k_BSGK.astype(q_BTHK.dtype).transpose(0, 2, 1, 3)
     v_BGSK = v_BSGK.astype(q_BTHK.dtype).transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bgrtk,bgks->bgrts", q_BGRTK, k_BGKS, preferred_element_type=STABLE)
+    scores = jnp.einsum("bgrtk,bgsk->bgrts", q_BGRTK, k_BGSK, preferred_element_type=STABLE)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if mask is not None:

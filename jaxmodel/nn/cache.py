@@ -27,7 +27,10 @@ class Cache(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FullCache:
-    """Every token so far, in the order it came: keys and values [B,S,H,K], positions int32[B,S], int32[] used."""
+    """Every token so far, in the order it came: keys and values [B,H,S,K], positions int32[B,S], int32[] used.
+
+    A head's tokens lie together, as attention multiplies them: what is read is not copied first.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -37,13 +40,20 @@ class FullCache:
     def append(self, keys: jax.Array, values: jax.Array, positions: jax.Array) -> tuple[FullCache, Read]:
         """Write at the next free slots; the caller sees to it that S is not exceeded."""
         at = self.used
+
+        def write(old: jax.Array, new: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, _heads_first(new).astype(old.dtype), at, axis=2)
+
+        written = jax.lax.dynamic_update_slice_in_dim(self.positions, positions, at, axis=1)
         grown = FullCache(
-            jax.lax.dynamic_update_slice_in_dim(self.keys, keys.astype(self.keys.dtype), at, axis=1),
-            jax.lax.dynamic_update_slice_in_dim(self.values, values.astype(self.values.dtype), at, axis=1),
-            jax.lax.dynamic_update_slice_in_dim(self.positions, positions, at, axis=1),
-            at + positions.shape[1],
+            write(self.keys, keys), write(self.values, values), written, at + positions.shape[1]
         )
-        return grown, (grown.keys, grown.values, grown.positions)
+        return grown, (_heads_first(grown.keys), _heads_first(grown.values), written)
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+    """[B,T,H,K] to [B,H,T,K], and back."""
+    return x.transpose(0, 2, 1, 3)
 
 
 @jax.tree_util.register_dataclass
@@ -82,6 +92,9 @@ def make_cache(
 ) -> FullCache | SlidingCache:
     """An empty cache for `length` tokens a row; a sliding one where the window is shorter than that."""
     slots = length if window is None else min(window, length)
-    shape = (batch_size, slots, num_kv_heads, head_dim)
-    arrays = (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full(shape[:2], ABSENT, jnp.int32))
-    return FullCache(*arrays, used=jnp.zeros((), jnp.int32)) if slots == length else SlidingCache(*arrays)
+    positions = jnp.full((batch_size, slots), ABSENT, jnp.int32)
+    if slots == length:
+        empty = jnp.zeros((batch_size, num_kv_heads, slots, head_dim), dtype)
+        return FullCache(empty, empty, positions, used=jnp.zeros((), jnp.int32))
+    empty = jnp.zeros((batch_size, slots, num_kv_heads, head_dim), dtype)
+    return SlidingCache(empty, empty, positions)

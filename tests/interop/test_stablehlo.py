@@ -258,7 +258,7 @@ def test_the_empty_cache_is_that_of_start(name):
 def test_a_window_almost_as_long_as_the_longest_cache(window):
     config = replace(PATTERN, {"num_layers": 2, "attention.window": window, "pattern": ("block",)})
     cache = cache_of(config.build())
-    slots = {array.shape[1] for name, array in cache.arrays.items() if name.endswith("keys")}
+    slots = {array.shape[1] for name, array in cache.arrays.items() if name.endswith("positions")}
     assert slots == ({30} if window == 30 else {"capacity"})
     started = unstack(config.build().start(2, 16))
     assert window == 30 or same(cache.empty({}, batch=2, capacity=16), started)
