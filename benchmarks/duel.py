@@ -7,9 +7,8 @@ import sys
 import time
 from collections.abc import Callable
 
-REPEATS = (
-    4  # in a turn: what runs first after the other program's turn runs up to 25 % slower, on memory gone cold
-)
+# In a turn; the first does not count: after the other program's turn it runs up to 25 % slower.
+REPEATS = 4
 
 
 def serve(turn: Callable[[], float], **about) -> None:
