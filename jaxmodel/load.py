@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxmodel import checkpoint
 from jaxmodel import config as configs
-from jaxmodel.checkpoint.manifest import MANIFEST, Log, damage_of, log_to_stderr, newest, steps
+from jaxmodel.checkpoint.manifest import MANIFEST, Log, damage, damage_of, log_to_stderr, newest, steps
 from jaxmodel.checkpoint.record import RECORD, TOKENIZER
 from jaxmodel.data.tokenizer import Tokenizer
 from jaxmodel.errors import InputError
@@ -58,11 +58,13 @@ class Reader(NamedTuple):
       what: how to know it, for the message when nothing is found.
       recognise: whether a path is of this kind.
       read: loads it.
+      config: the model's config as it is written there, the weights unread.
     """
 
     what: str
     recognise: Callable[[Path], bool]
     read: Callable[[Path, Request], Loaded]
+    config: Callable[[Path], dict[str, Any]]
 
 
 def load(
@@ -81,16 +83,27 @@ def load(
       path: where it is.
       mesh: where the weights go, whatever mesh they were saved on; by default, to one device.
       rules: logical dims to mesh axes.
-      model: of a checkpoint whose model was made from code alone (`from_function`, `from_linen`, `from_nnx`).
+      model: to use instead of the one that a checkpoint describes: with the same weights, but more dropout, say; or
+        where it describes none, for it was made from code alone (`from_function`, `from_linen`, `from_nnx`).
       log: is told of steps that were passed over, and why.
 
     Raises:
-      InputError: nothing is there, what is there is damaged, or the model is needed.
+      InputError: nothing is there, what is there is damaged, or the model is needed or has other weights.
     """
+    return _reader(Path(path)).read(Path(path), Request(mesh, rules, model, log))
+
+
+def config_of(path: str | Path) -> Any:
+    """The config of the model that a path holds, without reading its weights; InputError as `load`."""
     path = Path(path)
+    return _described(path, _reader(path).config(path))
+
+
+def _reader(path: Path) -> Reader:
+    """The reader of what is there; InputError where nothing holds a model."""
     for reader in READERS:
         if reader.recognise(path):
-            return reader.read(path, Request(mesh, rules, model, log))
+            return reader
     if not path.exists():
         raise InputError(f"{path}: there is no such folder")
     names = (
@@ -101,12 +114,36 @@ def load(
     raise InputError(f"{path} holds no model: looked for {kinds}; found {there or 'nothing'}")
 
 
+def _described(path: Path, config: dict[str, Any]) -> Any:
+    """The config from what was written; InputError where that is nothing but a name."""
+    if "opaque" in config:
+        raise InputError(
+            f"{path}: the model ({config['opaque']}) was made from code, which no checkpoint "
+            "holds: make it again and pass it, load(path, model=…)"
+        )
+    return configs.from_dict(config)
+
+
 def _read_run(path: Path, request: Request) -> Loaded:
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    folder = _steps_folder(path)
     step = newest(folder, request.log)
     if step is None:
         raise InputError(f"{path} holds no committed step: looked for {folder / 'STEP' / MANIFEST}")
     return _read_checked(folder / str(step), request)
+
+
+def _run_config(path: Path) -> dict[str, Any]:
+    """That of the newest step whose files have their sizes: every byte is looked at when it is loaded."""
+    folder = _steps_folder(path)
+    candidates = (folder / str(step) for step in reversed(steps(folder)))
+    found = next((each for each in candidates if damage(each, contents=False) is None), None)
+    if found is None:
+        raise InputError(f"{path} holds no whole step: looked for {folder / 'STEP' / MANIFEST}")
+    return checkpoint.read_record(found).config
+
+
+def _steps_folder(run: Path) -> Path:
+    return run / "checkpoints" if (run / "checkpoints").is_dir() else run
 
 
 def _read_step(path: Path, request: Request) -> Loaded:
@@ -120,12 +157,7 @@ def _read_checked(path: Path, request: Request) -> Loaded:
     record = checkpoint.read_record(path)
     model = request.model
     if model is None:
-        if "opaque" in record.config:
-            raise InputError(
-                f"{path}: the model ({record.config['opaque']}) was made from code, which no checkpoint "
-                "holds: make it again and pass it, load(path, model=…)"
-            )
-        model = configs.from_dict(record.config).build()
+        model = _described(path, record.config).build()
     partitioning = None
     if request.mesh is not None:
         partitioning = Partitioning(request.mesh, request.rules)
@@ -174,7 +206,12 @@ def _is_step(path: Path) -> bool:
 
 # Tried in order; another kind of thing that holds a model is another row.
 READERS: list[Reader] = [
-    Reader("an export (forward.stablehlo)", stablehlo.is_export, _read_export),
-    Reader(f"a step ({RECORD})", _is_step, _read_step),
-    Reader("a workdir (checkpoints/)", _is_run, _read_run),
+    Reader(
+        "an export (forward.stablehlo)",
+        stablehlo.is_export,
+        _read_export,
+        lambda path: stablehlo.read_about(path)["config"],
+    ),
+    Reader(f"a step ({RECORD})", _is_step, _read_step, lambda path: checkpoint.read_record(path).config),
+    Reader("a workdir (checkpoints/)", _is_run, _read_run, _run_config),
 ]

@@ -33,7 +33,7 @@ class Parsed(Generic[F]):
     Attributes:
         flags: the command's own dataclass, filled in.
         model_name: the preset, or None if none was named.
-        model: the preset's config with `--model.*` laid over it, or None.
+        model: the config of the preset, or of what the source flag points at, with `--model.*` laid over it; or None.
         said: the values that were given, by dotted name, flag files included.
     """
 
@@ -46,7 +46,8 @@ class Parsed(Generic[F]):
         """The whole as the lines of a flag file; what no flag can spell is left as a comment."""
         lines = list(_lines(self.flags, ""))
         if self.model is not None:
-            lines += [f"--model={self.model_name}", *_lines(self.model, "model.")]
+            lines += [f"--model={self.model_name}"] if self.model_name else []
+            lines += _lines(self.model, "model.")
         return lines
 
 
@@ -61,6 +62,8 @@ class Command(Generic[F]):
             section `--train.*`. A `check()` of a section, or of the whole, is called once all is parsed.
         model: whether it takes `--model=PRESET` and `--model.*`.
         presets: configs by name; `jaxmodel.models.presets.PRESETS` unless given.
+        source: a flag that points at something holding a model, and a function from its value to that model's
+            config: without `--model`, `--model.*` change that one.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Command(Generic[F]):
     flags: type[F]
     model: bool = False
     presets: Mapping[str, Any] | None = None
+    source: tuple[str, Callable[[str], Any]] | None = None
 
     def parse(self, argv: Sequence[str]) -> Parsed[F]:
         """Parse a command line, `argv[0]` being the program; `--help` and `--print_config` exit with 0.
@@ -78,11 +82,11 @@ class Command(Generic[F]):
         values = absl.flags.FlagValues()
         values.set_gnu_getopt()  # a word that belongs to no flag is found wherever it stands
         _define(values, self._infos())
-        # First pass: which preset? Only then is it known which --model.* flags there are, and of what type.
+        # First pass: which model? Only then is it known which --model.* flags there are, and of what type.
         args = _expand(values, argv)
         rest = _read(values, args, known_only=True)
         name = values["model"].value if self.model else None
-        preset = None if name is None else self._presets().get(name)
+        preset = self._pointed_at(values, rest) if name is None else self._presets().get(name)
         if name is not None and preset is None:
             raise InputError(f"--model={name}: {config.did_you_mean(name, self._presets())}")
         if values["help"].present:
@@ -132,14 +136,29 @@ class Command(Generic[F]):
         of_model = {} if preset is None else config.flatten(preset)
         return infos | COMMON | {f"model.{path}": info for path, info in of_model.items()}
 
-    def _refuse_model_flags(self, values: absl.flags.FlagValues, rest: Sequence[str]) -> None:
-        """Say that `--model.x` needs a preset, unless another flag is unknown: a mistyped --model?"""
+    def _pointed_at(self, values: absl.flags.FlagValues, rest: Sequence[str]) -> Any:
+        """The config of the model that the source flag points at, or None; other flags are looked at first."""
+        flag, config_of = self.source or (None, None)
+        if flag is None or config_of is None or not values[flag].present:
+            return None
+        path = config.parse(str(values[flag].value), self._infos()[flag], f"--{flag}")
+        if path is None:
+            return None
+        self._model_flags(values, rest)
+        return config_of(path)
+
+    def _model_flags(self, values: absl.flags.FlagValues, rest: Sequence[str]) -> list[str]:
+        """The names of what the first pass left over; InputError if any is no `model.x`: a mistyped --model?"""
         unknown = [arg.partition("=")[0].lstrip("-") for arg in rest if arg.startswith("-")]
         for name in unknown:
             if not name.removeprefix("no").startswith("model."):
                 raise _unknown(name, values)
-        if unknown:
-            names = ", ".join(self._presets())
+        return unknown
+
+    def _refuse_model_flags(self, values: absl.flags.FlagValues, rest: Sequence[str]) -> None:
+        """Say that `--model.x` needs a model to change."""
+        if unknown := self._model_flags(values, rest):
+            names = ", ".join(self._presets()) + (f"; or --{self.source[0]}" if self.source else "")
             raise InputError(f"--{unknown[0]} changes a named model: give --model too, one of {names}")
 
     def _resolve(self, said: Mapping[str, Any], name: str | None, preset: Any) -> Parsed[F]:

@@ -20,7 +20,10 @@ class Flags:
     workdir: str | None = field(
         None, "where metrics, checkpoints and the loss curve go; a run found there goes on; none: runs/MODEL"
     )
-    init_from: str | None = field(None, "start from the weights of this checkpoint or workdir")
+    init_from: str | None = field(
+        None,
+        "start from the weights of this checkpoint or workdir; without --model, --model.* change its model",
+    )
     data: options.Data = options.Data()
     optimizer: options.Optimizer = options.Optimizer()
     train: options.Train = options.Train()
@@ -32,15 +35,25 @@ class Flags:
         self.optimizer.check(self.train.steps)
 
 
+def _config_of(path: str):
+    from jaxmodel.load import config_of
+
+    return config_of(path)
+
+
 COMMAND = Command(
-    "train", "Train a language model on text, or go on with a run that was stopped.", Flags, model=True
+    "train",
+    "Train a language model on text, or go on with a run that was stopped.",
+    Flags,
+    model=True,
+    source=("init_from", _config_of),
 )
 
 
 def main(parsed: Parsed[Flags]) -> int:
     """Train, evaluate, save; the library calls in order."""
     flags = parsed.flags
-    if parsed.model is None and flags.init_from is None:
+    if parsed.model is None:
         raise InputError("--model is missing: name a preset, as in --model=tiny, or give --init_from=DIR")
     workdir = Path(flags.workdir or f"runs/{parsed.model_name or 'from-checkpoint'}")
     _check_workdir(workdir)
@@ -68,12 +81,15 @@ def main(parsed: Parsed[Flags]) -> int:
         partitioning.check_batch(
             flags.train.batch_size // flags.train.accumulate, "train.batch_size / train.accumulate"
         )
-    source = load(flags.init_from, mesh=mesh if partitioning else None, log=log) if flags.init_from else None
+    model_config = _model_config(parsed)
+    source = None
+    if flags.init_from is not None:
+        where = mesh if partitioning else None
+        source = load(flags.init_from, mesh=where, model=model_config.build(), log=log)
     if source is not None and "format" in source.info:
         raise InputError(
             f"--init_from={flags.init_from} is an export, made to be run: start from its checkpoint"
         )
-    model_config = _model_config(parsed, source)
     if flags.data.length > model_config.max_length:
         raise InputError(
             f"--data.length={flags.data.length} is longer than --model.max_length={model_config.max_length}: "
@@ -199,19 +215,17 @@ def _check_data(workdir: Path, fingerprint: str) -> None:
         )
 
 
-def _model_config(parsed: Parsed[Flags], source):
-    """The model that was asked for, or that of the checkpoint it starts from; InputError when they differ."""
-    here, wanted = parsed.model, parsed.flags.train.dtype
-    if source is not None:
-        if here is not None:
-            there = dataclasses.replace(source.model.config, execution=here.execution)
-            found = config.difference(there, here, (f"in {parsed.flags.init_from}", "asked for"), "model")
-            if found:
-                raise InputError(
-                    f"--init_from={parsed.flags.init_from} holds another model ({'; '.join(found)}): ask for that "
-                    "one, or leave --model out"
-                )
-        here = source.model.config if here is None else here
+def _model_config(parsed: Parsed[Flags]):
+    """The model that was asked for; InputError when it was named and the checkpoint holds another."""
+    here, wanted, init_from = parsed.model, parsed.flags.train.dtype, parsed.flags.init_from
+    if init_from is not None and parsed.model_name is not None:
+        there = dataclasses.replace(_config_of(init_from), execution=here.execution)
+        found = config.difference(there, here, (f"in {init_from}", "asked for"), "model")
+        if found:
+            raise InputError(
+                f"--init_from={init_from} holds another model ({'; '.join(found)}): ask for that "
+                "one, or leave --model out"
+            )
     if wanted is None:
         return here
     said = parsed.said.get("model.execution.dtype", wanted)

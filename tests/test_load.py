@@ -11,9 +11,10 @@ import pytest
 
 from jaxmodel import weights
 from jaxmodel.checkpoint import Checkpointer
+from jaxmodel.config import replace, to_dict
 from jaxmodel.data.tokenizer import ByteTokenizer, train_bpe
 from jaxmodel.errors import InputError
-from jaxmodel.load import READERS, Loaded, Reader, load
+from jaxmodel.load import READERS, Loaded, Reader, config_of, load
 from jaxmodel.model import Model, chain, frozen
 from jaxmodel.sharding import Partitioning, make_mesh
 from jaxmodel.train import TrainState
@@ -136,10 +137,44 @@ def test_where_nothing_is_all_that_was_looked_for_is_said(tmp_path):
 def test_another_kind_of_thing_is_another_row(tmp_path, monkeypatch):
     there = Loaded(tiny()[0], {}, {}, None, 0, {})
     row = Reader(
-        "a pickle (model.pkl)", lambda path: (path / "model.pkl").exists(), lambda path, request: there
+        "a pickle (model.pkl)",
+        lambda path: (path / "model.pkl").exists(),
+        lambda path, request: there,
+        lambda path: to_dict(GPT),
     )
     monkeypatch.setattr(sys.modules[load.__module__], "READERS", [row, *READERS])
     with pytest.raises(InputError, match=r"looked for a pickle \(model\.pkl\); an export"):
         load(tmp_path)
     (tmp_path / "model.pkl").touch()
-    assert load(tmp_path) is there
+    assert load(tmp_path) is there and config_of(tmp_path) == GPT
+
+
+def test_a_config_is_read_without_the_weights(tmp_path):
+    workdir = save(tmp_path / "run", built("gpt"), state_of("gpt", "dense"))
+    step = workdir / "checkpoints" / "5"
+    for path in (workdir, workdir / "checkpoints", step):
+        assert config_of(path) == GPT
+    shutil.rmtree(step / "weights")
+    assert config_of(step) == GPT
+    with pytest.raises(InputError, match=r"run holds no whole step: looked for .*checkpoints/STEP/manifest"):
+        config_of(workdir)
+    with pytest.raises(InputError, match=r"nowhere: there is no such folder"):
+        config_of(tmp_path / "nowhere")
+    saved(tmp_path / "code", 1)
+    with pytest.raises(InputError, match=r"the model \(function\) was made from code"):
+        config_of(tmp_path / "code")
+
+
+def test_another_model_may_take_the_same_weights(tmp_path):
+    state = state_of("gpt", "int4+lora")
+    workdir = save(tmp_path, built("gpt"), state)
+    other = replace(GPT, {"dropout": 0.25, "execution.remat": True, "attention.window": 3}).build()
+    loaded = load(workdir, model=other, log=silent)
+    assert loaded.model is other and equal(loaded.params, state.params)
+    larger = replace(GPT, {"vocab_size": GPT.vocab_size + 1}).build()
+    words = (
+        rf"stem/tokens: \[{GPT.vocab_size}, {GPT.embed_dim}\] in the checkpoint, "
+        rf"\[{GPT.vocab_size + 1}, {GPT.embed_dim}\] in the model.*ask for a model whose weights have the shapes"
+    )
+    with pytest.raises(InputError, match=words):
+        load(workdir, model=larger, log=silent)

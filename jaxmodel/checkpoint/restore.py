@@ -17,6 +17,8 @@ from jaxmodel.model import Model, Params, State
 from jaxmodel.sharding import Partitioning
 
 SHOWN = 8  # differences named in one message
+OTHER_WEIGHTS = "ask for a model whose weights have the shapes they were saved in, or start from fresh ones"
+OTHER_STATE = "go on with the settings it was saved with, or start in another workdir"
 
 
 def restore_weights(
@@ -90,7 +92,7 @@ def _abstract_params(step: Path, record: Record, model: Model) -> Params:
     lines = [f"{path}: in the checkpoint only" for path in record.weights if path not in shapes]
     lines += [f"{path}: not in the checkpoint" for path in shapes if path not in record.weights]
     if lines:
-        raise _misfit(step, lines)
+        raise _misfit(step, lines, OTHER_WEIGHTS)
     params = weights.map_weights_with_path(
         lambda path, _: weights.abstract(record.weights[path]), model.layout
     )
@@ -104,7 +106,7 @@ def _abstract_params(step: Path, record: Record, model: Model) -> Params:
         if here[path].shape != there[path].shape
     ]
     if lines:
-        raise _misfit(step, lines)
+        raise _misfit(step, lines, OTHER_WEIGHTS)
     return params
 
 
@@ -120,12 +122,9 @@ def _check(step: Path, asked: Any, record: Record, selected: set[str]) -> None:
         raise _misfit(step, lines)
 
 
-def _misfit(step: Path, lines: list[str]) -> InputError:
+def _misfit(step: Path, lines: list[str], remedy: str = OTHER_STATE) -> InputError:
     more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-    return InputError(
-        f"{step} does not fit what is asked for ({'; '.join(lines[:SHOWN])}{more}): "
-        "go on with the settings it was saved with, or start in another workdir"
-    )
+    return InputError(f"{step} does not fit what is asked for ({'; '.join(lines[:SHOWN])}{more}): {remedy}")
 
 
 def _settings(description: Mapping[str, Any]) -> str:

@@ -217,6 +217,20 @@ def is_export(directory: Path) -> bool:
     return (directory / ABOUT).is_file() and (directory / f"forward{SUFFIX}").is_file()
 
 
+def read_about(directory: Path) -> dict[str, Any]:
+    """What an export's model.json says; InputError where it is damaged or of a newer version."""
+    try:
+        about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
+        schema, _ = about["schema"], about["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{directory} is a damaged export: {ABOUT}: {error}; export again") from error
+    if schema > SCHEMA:
+        raise InputError(
+            f"{directory} was exported by jaxmodel {about['versions']['jaxmodel']}: upgrade to that"
+        )
+    return about
+
+
 def read(directory: Path) -> Export:
     """An export as a model: it evaluates, predicts and generates like the one it was made from.
 
@@ -226,16 +240,8 @@ def read(directory: Path) -> Export:
     Raises:
       InputError: a file is missing or damaged, or was written by a newer version.
     """
-    try:
-        about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
-        schema, files = about["schema"], about["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{directory} is a damaged export: {ABOUT}: {error}; export again") from error
-    if schema > SCHEMA:
-        raise InputError(
-            f"{directory} was exported by jaxmodel {about['versions']['jaxmodel']}: upgrade to that"
-        )
-    for name, digest in files.items():
+    about = read_about(directory)
+    for name, digest in about["files"].items():
         if not (directory / name).is_file() or _digest(directory / name) != digest:
             raise InputError(
                 f"{directory} is a damaged export: {name} is not as it was written; export again"

@@ -125,6 +125,35 @@ def test_an_optional_part_of_a_model_is_switched_on_by_its_fields():
     assert parse("--model=toy", "--model.extra=none").model.extra is None
 
 
+SOURCE = dataclasses.replace(TRAIN, source=("workdir", lambda path: Toy(depth=int(path))))
+
+
+def test_without_a_name_the_model_is_what_the_source_flag_points_at(tmp_path):
+    parsed = parse("--model.heads.count=3", "--workdir=6", "--model.kinds=b", command=SOURCE)
+    assert parsed.model == Toy(depth=6, heads=Heads(3), kinds=("b",)) and parsed.model_name is None
+    assert parse("--workdir=4", command=SOURCE).model == Toy(depth=4)
+    assert parse("--workdir=4", "--model=other", command=SOURCE).model == Other()
+    assert parse("--workdir=none", command=SOURCE).model is None
+    file = tmp_path / "all.flags"
+    file.write_text("\n".join(parsed.lines()))
+    again = parse(f"--flagfile={file}", command=SOURCE)
+    assert (again.flags, again.model, again.model_name) == (parsed.flags, parsed.model, None)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--workdir=5", "--model.depht=3"], "unknown flag --model.depht: did you mean --model.depth"),
+        (["--workdir=5", "--model.depth=3"], "model.depth=3 and model.heads.count=2 do not fit"),
+        (["--workdir=unread", "--train.stesp=3"], "unknown flag --train.stesp: did you mean --train.steps"),
+        (["--model.depth=3"], "give --model too, one of toy, big-toy, other; or --workdir"),
+    ],
+)
+def test_mistakes_about_a_model_that_is_pointed_at(args, words):
+    with pytest.raises(InputError, match=words):
+        parse(*args, command=SOURCE)
+
+
 def test_the_model_may_be_named_in_a_nested_flag_file(tmp_path):
     inner, outer = tmp_path / "inner.flags", tmp_path / "outer.flags"
     inner.write_text("# the model\n--model=big-toy\n--train.steps=3\n")

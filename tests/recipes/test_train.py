@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxmodel import checkpoint
-from jaxmodel.load import load
+from jaxmodel.config import replace
+from jaxmodel.load import config_of, load
 from recipes import train
 from recipes._flags import run
 from tests.contract import same
@@ -116,6 +117,26 @@ def test_it_starts_from_other_weights(tmp_path, corpus):
     without_model = [flag for flag in command(second, corpus) if not flag.startswith("--model")]
     assert run(train.main, train.COMMAND, [*without_model, f"--init_from={first}"]) == 0
     assert lines_of(second)[0]["loss"] < 0.8 * lines_of(first)[0]["loss"]
+
+
+def test_it_starts_from_other_weights_with_parts_of_the_model_changed(tmp_path, corpus, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(train.main, train.COMMAND, [*command(first, corpus), "--train.steps=1"]) == 0
+    without_model = [flag for flag in command(second, corpus) if not flag.startswith("--model")]
+    again = [*without_model, "--train.steps=1", f"--init_from={first}"]
+    capsys.readouterr()
+    assert run(train.main, train.COMMAND, [*again, "--model.mlp.dim=48"]) == 2
+    errors = capsys.readouterr().err
+    assert "stack/0/block/mlp/down: [2, 32, 32] in the checkpoint, [2, 48, 32] in the model" in errors
+    assert errors.count("\n") == 1 and not second.exists()
+    more = ["--model.dropout=0.5", "--model.execution.remat=true", "--model.max_length=1024"]
+    assert run(train.main, train.COMMAND, [*again, *more, "--train.dtype=bfloat16"]) == 0
+    wanted = {"dropout": 0.5, "execution.remat": True, "execution.dtype": "bfloat16", "max_length": 1024}
+    assert config_of(second) == replace(config_of(first), wanted)
+    named = [*command(tmp_path / "third", corpus), f"--init_from={first}", *more]
+    capsys.readouterr()
+    assert run(train.main, train.COMMAND, named) == 2
+    assert "dropout: 0.0 in" in (errors := capsys.readouterr().err) and "leave --model out" in errors
 
 
 @pytest.mark.parametrize(
