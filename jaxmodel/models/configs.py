@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from jaxmodel.model import Model
     from jaxmodel.sharding import Partitioning
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", "relu_squared", "swiglu", "geglu")
+ACTIVATIONS = (
+    *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
+    *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu"),
+)
 GATED = ("swiglu", "geglu")  # those with a gate, that is, a third matrix
 
 

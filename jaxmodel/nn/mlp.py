@@ -6,7 +6,7 @@ B batch, T time, D model dim, F hidden, E experts, N = tokens sent to experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,44 +15,8 @@ import jax.numpy as jnp
 from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.models import configs
+from jaxmodel.nn.activations import ACTIVATIONS
 from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, zeros
-
-Elementwise = Callable[[jax.Array], jax.Array]
-
-
-def slope_saved(function: Elementwise) -> Elementwise:
-    """The same elementwise function, whose slope is computed with its value and is all that the backward pass keeps.
-
-    Left alone, a GELU stores several intermediates as large as its input: on CPU a fifth of an MLP's time.
-    """
-
-    @jax.custom_jvp
-    def saved(x: jax.Array) -> jax.Array:
-        return function(x)
-
-    @saved.defjvp
-    def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        (x,), (dx,) = primals, tangents
-        value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
-        return value, slope * dx
-
-    return saved
-
-
-_gelu = slope_saved(lambda x: jax.nn.gelu(x, approximate=False))
-_gelu_tanh = slope_saved(lambda x: jax.nn.gelu(x, approximate=True))
-_silu = slope_saved(jax.nn.silu)
-
-# name -> (non-linearity, whether a gate multiplies it)
-ACTIVATIONS: dict[str, tuple[Elementwise, bool]] = {
-    "gelu": (_gelu, False),
-    "gelu_tanh": (_gelu_tanh, False),
-    "silu": (_silu, False),
-    "relu": (jax.nn.relu, False),
-    "relu_squared": (lambda x: jnp.square(jax.nn.relu(x)), False),  # arXiv:2109.08668
-    "swiglu": (_silu, True),
-    "geglu": (_gelu_tanh, True),
-}
 
 
 class MLP(Layer):
