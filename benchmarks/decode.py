@@ -19,7 +19,7 @@ def ours(batch: int) -> None:
     from jaxmodel.nn.stack import unstack
 
     model = replace(PRESETS["gpt2"], {"execution.scan": False}).build()
-    params = unstack(jax.jit(model.init)(jax.random.key(0)))
+    params = unstack(jax.jit(model.init)(jax.random.key(0)), model.start(1, 1))
     prompts = np.random.default_rng(0).integers(0, 50257, (batch, PROMPT)).tolist()
 
     def turn() -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmodel.compiling import compiler_options
 from jaxmodel.errors import InputError
-from jaxmodel.model import Apply, Model, Params, Start
+from jaxmodel.model import Apply, Model, Params, Start, State
 from jaxmodel.nn.stack import unstack
 
 Prompt = Sequence[int] | np.ndarray
@@ -48,7 +48,7 @@ def generate(
         it reads each token once, and `mask` says where its rows, padded left, begin; without one it reads
         everything anew for each token, padded right and without a mask.
       params: its weights. For decoding they are unstacked, a copy: whoever calls often, or lacks the memory
-        for two, passes `nn.stack.unstack(params)` and keeps only that.
+        for two, passes `nn.stack.unstack(params, model.start(1, 1))` and keeps only that.
       prompts: token ids, one sequence a prompt; or a batch, `tokens` int[B,T] and perhaps `mask` bool[B,T].
       max_new_tokens: how many tokens to add at most.
       temperature: divides the logits before a token is drawn; 0 takes the likeliest.
@@ -79,11 +79,12 @@ def generate(
     greedy = temperature == 0
     nucleus = not greedy and top_p is not None and top_p < 1  # 1 keeps everything, but for rounding
     how = Sampling(greedy, None if greedy else top_k, nucleus)
-    cached = _has_cache(model.start)
+    cache = _cache(model.start)
+    cached = cache is not None
     # Dequantizing before the loop is quicker where there is memory for it; elsewhere reading few bytes is.
     run = _compiled(model.apply, model.start, max_new_tokens, how, cached, jax.default_backend() == "cpu")
     found = run(
-        unstack(params) if cached else params,
+        unstack(params, cache) if cached else params,
         tokens,
         np.array([len(prompt) for prompt in rows], np.int32),
         jax.random.key(seed),
@@ -185,7 +186,7 @@ def _compiled(
         carry = jnp.zeros((), jnp.int32), tokens_BP[:, -1], jnp.zeros(B, bool), empty, reader.begin(params)
         return jax.lax.while_loop(more, step, carry)[3]
 
-    return jax.jit(run, compiler_options=compiler_options())
+    return jax.jit(run, compiler_options=compiler_options(few_rows=True))
 
 
 def _argmax(logits_BV: jax.Array) -> jax.Array:
@@ -202,7 +203,8 @@ def _with_cache(
     B, P = tokens_BP.shape
 
     def begin(params: Params) -> Any:
-        state = unstack(start(B, P + num_new - 1))
+        state = start(B, P + num_new - 1)
+        state = unstack(state, state)
         if P == 1:
             return state
         mask = jnp.arange(P) >= P - lengths_B[:, None]
@@ -237,10 +239,10 @@ def _without_cache(
 
 
 @functools.lru_cache(maxsize=16)
-def _has_cache(start: Start) -> bool:
-    """Whether `start` makes more of a batch than of nothing."""
+def _cache(start: Start) -> State:
+    """The shapes of a state with a cache; None where `start` makes no more of a batch than of nothing."""
     fresh, sized = (jax.eval_shape(functools.partial(start, *sizes)) for sizes in ((), (1, 1)))
-    return jax.tree.structure(fresh) != jax.tree.structure(sized)
+    return None if jax.tree.structure(fresh) == jax.tree.structure(sized) else sized
 
 
 def _rows(prompts: Sequence[Prompt] | Mapping[str, Any], separator: int | None) -> list[list[int]]:

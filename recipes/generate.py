@@ -66,7 +66,8 @@ def main(parsed: Parsed[Flags]) -> int:
 
     mesh = flags.mesh and make_mesh(dataclasses.asdict(flags.mesh))
     loaded = load(flags.checkpoint, mesh=mesh)
-    model, tokenizer, params = loaded.model, loaded.tokenizer, unstack(loaded.params)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    params = unstack(loaded.params, model.start(1, 1))
     del loaded  # the stacked weights: one copy is enough
     if tokenizer is None:
         raise InputError(f"--checkpoint={flags.checkpoint} holds no tokenizer: name a language model's")

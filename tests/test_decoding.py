@@ -79,10 +79,13 @@ def test_scan_unrolled_and_unstacked_agree(name):
     params, state = params_of(name), built(name).start(2, 16)
     unrolled = replace(CAUSAL[name], {"execution.scan": False}).build()
     expected = jax.jit(built(name).apply)(params, batch, state)
-    for model, p, s in ((unrolled, params, state), (unrolled, unstack(params), unstack(state))):
+    apart = unstack(params, state), unstack(state, state)
+    for model, p, s in ((unrolled, params, state), (unrolled, *apart), (built(name), params, apart[1])):
         out = jax.jit(model.apply)(p, batch, s)
         assert relative(out["logits"], expected["logits"]) < 1e-6
-        assert relative(out.state, unstack(expected.state) if s is not state else expected.state) < 1e-6
+        assert (
+            relative(out.state, unstack(expected.state, state) if s is not state else expected.state) < 1e-6
+        )
 
 
 def test_decoding_holds_no_second_copy_of_the_weights():
@@ -92,7 +95,8 @@ def test_decoding_holds_no_second_copy_of_the_weights():
     )
     model = config.build()
     params = jax.jit(model.init)(jax.random.key(0))
-    flat, state = unstack(params), unstack(model.start(1, 32))
+    state = model.start(1, 32)
+    flat, state = unstack(params, state), unstack(state, state)
 
     def step(params, tokens, state):
         out = model.apply(params, {"tokens": tokens}, state)

@@ -81,7 +81,7 @@ def test_wrapped_unstacked_and_adapted_models_generate_alike():
     gpt, params, expected = built("gpt"), params_of("gpt"), continued("gpt")
     adapted = lora(params, gpt.layout, rank=2, key=jax.random.key(1))
     for model, weights in (
-        (gpt, unstack(params)),
+        (gpt, unstack(params, gpt.start(1, 1))),
         (frozen(gpt), params),
         (chain(gpt), {"0": params}),
         (gpt, adapted),
@@ -255,7 +255,7 @@ def compiled(params, hoist: bool):
 
 
 def test_the_loop_copies_neither_weights_nor_cache():
-    params = made(jax.eval_shape(lambda key: unstack(WIDE.init(key)), jax.random.key(0)))
+    params = made(jax.eval_shape(lambda key: unstack(WIDE.init(key), WIDE.start(1, 1)), jax.random.key(0)))
     one_block = sum(array.nbytes for array in jax.tree.leaves(params["stack"]["0"]["block"][0]))
     for hoist in (True, False):
         assert compiled(params, hoist)[1] < 0.2 * one_block
@@ -263,7 +263,11 @@ def test_the_loop_copies_neither_weights_nor_cache():
 
 def test_quantized_weights_may_stay_small_in_the_loop():
     """Off the CPU, XLA is kept from making every weight dense before the loop."""
-    shapes = jax.eval_shape(lambda key: unstack(quantize(WIDE.init(key), WIDE.layout)), jax.random.key(0))
+
+    def init(key):
+        return unstack(quantize(WIDE.init(key), WIDE.layout), WIDE.start(1, 1))
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
     (dense, much), (small, little) = compiled(made(shapes), True), compiled(made(shapes), False)
     assert np.array_equal(dense, small)
     assert little < much

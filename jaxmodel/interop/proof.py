@@ -156,7 +156,7 @@ def _expected(subject: Subject, job: Mapping[str, Any]) -> dict[str, np.ndarray]
     """What the jitted model makes of the same calls, with the same weights."""
     model, cache = subject.model, cache_of(subject.model)
     here = jnp.zeros(()).device
-    params, statistics = jax.device_put((unstack(subject.params), subject.state or {}), here)
+    params, statistics = jax.device_put((unstack(subject.params, cache.like), subject.state or {}), here)
     probe = np.load(job["probe"])
 
     @jax.jit

@@ -87,8 +87,12 @@ def cache_of(model: Model) -> Cache:
     limits = limits_of(model)
     largest = limits.get("capacity") or limits.get("length") or LARGEST
 
+    def started(batch: int, capacity: int) -> Any:
+        state = model.start(batch, capacity)
+        return unstack(state, state)
+
     def shapes(batch: int, capacity: int) -> Any:
-        return jax.eval_shape(lambda: unstack(model.start(batch, capacity)))
+        return jax.eval_shape(lambda: started(batch, capacity))
 
     # Where a window is just one shorter than the largest cache, the next one has no window: look one further down.
     sizes = ((capacity, shapes(1, capacity), shapes(1, capacity - 1)) for capacity in (largest, largest - 1))
@@ -103,8 +107,8 @@ def cache_of(model: Model) -> Cache:
 
     def ends() -> Any:
         """The least and the greatest number of each array; compiled, no array is ever made."""
-        started = flat(unstack(model.start(1, capacity)))
-        return {name: (started[name].min(), started[name].max()) for name in arrays}
+        empty = flat(started(1, capacity))
+        return {name: (empty[name].min(), empty[name].max()) for name in arrays}
 
     spread = jax.device_get(jax.jit(ends)())
     assert all(low == high for low, high in spread.values()), "an empty cache holds one number everywhere"

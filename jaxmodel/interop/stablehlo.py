@@ -95,8 +95,8 @@ def write(
     inputs = inputs_of(model) if inputs is None else {name: Array(*each) for name, each in inputs.items()}
     if jax.tree.leaves(jax.eval_shape(model.start)) and not state:
         raise InputError("this model keeps batch statistics: pass state=model.start(), or a checkpoint's")
-    tree = {"params": unstack(params), "state": state or {}}
     cache = cache_of(model)
+    tree = {"params": unstack(params, cache.like), "state": state or {}}
     limits = limits_of(model)
     arrays = {name: np.asarray(array) for name, array in flat(tree).items()}
     try:
@@ -121,7 +121,7 @@ def write(
         "cache": {name: each | {"fill": cache.fills[name]} for name, each in _written(cache.arrays).items()},
         "limits": limits,
         "config": written(model.config),
-        "layout": unstack_layout(model.layout, params),
+        "layout": unstack_layout(model.layout, cache.like),
         "weights": weights.describe(tree),
         "step": step,
         "info": dict(info or {}),

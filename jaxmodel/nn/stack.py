@@ -7,6 +7,7 @@ that counts that kind's blocks in the order they run (a pattern with five local 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,50 +59,70 @@ def run_stack(
     for i, (pattern, repeats) in enumerate(segments):
         before = None if state is None else state[str(i)]
         keys = None if key is None else jax.random.split(jax.random.fold_in(key, i), (repeats, len(pattern)))
-        run = _scanned if scan and repeats > 1 and not _is_unstacked(params[str(i)]) else _unrolled
+        apart = _is_unstacked(params[str(i)]) or _is_unstacked(before or {})
+        run = _scanned if scan and repeats > 1 and not apart else _unrolled
         x, changed[str(i)], losses = run(params[str(i)], x, before, keys, pattern, repeats, run_block)
         _add(totals, losses)
     return x, None if state is None else changed, totals
 
 
-def unstack(tree: Any) -> Any:
-    """Params, layout or cache with every kind of block as a tuple with one entry a block, in the order they run.
+def unstack(tree: Any, state: Any) -> Any:
+    """A model's params, or its cache, with every kind of block as a tuple of its blocks, in the order they run.
 
     Arrays are copied out of their stacks: do it once, outside jit, and let go of the original.
+
+    Args:
+      tree: params or state; what is unstacked already stays as it is.
+      state: as `model.start(1, 1)` gives it, or its shapes. A stack of ours is known by the caches that the state
+        keeps for its blocks, at the same path; all else, whatever it is called, stays as it is.
     """
-    if not isinstance(tree, dict):
+    return _split(tree, state, lambda kind, _: kind if isinstance(kind, tuple) else _blocks(kind))
+
+
+def unstack_layout(layout: Any, state: Any) -> Any:
+    """The layout of `unstack(params, state)`."""
+
+    def split(kind: Any, cache: Any) -> tuple[Any, ...]:
+        depth = len(cache) if isinstance(cache, tuple) else _depth(cache)
+        return kind if isinstance(kind, tuple) else (jax.tree.map(weights.unstacked, kind),) * depth
+
+    return _split(layout, state, split)
+
+
+def _split(tree: Any, state: Any, split: Callable[[Any, Any], tuple[Any, ...]]) -> Any:
+    """The tree with `split(kind, its cache)` in place of every kind of block in a stack."""
+    if not isinstance(tree, dict) or not isinstance(state, dict):
         return tree
     return {
-        name: {i: {kind: _blocks(each) for kind, each in segment.items()} for i, segment in value.items()}
-        if name == "stack"
-        else unstack(value)
+        name: {
+            i: {kind: split(each, state[name][i][kind]) for kind, each in segment.items()}
+            for i, segment in value.items()
+        }
+        if name == "stack" and _keeps_caches(state.get(name))
+        else _split(value, state.get(name), split)
         for name, value in tree.items()
     }
 
 
-def unstack_layout(layout: Any, params: Any) -> Any:
-    """The layout of `unstack(params)`; `params` says how many blocks there are and may be shapes."""
-    if not isinstance(layout, dict):
-        return layout
-    return {
-        name: {
-            i: {
-                kind: (jax.tree.map(weights.unstacked, each),) * len(_blocks(params[name][i][kind]))
-                for kind, each in segment.items()
-            }
-            for i, segment in value.items()
-        }
-        if name == "stack"
-        else unstack_layout(value, params[name])
-        for name, value in layout.items()
-    }
+def _keeps_caches(segments: Any) -> bool:
+    """Whether this part of a state is what `run_stack` takes: {"0": {kind: its blocks' cache, stacked or not}}."""
+
+    def is_cache(kind: Any) -> bool:
+        if isinstance(kind, tuple):
+            return all(map(is_cache, kind))
+        return dataclasses.is_dataclass(kind) and hasattr(kind, "append")
+
+    if not isinstance(segments, dict) or not all(isinstance(each, dict) for each in segments.values()):
+        return False
+    return all(is_cache(kind) for segment in segments.values() for kind in segment.values())
+
+
+def _depth(kind: Any) -> int:
+    return jax.tree.leaves(kind)[0].shape[0]
 
 
 def _blocks(kind: Any) -> tuple[Any, ...]:
-    if isinstance(kind, tuple):
-        return kind
-    depth = jax.tree.leaves(kind)[0].shape[0]
-    return tuple(_at(kind, i) for i in range(depth))
+    return tuple(_at(kind, i) for i in range(_depth(kind)))
 
 
 def _is_unstacked(segment: Any) -> bool:
