@@ -2,32 +2,104 @@
 
 import dataclasses
 
-from jaxmodel.config import field, register, validate
+from jaxmodel.config import field, register, to_text, validate
 from jaxmodel.errors import InputError
 
 
 @register
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What is read, and how it becomes sequences of tokens."""
+    """What is read, and how it becomes sequences of tokens, or rows of features or images."""
 
     path: str | None = field(
-        None, "text file, .jsonl file or folder; none: the Python standard library's sources"
+        None,
+        "a text file, .jsonl or .csv (.tsv, .gz), a folder of them, or package:NAME/FILE for what an installed "
+        "Python package brings; none: the Python standard library's sources",
     )
+    kind: str | None = field(None, "what it holds; none: as the file is called", choices=("text", "table"))
     pattern: str = field("*", "which files of a folder to read, as a glob: *.txt")
+    heldout: float | None = field(
+        None,
+        "fraction kept for evaluation; none: 0.05 of documents, 0.2 of rows, or 0 beside data.eval_path",
+        low=0.0,
+        high=0.5,
+    )
+    eval_path: tuple[str, ...] = field(
+        (), "other tables to evaluate on; the first is called eval, the others as their files"
+    )
+    eval_batches: int | None = field(None, "batches in one evaluation; none: all that was held out", low=1)
+    # Text.
     text_field: str = field("text", "the field of a .jsonl line that holds the text")
     tokenizer: str = field(
         "bpe", "bpe is trained on the data; byte needs no training", choices=("bpe", "byte")
     )
     vocab_size: int = field(2048, "tokens in a bpe vocabulary: 256 bytes, the separator, and merges", low=257)
     length: int = field(128, "tokens in a sequence", low=1)
-    heldout: float = field(0.05, "fraction of the documents kept for evaluation", low=0.0, high=0.5)
-    eval_batches: int | None = field(None, "batches in one evaluation; none: all that was held out", low=1)
     cache: str | None = field(None, "folder for tokenised data; none: the user's cache folder")
+    # Tables.
+    label: str = field("label", "the column that is predicted")
+    categorical: tuple[str, ...] = field((), "columns of categories, whatever they look like")
+    ignore: tuple[str, ...] = field((), "columns to leave out")
+    scaling: str = field(
+        "auto",
+        "of numeric columns: to mean 0 and deviation 1, to 0 … 1, by median and quartiles, or not at all; "
+        "auto: standard, and minmax for images",
+        choices=("auto", "standard", "minmax", "robust", "none"),
+    )
+    missing: str = field(
+        "impute",
+        "what is missing becomes the median, or an unknown category; or is refused",
+        choices=("impute", "error"),
+    )
+    header: bool = field(True, "the first line names the columns; false: they are called 0, 1, 2, …")
+    skip_rows: int = field(0, "lines to skip at the top of each file", low=0)
+    delimiter: str | None = field(
+        None, "what separates the fields; none: found out", choices=("comma", "semicolon", "tab")
+    )
+    image_shape: tuple[int, ...] = field(
+        (), "height,width or height,width,channels: each row's numbers, in their order, are an image", low=1
+    )
+    augment: tuple[str, ...] = field(
+        (), "random changes of training images", choices=("shift", "flip", "rotate", "cutout")
+    )
 
     def check(self) -> None:
-        """Raise InputError if a field is out of bounds."""
+        """Raise InputError if a field is out of bounds, or two contradict each other (both are named)."""
         validate(self, "data.")
+        if self.eval_path and self.heldout:
+            raise InputError(
+                f"data.eval_path={to_text(self.eval_path)} and data.heldout={self.heldout} are both for evaluation: "
+                "leave one out, or set data.heldout=0"
+            )
+        tabular = ("eval_path", "categorical", "ignore", "image_shape", "augment")
+        said = next((name for name in tabular if getattr(self, name)), None)
+        if self.kind == "text" and said:
+            raise InputError(
+                f"data.kind=text and data.{said}={to_text(getattr(self, said))} contradict: {said} is of tables; "
+                "leave one of them out"
+            )
+        if self.label in self.ignore:
+            raise InputError(
+                f"data.ignore={to_text(self.ignore)} leaves out data.label={self.label}: change one of them"
+            )
+        both = set(self.categorical) & set(self.ignore)
+        if both:
+            raise InputError(
+                f"data.categorical and data.ignore both name {min(both)}: take it out of one of them"
+            )
+        if self.image_shape and len(self.image_shape) not in (2, 3):
+            raise InputError(
+                f"data.image_shape={to_text(self.image_shape)}: give height,width or height,width,channels"
+            )
+        if self.image_shape and set(self.categorical) - {self.label}:
+            raise InputError(
+                f"data.image_shape={to_text(self.image_shape)} makes every column a pixel, and "
+                f"data.categorical={to_text(self.categorical)} makes some of them categories: leave one out"
+            )
+        if self.augment and not self.image_shape:
+            raise InputError(
+                f"data.augment={to_text(self.augment)} changes images: set data.image_shape, or leave it out"
+            )
 
 
 @register

@@ -1,6 +1,7 @@
 """Batches: gathered ahead in a thread for training, in order for evaluation, from anything with a length."""
 
 import contextlib
+import itertools
 import queue
 import threading
 import weakref
@@ -54,11 +55,15 @@ class ArraySource:
 
 
 class Loader:
-    """(step, batch) from `start_step` on, without end; the batches ahead are gathered in a thread.
+    """(step, batch) from `start_step` on; the batches ahead are gathered in a thread.
 
     The batch of a step depends on `seed` and the step alone (see `order`): what starts at step k sees what a
     run that never stopped sees. `rows` is this process's share of the global batch of `batch_size`: the
     shares of all processes, in order, are that batch, however many they are.
+
+    It goes on without end, or until `stop_after` examples have been seen in all, those before `start_step`
+    included: what the last batch holds beyond them counts for nothing, as in `sequential`. So E epochs of N
+    examples (E*N) see each exactly E times.
 
     An error in the source is raised here, with the place it came from. Use it in a `with`, or `close` it.
     """
@@ -71,11 +76,13 @@ class Loader:
         start_step: int = 0,
         rows: slice | None = None,
         prefetch: int = 2,
+        stop_after: int | None = None,
     ):
         order(seed, start_step, batch_size, len(source))  # what is wrong with these is said at once
         self._ready: queue.Queue[Any] = queue.Queue(prefetch)
         self._stop = threading.Event()
-        arguments = (source, batch_size, seed, start_step, rows or slice(None), self._ready, self._stop)
+        batches = _batches(source, batch_size, seed, start_step, rows or slice(None), stop_after)
+        arguments = (batches, self._ready, self._stop)
         self._thread = threading.Thread(target=_gather_ahead, args=arguments, name="loader", daemon=True)
         self._thread.start()
         weakref.finalize(self, self._stop.set)  # a forgotten loader takes its thread along
@@ -109,19 +116,27 @@ class Loader:
         self.close()
 
 
+def _batches(
+    source: Source, batch_size: int, seed: int, start: int, rows: slice, stop_after: int | None
+) -> Iterator[tuple[int, Batch]]:
+    """The batches of a `Loader`, one after the other."""
+    for step in itertools.count(start):
+        places = np.arange(step * batch_size, (step + 1) * batch_size)
+        if stop_after is not None and places[0] >= stop_after:
+            return
+        batch = source.gather(order(seed, step, batch_size, len(source))[rows])
+        if stop_after is not None and places[-1] >= stop_after:
+            _discount(batch, places[rows] >= stop_after)
+        yield step, batch
+
+
 def _gather_ahead(
-    source: Source,
-    batch_size: int,
-    seed: int,
-    step: int,
-    rows: slice,
-    ready: queue.Queue[Any],
-    stop: threading.Event,
+    batches: Iterator[tuple[int, Batch]], ready: queue.Queue[Any], stop: threading.Event
 ) -> None:
     while not stop.is_set():
         try:
-            item = step, source.gather(order(seed, step, batch_size, len(source))[rows])
-        except BaseException as error:
+            item = next(batches)
+        except BaseException as error:  # StopIteration too: it ends the iteration of the loader
             item = error
         while not stop.is_set():
             try:
@@ -131,7 +146,6 @@ def _gather_ahead(
                 continue
         if isinstance(item, BaseException):
             return
-        step += 1
 
 
 def sequential(source: Source, batch_size: int, rows: slice | None = None) -> Iterator[Batch]:
@@ -143,6 +157,11 @@ def sequential(source: Source, batch_size: int, rows: slice | None = None) -> It
     for start in range(0, len(source), batch_size):
         indices = np.arange(start, start + batch_size, dtype=np.int64)[rows or slice(None)]
         batch = source.gather(np.minimum(indices, len(source) - 1))
-        for name in ("weights", "segments") if "segments" in batch else ("weights",):
-            batch[name][indices >= len(source)] = 0
+        _discount(batch, indices >= len(source))
         yield batch
+
+
+def _discount(batch: Batch, rows: np.ndarray) -> None:
+    """Make rows (bool[B]) count for nothing."""
+    for name in ("weights", "segments") if "segments" in batch else ("weights",):
+        batch[name][rows] = 0

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import fnmatch
 import hashlib
+import importlib.util
 import json
 import os
 import sys
@@ -16,6 +17,9 @@ import numpy as np
 
 from jaxmodel.errors import InputError
 
+PACKAGE = "package:"
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "skimage": "scikit-image"}  # that are not called as their package
+OTHERWISE = "give a text file, a folder, a .jsonl, or nothing for the built-in text"
 NOT_BUILT_IN = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -92,21 +96,21 @@ def documents(
     """
     if path is None:
         root = Path(sysconfig.get_paths()["stdlib"])
-        files = tuple(_walk(root, lambda name: name.endswith(".py"), NOT_BUILT_IN))
+        files = tuple(walk(root, lambda name: name.endswith(".py"), NOT_BUILT_IN))
         title = f"the standard library of Python {sys.version_info.major}.{sys.version_info.minor}"
         if not files:
             raise InputError(f"data.path: {title} came without its sources; give a text file or folder")
         return Documents(title, files)
 
-    root = Path(path).expanduser()
+    root = place(path)
     if root.is_dir():
-        files = tuple(_walk(root, lambda name: _matches(name, pattern), set()))
+        files = tuple(walk(root, lambda name: matches(name, pattern), set()))
         if not files:
             what = "no text" if pattern == "*" else f"no text in files that match data.pattern={pattern}"
             raise InputError(f"data.path: the folder '{root}' holds {what}; give a file or folder that does")
         return Documents(f"'{root}'", files, text_field)
     if not root.exists():
-        raise InputError(f"data.path: '{root}' does not exist; {_near(root)}")
+        raise InputError(f"data.path: '{root}' does not exist; {near(root, OTHERWISE)}")
     if not root.is_file():
         raise InputError(
             f"data.path: '{root}' is a pipe or a device; save it to a file first, it is read twice"
@@ -114,7 +118,34 @@ def documents(
     return Documents(f"'{root}'", ((root.name, root),), text_field)
 
 
-def _walk(root: Path, wanted: Callable[[str], bool], skipped: set[str]) -> Iterator[tuple[str, Path]]:
+def place(path: str | os.PathLike[str], flag: str = "data.path") -> Path:
+    """Where a path leads; `package:NAME/FILE` is a file or folder inside an installed Python package.
+
+    The package is found without importing it. Raises InputError, in the name of `flag`, if it is not installed
+    (and says what to install), or holds no such file.
+    """
+    text = os.fspath(path)
+    if not text.startswith(PACKAGE):
+        return Path(text).expanduser()
+    name, _, inner = text.removeprefix(PACKAGE).partition("/")
+    if not name.isidentifier():
+        raise InputError(f"{flag}={text}: write {PACKAGE}NAME/FILE, with the NAME that Python imports")
+    spec = importlib.util.find_spec(name)  # a top level: nothing is imported
+    if spec is None:
+        raise InputError(
+            f"{flag}={text}: the package {name} is not installed: pip install {DISTRIBUTIONS.get(name, name)}"
+        )
+    folders = list(spec.submodule_search_locations or ())
+    found = next((each for folder in folders if (each := Path(folder, inner)).exists()), None)
+    if found is None:
+        hint = (
+            near(Path(folders[0], inner), f"look into {folders[0]}") if folders else "it is a single module"
+        )
+        raise InputError(f"{flag}={text}: the package {name} holds no {inner}; {hint}")
+    return found
+
+
+def walk(root: Path, wanted: Callable[[str], bool], skipped: set[str]) -> Iterator[tuple[str, Path]]:
     """Non-empty, visible files below `root` in the order of their names."""
     found = []
     for folder, subfolders, names in os.walk(root):
@@ -126,16 +157,18 @@ def _walk(root: Path, wanted: Callable[[str], bool], skipped: set[str]) -> Itera
     return iter(sorted(found))
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a relative path, or its last part, is of a glob."""
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition("/")[2], pattern)
 
 
-def _near(path: Path) -> str:
+def near(path: Path, otherwise: str) -> str:
+    """The end of an error about a path that leads nowhere: its neighbour of a similar name, or `otherwise`."""
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, siblings, n=1)
     if close:
         return f"did you mean '{path.parent / close[0]}'?"
-    return "give a text file, a folder, a .jsonl, or nothing for the built-in text"
+    return otherwise
 
 
 def _score(name: str) -> float:
@@ -160,7 +193,7 @@ def _line_break(text: str, fraction: float) -> int:
 def _entries(name: str, path: Path, text_field: str) -> Iterator[tuple[str, Callable[[], str]]]:
     """The documents of one file: their names, and how to read each."""
     if path.suffix != ".jsonl":
-        yield name, lambda: _decode(_read(path), f"'{path}'")
+        yield name, lambda: decode(_read(path), f"'{path}'")
         return
     try:
         with open(path, "rb") as lines:
@@ -171,34 +204,35 @@ def _entries(name: str, path: Path, text_field: str) -> Iterator[tuple[str, Call
                         lambda line=line, number=number: _field(line, path, number, text_field),
                     )
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f"data.path: cannot read '{path}': {error.strerror}; see to its permissions")
+def unreadable(path: Path, error: OSError, flag: str = "data.path") -> InputError:
+    """The error to raise where the system does not let a file be read."""
+    return InputError(f"{flag}: cannot read '{path}': {error.strerror}; see to its permissions")
 
 
-def _decode(data: bytes, where: str) -> str:
-    """UTF-8, without a byte order mark; `where` is for the error."""
+def decode(data: bytes, where: str, flag: str = "data.path") -> str:
+    """UTF-8, without a byte order mark; `where`, and the flag that led there, are for the error."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"data.path: {where} is UTF-16, not UTF-8; convert it: iconv -f utf-16 -t utf-8")
+        raise InputError(f"{flag}: {where} is UTF-16, not UTF-8; convert it: iconv -f utf-16 -t utf-8")
     if (zero := data.find(b"\0")) >= 0:
         raise InputError(
-            f"data.path: {where} is binary, not text (byte {zero} is zero); "
+            f"{flag}: {where} is binary, not text (byte {zero} is zero); "
             "leave it out, in a folder with a data.pattern such as *.txt"
         )
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"data.path: {where} is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); "
+            f"{flag}: {where} is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); "
             "convert it, perhaps with iconv -f latin1 -t utf-8, or leave it out with data.pattern"
         ) from error
 
@@ -206,7 +240,7 @@ def _decode(data: bytes, where: str) -> str:
 def _field(line: bytes, path: Path, number: int, text_field: str) -> str:
     where = f"line {number} of '{path}'"
     try:
-        record = json.loads(_decode(line, where))
+        record = json.loads(decode(line, where))
     except json.JSONDecodeError as error:
         raise InputError(f"data.path: {where} is not JSON ({error.msg}); give an object a line") from error
     if not isinstance(record, dict):

@@ -24,6 +24,7 @@ from jaxmodel.data.tokenizer import ByteTokenizer, Tokenizer, pieces, train_bpe
 from jaxmodel.errors import InputError
 
 FORMAT = 1  # a new number abandons all that earlier versions have cached
+HELDOUT = 0.05  # of the documents, where nothing else is said
 PIECE = 1 << 20  # characters encoded at once: bounds the memory one long document takes
 BATCH = 4 * PIECE
 Log = Callable[[str], None]
@@ -102,6 +103,8 @@ def prepare_text(
     anew. `log` gets lines of progress. Raises InputError for what is wrong with the text or the options.
     """
     source = documents(options.path, text_field=options.text_field, pattern=options.pattern)
+    if options.heldout is None:
+        options = dataclasses.replace(options, heldout=HELDOUT)
     tokenizer = tokenizer or _named_tokenizer(options.tokenizer)
 
     def key_of(recipe: str) -> str:
