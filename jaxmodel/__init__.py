@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxmodel.config import replace
     from jaxmodel.errors import InputError, Retryable
-    from jaxmodel.model import Model, Outputs, chain, from_function, from_linen, from_nnx, frozen, sharded
+    from jaxmodel.model import (
+        Model,
+        Outputs,
+        chain,
+        from_function,
+        from_linen,
+        from_nnx,
+        frozen,
+        sharded,
+        trained,
+    )
     from jaxmodel.models.presets import PRESETS
     from jaxmodel.sharding import make_mesh
     from jaxmodel.weights import join, lora, merge, observe, partition, quantize
@@ -26,6 +36,7 @@ _HOMES = {
         "from_nnx",
         "frozen",
         "sharded",
+        "trained",
     ),
     "jaxmodel.models.presets": ("PRESETS",),
     "jaxmodel.sharding": ("make_mesh",),
@@ -53,6 +64,7 @@ __all__ = [
     "quantize",
     "replace",
     "sharded",
+    "trained",
 ]
 
 

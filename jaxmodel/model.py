@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Batch = Mapping[str, Any]  # named arrays
 Params = Any
 State = Any
+Key = jax.Array | None
 
 
 @jax.tree_util.register_dataclass
@@ -47,13 +49,7 @@ class Apply(Protocol):
     """(params, batch, state, key, train) -> Outputs. Same inputs, same outputs: no hidden state anywhere."""
 
     def __call__(
-        self,
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        self, params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False
     ) -> Outputs: ...
 
 
@@ -127,10 +123,24 @@ class Frozen:
     """The config of `frozen`."""
 
     base: Any
+    select: str = "*"
 
     def build(self, partitioning: Partitioning | None = None) -> Model:
         """The frozen model."""
-        return frozen(self.base.build(partitioning))
+        return frozen(self.base.build(partitioning), self.select)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The config of `trained`."""
+
+    base: Any
+    select: str = "*"
+
+    def build(self, partitioning: Partitioning | None = None) -> Model:
+        """The model with weights that train beside adapters."""
+        return trained(self.base.build(partitioning), self.select)
 
 
 def chain(*models: Model, **named: Model) -> Model:
@@ -152,12 +162,7 @@ def _chain(parts: dict[str, Model]) -> Model:
         return {name: model.init(k) for (name, model), k in zip(parts.items(), keys, strict=True)}
 
     def apply(
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False
     ) -> Outputs:
         values: dict[str, jax.Array] = {}
         losses: dict[str, jax.Array] = {}
@@ -185,12 +190,36 @@ def _chain(parts: dict[str, Model]) -> Model:
     )
 
 
-def frozen(model: Model) -> Model:
+def frozen(model: Model, select: str = "*") -> Model:
     """The same model with weights that do not train, and so meet no decay and have no optimizer state.
 
     Its own state (batch statistics) still follows the data in training; `apply(…, train=False)` holds that too.
+    `select` is a glob over paths ("stack/*"): what it does not match trains as before. InputError if it matches none.
     """
-    return model._replace(layout=jax.tree.map(weights.frozen, model.layout), config=Frozen(model.config))
+    return _marked(model, weights.frozen, select, Frozen(model.config, select))
+
+
+def trained(model: Model, select: str = "*") -> Model:
+    """The same model with plain weights that train beside adapters, as a new head does: `trained(model, "head/*")`.
+
+    Without it, adapters (`lora`) keep every plain weight still. In a chain it is said of a part:
+    `chain(body=body, head=trained(head))`. Without adapters all that it changes is what `frozen` said. `select` is a
+    glob over paths; InputError if it matches none.
+    """
+    return _marked(model, weights.trained, select, Trained(model.config, select))
+
+
+def _marked(model: Model, mark: Callable[[str], str], select: str, config: Any) -> Model:
+    paths: list[str] = []
+    weights.map_weights_with_path(lambda path, _: paths.append(path), model.layout)
+    if paths and not any(fnmatch.fnmatchcase(path, select) for path in paths):
+        some = ", ".join(paths[:8]) + ", …" * (len(paths) > 8)
+        raise InputError(f"select={select!r} matches no weight: this model has {some}")
+
+    def marked(path: Any, text: str) -> str:
+        return mark(text) if fnmatch.fnmatchcase(weights.path_name(path), select) else text
+
+    return model._replace(layout=jax.tree_util.tree_map_with_path(marked, model.layout), config=config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,12 +262,7 @@ def from_function(
     """
 
     def full(
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False
     ) -> Outputs:
         del state, key, train
         return Outputs(_named(apply(weights.densify(params, layout), batch)))
@@ -278,12 +302,7 @@ def from_linen(module: Any, *args: str, example: Batch, layout: Any = None) -> M
         return dict(module.init({"params": key}, *(example[a] for a in args), **flag))
 
     def apply(
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False
     ) -> Outputs:
         kept = require_state(state, shapes, module)
         flag = {"train": train} if takes_train else {}
@@ -331,12 +350,7 @@ def from_nnx(make: Callable[[Any], Any], *args: str, layout: Any = None) -> Mode
         return state
 
     def apply(
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False
     ) -> Outputs:
         kept = require_state(state, stateful, make)
         if train and key is None and jax.tree.leaves(random):

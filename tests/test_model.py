@@ -9,7 +9,7 @@ import pytest
 from jaxmodel import weights
 from jaxmodel.config import from_dict, replace, to_dict
 from jaxmodel.errors import InputError
-from jaxmodel.model import Outputs, chain, count, from_function, from_linen, frozen, sharded
+from jaxmodel.model import Outputs, chain, count, from_function, from_linen, frozen, sharded, trained
 from jaxmodel.models.configs import ConvNet
 from jaxmodel.models.presets import PRESETS
 from jaxmodel.sharding import make_mesh, with_rules
@@ -27,7 +27,7 @@ def test_apply_is_pure(name):
     assert isinstance(first, Outputs) and first["logits"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["conv", "nnx"])
+@pytest.mark.parametrize("name", ["conv", "perceptron", "nnx"])
 def test_dropout_follows_its_key(name):
     model, batch = built(name), batch_of(name)
     run = jax.jit(
@@ -38,7 +38,7 @@ def test_dropout_follows_its_key(name):
         model.apply(params_of(name), batch, model.start(), train=True)
 
 
-@pytest.mark.parametrize("name", ["conv", "nnx"])
+@pytest.mark.parametrize("name", ["conv", "perceptron", "nnx"])
 def test_statistics_must_be_passed(name):
     with pytest.raises(InputError, match=r"pass state=model.start\(\)"):
         built(name).apply(params_of(name), batch_of(name))
@@ -94,9 +94,36 @@ def test_losses_of_two_parts_do_not_hide_each_other():
 
 
 def test_a_composition_is_a_config_too():
-    model = chain(frozen(GPT.build()), GPT.build())
+    model = chain(frozen(GPT.build(), "stem/*"), trained(frozen(GPT.build()), "norm/*"), GPT.build())
     again = from_dict(to_dict(model.config)).build()
     assert again.layout == model.layout and again.config == model.config
+    mesh = make_mesh({"data": 8})
+    assert sharded(model, mesh).layout == model.layout
+    # As written before there was a choice.
+    assert from_dict({"type": "Frozen", "base": to_dict(GPT)}) == frozen(GPT.build()).config
+
+
+def test_marks_go_where_they_are_said():
+    layout = trained(frozen(built("gpt"), "stack/*"), "stack/*/mlp/*").layout
+    assert layout["stem"] == built("gpt").layout["stem"]
+    block = layout["stack"]["0"]["block"]
+    assert all(text.startswith("trained: ") for text in block["mlp"].values())
+    assert all(text.startswith("frozen: ") for text in block["attention"].values())
+    with pytest.raises(
+        InputError, match=r"select='hed/\*' matches no weight: this model has norm/bias, norm/"
+    ):
+        trained(built("gpt"), "hed/*")
+    assert frozen(from_function(lambda key: {}, lambda params, batch: {})).layout == {}
+
+
+def test_a_head_trains_beside_an_adapted_part():
+    model = chain(base=GPT.build(), head=trained(features()))
+    params = model.init(jax.random.key(0))
+    params["base"] = weights.lora(params["base"], model.layout["base"], rank=2, key=jax.random.key(1))
+    moving, _ = weights.partition(params, model.layout)
+    paths = {weights.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(moving)}
+    assert "head/table" in paths and len(paths) > 1
+    assert all(path == "head/table" or path.endswith(("/a", "/b")) for path in paths)
 
 
 def test_a_frozen_part_with_adapters_leaves_the_other_part_trainable():

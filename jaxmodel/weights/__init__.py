@@ -8,6 +8,7 @@ from jaxmodel.weights.layout import (
     parse,
     path_name,
     stacked,
+    trained,
     unstacked,
 )
 from jaxmodel.weights.leaves import (
@@ -55,5 +56,6 @@ __all__ = [
     "quantize",
     "stacked",
     "take",
+    "trained",
     "unstacked",
 ]

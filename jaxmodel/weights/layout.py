@@ -5,6 +5,7 @@
     "layers; heads head_dim"              no arrow: norms and biases, stored as they are; never quantized,
                                           adapted or decayed
     "frozen: embed -> mlp"                not trained
+    "trained: embed -> classes"           trained even beside adapters, which keep all other plain weights still
 
 An arrow means that the weight multiplies; its contracted and produced dims are flattened to one each.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 
 Dims = tuple[str, ...]
+MARKS = ("frozen", "trained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Layout:
     contracted: Dims
     produced: Dims
     table: bool
-    frozen: bool
+    frozen: bool = False
+    trained: bool = False
 
     @property
     def multiplies(self) -> bool:
@@ -51,19 +54,32 @@ def parse(text: str) -> Layout:
     """The layout a string names; ValueError when it is malformed."""
     if text.count("->") + text.count("<-") > 1 or text.count(";") > 1:
         raise ValueError(f"layout {text!r}: one arrow and one semicolon at most")
-    body, frozen = (text[len("frozen:") :], True) if text.startswith("frozen:") else (text, False)
-    stack, _, rest = body.rpartition(";")
+    mark, stack, rest = _taken_apart(text)
+    if mark not in ("", *MARKS):
+        raise ValueError(
+            f"layout {text!r}: a layout begins with {' or '.join(f'{m}:' for m in MARKS)}, or no mark"
+        )
+    marks = {each: each == mark for each in MARKS}
     for arrow, table in (("->", False), ("<-", True)):
         left, found, right = rest.partition(arrow)
         if found:
             contracted, produced = (right, left) if table else (left, right)
-            layout = Layout(
-                tuple(stack.split()), tuple(contracted.split()), tuple(produced.split()), table, frozen
-            )
+            layout = Layout(stack, tuple(contracted.split()), tuple(produced.split()), table, **marks)
             if not layout.contracted or not layout.produced:
                 raise ValueError(f"layout {text!r}: name the dims on both sides of {arrow!r}")
             return layout
-    return Layout(tuple(stack.split()), (), tuple(rest.split()), False, frozen)
+    return Layout(stack, (), tuple(rest.split()), False, **marks)
+
+
+def _taken_apart(text: str) -> tuple[str, Dims, str]:
+    """Mark, stacked dims and the rest: "frozen: layers; embed -> mlp" is ("frozen", ("layers",), "embed -> mlp")."""
+    mark, _, body = text.rpartition(":")
+    stack, _, rest = body.rpartition(";")
+    return mark.strip(), tuple(stack.split()), rest.strip()
+
+
+def _put_together(mark: str, stack: Dims, rest: str) -> str:
+    return f"{mark}: " * bool(mark) + f"{' '.join(stack)}; " * bool(stack) + rest
 
 
 def stacked(text: str, dim: str) -> str:
@@ -72,9 +88,8 @@ def stacked(text: str, dim: str) -> str:
     >>> stacked("embed -> mlp", "layers")
     'layers; embed -> mlp'
     """
-    body, mark = (text[len("frozen:") :].strip(), "frozen: ") if text.startswith("frozen:") else (text, "")
-    stack, _, rest = body.rpartition(";")
-    return f"{mark}{' '.join([dim, *stack.split()])}; {rest.strip()}"
+    mark, stack, rest = _taken_apart(text)
+    return _put_together(mark, (dim, *stack), rest)
 
 
 def unstacked(text: str) -> str:
@@ -83,15 +98,22 @@ def unstacked(text: str) -> str:
     >>> unstacked("layers experts; embed -> mlp")
     'experts; embed -> mlp'
     """
-    body, mark = (text[len("frozen:") :].strip(), "frozen: ") if text.startswith("frozen:") else (text, "")
-    stack, _, rest = body.rpartition(";")
-    dims = stack.split()[1:]
-    return f"{mark}{' '.join(dims) + '; ' if dims else ''}{rest.strip()}"
+    mark, stack, rest = _taken_apart(text)
+    return _put_together(mark, stack[1:], rest)
 
 
 def frozen(text: str) -> str:
-    """The same layout, not trained."""
-    return text if text.startswith("frozen:") else f"frozen: {text}"
+    """The same layout, not trained.
+
+    >>> frozen("trained: embed -> mlp")
+    'frozen: embed -> mlp'
+    """
+    return _put_together("frozen", *_taken_apart(text)[1:])
+
+
+def trained(text: str) -> str:
+    """The same layout, trained even beside adapters; undoes `frozen`, as that undoes this."""
+    return _put_together("trained", *_taken_apart(text)[1:])
 
 
 def map_weights(function: Callable[..., Any], layout: Any, *params: Any) -> Any:

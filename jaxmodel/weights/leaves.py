@@ -76,7 +76,11 @@ def matmul(x: jax.Array, weight: Any, *, table: bool = False) -> jax.Array:
     if is_leaf(weight):
         return weight.matmul(x, table=table)
     weight = weight.astype(x.dtype)
-    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1 if table else 0,)), ((), ())))
+    if table:
+        # The table first: it is by far the larger, and a CPU streams the first operand.
+        y = jax.lax.dot_general(weight, x, (((1,), (x.ndim - 1,)), ((), ())))
+        return jnp.moveaxis(y, 0, -1)
+    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (0,)), ((), ())))
 
 
 def take(weight: Any, ids: jax.Array, dtype: Any) -> jax.Array:

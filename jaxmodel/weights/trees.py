@@ -16,8 +16,8 @@ def partition(params: Any, layout: Any) -> tuple[Any, Any]:
     """(trainable, rest): two trees of the same nodes with `None` where the other holds the array.
 
     An array trains unless its layout is frozen; a leaf trains the fields it names. Once one leaf of the tree has
-    an opinion (an adapter, a calibration), plain arrays stay still: that is what adapting means. Not by dtype:
-    scales are floats too.
+    an opinion (an adapter, a calibration), plain arrays stay still: that is what adapting means. Those whose layout
+    is marked `trained` (a new head) train all the same. Not by dtype: scales are floats too.
     """
     opinions = map_weights(
         lambda each, weight: not each.frozen and is_leaf(weight) and _trains(weight), layout, params
@@ -42,7 +42,7 @@ def _mask(layout: Layout, weight: Any, speaks: bool) -> Any:
     if layout.frozen:
         return jax.tree.map(lambda _: False, weight)
     if not is_leaf(weight):
-        return jax.tree.map(lambda _: not speaks, weight)
+        return jax.tree.map(lambda _: layout.trained or not speaks, weight)
     fields = {}
     for name, value in _arrays(weight).items():
         if is_leaf(value):

@@ -12,7 +12,7 @@ import pytest
 
 from jaxmodel import weights
 from jaxmodel.config import replace
-from jaxmodel.model import frozen
+from jaxmodel.model import frozen, trained
 from jaxmodel.weights.leaves import Leaf, leaf
 from tests.contract import CAUSAL, CONTRACT, batch_of, built, params_of, relative, same
 
@@ -37,7 +37,7 @@ def test_quantized_equals_its_dense_values(name, kind):
     assert not same(dense, params_of(name))
 
 
-@pytest.mark.parametrize("name", ["gpt", "mixture", "conv"])
+@pytest.mark.parametrize("name", ["gpt", "mixture", "conv", "perceptron"])
 def test_lora_starts_at_its_base_and_merges(name):
     layout = built(name).layout
     adapted = weights.lora(params_of(name), layout, rank=2, key=jax.random.key(1), select="*")
@@ -100,6 +100,36 @@ def test_partition_leaves_plain_params_whole_and_frozen_ones_still():
     assert jax.tree.leaves(rest) == [] and same(trainable, params_of("function"))
     trainable, _ = weights.partition(params_of("function"), frozen(model).layout)
     assert jax.tree.leaves(trainable) == []
+
+
+def test_a_new_head_trains_beside_adapters():
+    """LoRA in the body, the head and its bias plain: both move under a gradient, and nothing else has one."""
+    config = replace(CAUSAL["gpt"], {"tied": False, "head_bias": True})
+    model = trained(config.build(), "head/*")
+    params = jax.jit(config.build().init)(jax.random.key(0))
+    adapted = weights.lora(
+        weights.quantize(params, model.layout, "int8", select="stack/*"),
+        model.layout,
+        rank=2,
+        key=jax.random.key(1),
+    )
+    moving, rest = weights.partition(adapted, model.layout)
+    names = {weights.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(moving)}
+    assert {name for name in names if not name.startswith("stack/")} == {"head/logits", "head/bias"}
+    assert {name.rpartition("/")[2] for name in names if name.startswith("stack/")} == {"a", "b"}
+    assert same(weights.join(moving, rest), adapted)
+
+    def loss(moving):
+        logits = model.apply(weights.join(moving, rest), {"tokens": batch_of("gpt")["tokens"]})["logits"]
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0])
+
+    grads = jax.grad(loss)(moving)
+    assert jnp.any(grads["head"]["logits"] != 0) and jnp.any(grads["head"]["bias"] != 0)
+
+    # The mark is about plain arrays: adapters on the head itself leave its base still.
+    both = weights.lora(params, model.layout, rank=2, key=jax.random.key(1), select="*")
+    head = weights.partition(both, model.layout)[0]["head"]
+    assert head["logits"].base is None and head["logits"].a is not None and head["bias"] is not None
 
 
 def test_decay_follows_the_arrow():
