@@ -1,11 +1,11 @@
-"""Cross entropy against float64 numpy; the streamed form against the direct: values, gradients, memory."""
+"""Losses against float64 numpy; the streamed form against the direct: values, gradients, memory."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmodel import weights
+from jaxmodel import losses, weights
 from jaxmodel.losses import cross_entropy, streamed_cross_entropy
 
 D, V = 12, 29
@@ -27,12 +27,12 @@ def head(params, hidden):
     return (hidden @ params["w"].astype(hidden.dtype)).astype(jnp.float32) + params["b"]
 
 
-def direct(params, hidden, targets, counts):
-    return cross_entropy(head(params, hidden), targets, counts)
+def direct(params, hidden, targets, counts, smoothing=0.0):
+    return cross_entropy(head(params, hidden), targets, counts, smoothing)
 
 
-def streamed(params, hidden, targets, counts, chunk):
-    return streamed_cross_entropy(lambda h: head(params, h), hidden, targets, counts, chunk)
+def streamed(params, hidden, targets, counts, chunk, smoothing=0.0):
+    return streamed_cross_entropy(lambda h: head(params, h), hidden, targets, counts, chunk, smoothing)
 
 
 def close(a, b, tolerance=2e-6):
@@ -42,17 +42,21 @@ def close(a, b, tolerance=2e-6):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * np.max(np.abs(y)))
 
 
-def test_cross_entropy_is_that_of_float64():
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_cross_entropy_is_that_of_float64(smoothing):
     params, hidden, targets, counts = problem()
     targets = targets.at[0, 0].set(-100).at[1, 2].set(V + 5)  # whatever the target, no weight no loss
     counts = counts.at[0, 0].set(0).at[1, 2].set(0)
     logits = 30 * np.asarray(head(params, hidden), np.float64)
-    top = logits.max(-1, keepdims=True)
-    logs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-    valid = np.clip(targets, 0, V - 1)
-    picked = np.take_along_axis(logs, valid[..., None], -1)[..., 0]
-    found = cross_entropy(jnp.asarray(logits, jnp.float32), targets, counts)
-    np.testing.assert_allclose(found.loss, -(picked * counts).sum(), rtol=1e-6)
+    aims = (1 - smoothing) * np.eye(V)[np.clip(targets, 0, V - 1)] + smoothing / V
+    found = cross_entropy(jnp.asarray(logits, jnp.float32), targets, counts, smoothing)
+    np.testing.assert_allclose(found.loss, -((aims * log_softmax(logits)).sum(-1) * counts).sum(), rtol=1e-6)
     assert found.weight == np.sum(counts)
     assert found.correct == np.sum((logits.argmax(-1) == targets) * counts)
 
@@ -65,17 +69,21 @@ def test_of_equal_logits_the_first_is_the_prediction():
 
 
 # Pieces that divide the batch and that do not, of many rows, of one row, of a single token, of everything.
-@pytest.mark.parametrize("rows, columns, chunk", [(3, 7, 5), (3, 7, 2), (4, 6, 8), (2, 3, 1), (3, 7, 999)])
-def test_streamed_is_direct(rows, columns, chunk):
+@pytest.mark.parametrize(
+    "rows, columns, chunk, smoothing",
+    [(3, 7, 5, 0.0), (3, 7, 2, 0.1), (4, 6, 8, 0.0), (2, 3, 1, 0.5), (3, 7, 999, 0.1)],
+)
+def test_streamed_is_direct(rows, columns, chunk, smoothing):
     params, hidden, targets, counts = problem(rows, columns)
 
     def of(sums):
         return 0.7 * sums.loss / sums.weight, sums
 
-    gradient = jax.value_and_grad(lambda *x: of(direct(*x)), argnums=(0, 1), has_aux=True)
-    same = jax.value_and_grad(lambda *x: of(streamed(*x, chunk=chunk)), argnums=(0, 1), has_aux=True)
+    gradient = jax.value_and_grad(lambda *x: of(direct(*x, smoothing)), argnums=(0, 1), has_aux=True)
+    same = jax.value_and_grad(lambda *x: of(streamed(*x, chunk, smoothing)), argnums=(0, 1), has_aux=True)
     close(jax.jit(same)(params, hidden, targets, counts), gradient(params, hidden, targets, counts))
-    close(streamed(params, hidden, targets, counts, chunk), direct(params, hidden, targets, counts))
+    ours = streamed(params, hidden, targets, counts, chunk, smoothing)
+    close(ours, direct(params, hidden, targets, counts, smoothing))
 
 
 def test_streamed_keeps_dtypes():
@@ -153,3 +161,69 @@ def test_accuracy_has_no_gradient():
     params, hidden, targets, counts = problem()
     gradient = jax.jit(jax.grad(lambda h: streamed(params, h, targets, counts, 6).correct))
     assert not np.any(gradient(hidden))
+
+
+def test_many_pieces_lose_no_digit():
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4096, 2)), jnp.float32)
+    targets, counts = jnp.zeros((2, 4096), jnp.int32), jnp.ones((2, 4096))
+    loss = jax.jit(lambda h: streamed_cross_entropy(lambda x: x, h, targets, counts, 2).loss)(hidden)
+    np.testing.assert_allclose(loss, -log_softmax(hidden)[..., 0].sum(), rtol=2e-7)
+
+
+@pytest.mark.parametrize("smoothing, threshold", [(0.0, 0.5), (0.2, 0.8)])
+def test_sigmoid_cross_entropy_and_its_gradient(smoothing, threshold):
+    z = np.asarray([-1e4, -90, -20, -3, -0.1, 0, 0.2, 1.3, 1.5, 3, 20, 90, 1e4] * 2, np.float32)
+    y = np.repeat([0.0, 1.0], 13)
+    counts = np.arange(26) % 3
+    aim = (1 - smoothing) * y + smoothing / 2
+    x = z.astype(np.float64)
+    nats = aim * np.logaddexp(0, -x) + (1 - aim) * np.logaddexp(0, x)
+    y[0] = np.nan  # whatever the target, no weight no loss
+
+    def run(z):
+        sums = losses.sigmoid_cross_entropy(z, jnp.asarray(y), jnp.asarray(counts), smoothing, threshold)
+        return sums.loss, sums
+
+    slope, found = jax.grad(run, has_aux=True)(jnp.asarray(z))
+    np.testing.assert_allclose(found.loss, (nats * counts).sum(), rtol=1e-6)
+    assert found.weight == counts.sum()
+    right = (np.exp(-np.logaddexp(0, -x)) >= threshold) == (y == 1)
+    assert found.correct == (right * counts).sum()
+    np.testing.assert_allclose(slope, (np.exp(-np.logaddexp(0, -x)) - aim) * counts, atol=1e-6)
+
+
+def test_huber_and_pinball():
+    errors = np.asarray([-3, -1, -0.5, 0, 0.2, 1, 4], np.float64)
+    bent = np.where(np.abs(errors) < 0.7, errors**2 / 2, 0.7 * (np.abs(errors) - 0.35))
+    np.testing.assert_allclose(losses.huber(jnp.asarray(errors), 0.7), bent, rtol=1e-6)
+    slope = jax.grad(lambda e: losses.huber(e, 0.7).sum())(jnp.asarray(errors, jnp.float32))
+    np.testing.assert_allclose(slope, np.clip(errors, -0.7, 0.7), rtol=1e-6)
+
+    two = np.stack([errors, errors + 1], -1)
+    tilted = np.where(two < 0, [0.1, 0.8], [0.9, 0.2]) * np.abs(two)  # too low costs q, too high 1 - q
+    np.testing.assert_allclose(losses.pinball(jnp.asarray(two), (0.1, 0.8)), tilted.mean(-1), rtol=1e-6)
+
+
+def test_contrastive_leaves_out_what_weighs_nothing():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 6, 5))
+    b += 0.5 * a
+    counts = np.asarray([1, 0, 2, 1, 0, 0.5])
+    kept = counts > 0
+    x, y = (each[kept] / np.linalg.norm(each[kept], axis=-1, keepdims=True) for each in (a, b))
+    scores = x @ y.T / 0.2
+    both = [np.diagonal(log_softmax(each)) for each in (scores, scores.T)]
+    right = [each.argmax(-1) == np.arange(4) for each in (scores, scores.T)]
+
+    def run(a, b, counts=counts):
+        return losses.contrastive(jnp.asarray(a), jnp.asarray(b), jnp.asarray(counts), 0.2)
+
+    found = run(a, b)
+    np.testing.assert_allclose(found.loss, -(np.mean(both, 0) * counts[kept]).sum(), rtol=1e-5)
+    np.testing.assert_allclose(found.correct, (np.mean(right, 0) * counts[kept]).sum())
+    assert found.weight == counts.sum()
+    slopes = jax.grad(lambda *x: run(*x).loss, argnums=(0, 1))(jnp.asarray(a), jnp.asarray(b))
+    for slope in slopes:
+        assert np.all(np.isfinite(slope)) and np.all((np.abs(slope).max(-1) > 0) == kept)
+    nobody = run(a, 0 * b, 0 * counts)
+    assert (nobody.loss, nobody.weight) == (0, 0)
