@@ -4,6 +4,7 @@ import dataclasses
 
 from jaxmodel.config import field, register, to_text, validate
 from jaxmodel.errors import InputError
+from jaxmodel.optim_options import Optimizer as Optimizer
 
 
 @register
@@ -99,40 +100,6 @@ class Data:
         if self.augment and not self.image_shape:
             raise InputError(
                 f"data.augment={to_text(self.augment)} changes images: set data.image_shape, or leave it out"
-            )
-
-
-@register
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """How gradients become steps."""
-
-    name: str = field("adamw", "the optimizer", choices=("adamw",))
-    learning_rate: float = field(1e-3, "learning rate at its peak, after the warmup", low=0.0)
-    warmup: int = field(0, "steps over which the learning rate rises to its peak", low=0)
-    schedule: str = field("cosine", "how the learning rate falls", choices=("cosine", "linear", "constant"))
-    final_learning_rate: float = field(0.1, "where it falls to, as a fraction of the peak", low=0.0, high=1.0)
-    beta1: float = field(0.9, "decay of the average of gradients, below 1", low=0.0, high=1.0)
-    beta2: float = field(0.95, "decay of the average of squared gradients, below 1", low=0.0, high=1.0)
-    epsilon: float = field(1e-8, "added to the root of the squared average", low=0.0)
-    weight_decay: float = field(0.1, "decay of matrices, per step and unit of learning rate", low=0.0)
-    clip_norm: float | None = field(
-        1.0, "gradients are scaled down to this global norm; none: never", low=0.0
-    )
-
-    def check(self, steps: int | None = None) -> None:
-        """Raise InputError if fields are out of bounds or do not fit each other, or a run of `steps`."""
-        validate(self, "optimizer.")
-        for name in ("beta1", "beta2"):
-            if getattr(self, name) == 1:
-                raise InputError(f"optimizer.{name}=1.0: must be below 1, or the average never moves")
-        if self.clip_norm == 0:
-            raise InputError("optimizer.clip_norm=0.0: must be above 0; give none to never clip")
-        # A schedule that falls needs at least one step to fall in.
-        if steps is not None and self.warmup and self.warmup >= steps:
-            raise InputError(
-                f"optimizer.warmup={self.warmup} takes up all of train.steps={steps}: "
-                "lower optimizer.warmup or raise train.steps"
             )
 
 

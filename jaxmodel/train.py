@@ -17,7 +17,7 @@ from jaxmodel.compiling import compiler_options
 from jaxmodel.errors import InputError, Retryable
 from jaxmodel.metrics import Metrics
 from jaxmodel.model import Batch, Model, Params, State
-from jaxmodel.optim import Schedule, global_norm
+from jaxmodel.optim import Schedule, beside, effective, global_norm
 from jaxmodel.sharding import Partitioning
 from jaxmodel.tasks import LossFn
 from jaxmodel.weights import join, partition
@@ -94,7 +94,7 @@ def make_state(
             model_state = model.start()
         trainable, _ = partition(params, model.layout)
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trainable), model_state)
-        return _placed(state, model, optimizer, partitioning)
+        return _placed(state, model, partitioning)
 
     return jax.jit(make)(key, params, model_state)
 
@@ -163,14 +163,17 @@ def make_step(
         # A batch without a single weighted target leaves gradients of zero, not of 0 / 0.
         share = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0).astype(jnp.float32)
         grads = jax.tree.map(lambda g: g * share, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        total, count = metrics["loss"]
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            grads, state.opt_state, trainable, value=total / count
+        )
         params = join(optax.apply_updates(trainable, updates), rest)
         one = jnp.ones((), jnp.float32)
         metrics |= {"grad_norm": (global_norm(grads), one), "tokens": (weight, one)}
         if schedule is not None:
-            metrics["learning_rate"] = (schedule(state.step), one)
+            metrics["learning_rate"] = (effective(schedule(state.step), opt_state), one)
         state = TrainState(state.step + 1, params, opt_state, model_state)
-        return _placed(state, model, optimizer, partitioning), metrics
+        return _placed(state, model, partitioning), metrics
 
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
 
@@ -189,24 +192,14 @@ def _pieces(batch: Batch, accumulate: int) -> Batch:
     return jax.tree.map(split, dict(batch))
 
 
-def _placed(
-    state: TrainState,
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    partitioning: Partitioning | None,
-) -> TrainState:
+def _placed(state: TrainState, model: Model, partitioning: Partitioning | None) -> TrainState:
     """The state, every array where it lives: what an optimizer keeps for a weight lies beside the weight."""
     if partitioning is None:
         return state
     weights = partitioning.shardings(model.layout, state.params)
     whole = partitioning.replicated()
-    kept = optax.tree.map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        state.opt_state,
-        partition(weights, model.layout)[0],
-        transform_non_params=lambda _: whole,
-    )
+    trainable, places = (partition(tree, model.layout)[0] for tree in (state.params, weights))
+    kept = beside(state.opt_state, trainable, places, whole)
     everywhere = jax.tree.map(lambda _: whole, state.model_state)
     return jax.lax.with_sharding_constraint(state, TrainState(whole, weights, kept, everywhere))  # type: ignore
 

@@ -235,7 +235,7 @@ def test_a_section_is_sound_by_default_and_explains_itself(section):
         ),
         (lambda: options.Optimizer(beta2=1.0).check(), ["optimizer.beta2=1", "below 1"]),
         (lambda: options.Optimizer(clip_norm=0.0).check(), ["optimizer.clip_norm=0", "none"]),
-        (lambda: options.Optimizer(name="adam").check(), ["optimizer.name=adam", "did you mean adamw?"]),
+        (lambda: options.Optimizer(name="adamww").check(), ["optimizer.name=adamww", "did you mean adamw?"]),
         (
             lambda: options.Train(batch_size=6, accumulate=4).check(),
             ["train.batch_size=6", "train.accumulate=4"],

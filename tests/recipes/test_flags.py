@@ -228,7 +228,7 @@ def test_print_config_can_be_used_as_a_flag_file(tmp_path, capsys):
         parse(*args, "--print_config")
     assert exit.value.code == 0
     printed = capsys.readouterr().out
-    assert "--data.length=64\n" in printed and "--optimizer.learning_rate=0.001\n" in printed
+    assert "--data.length=64\n" in printed and "--optimizer.clip_norm=1.0\n" in printed
     assert "# model.table is" in printed  # no flag can spell it
     file = tmp_path / "all.flags"
     file.write_text(printed)
@@ -250,7 +250,7 @@ def test_help_lists_every_flag_with_its_default(flag, capsys):
     out = " ".join(capsys.readouterr().out.split())
     for name in ("workdir", "data.path", "optimizer.warmup", "mesh.fsdp", "model.heads.count", "flagfile"):
         assert f"--{name} " in out
-    assert "(a number of at least 0; default: 0.001)" in out
+    assert "(a number of at least 0, or none; default: 1.0)" in out
     assert "named model, whose fields --model.* change: toy, big-toy, other" in out
 
 
