@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxmodel.compiling import compiler_options
 from jaxmodel.errors import InputError
+from jaxmodel.interop.signature import limits_of, of_config
 from jaxmodel.model import Apply, Model, Params, Start, State
 from jaxmodel.nn.stack import unstack
 
@@ -65,7 +66,7 @@ def generate(
     """
     _check_options(max_new_tokens, temperature, top_k, top_p)
     rows = _rows(prompts, separator)
-    limit = (of_config(model.config, "limits") or {}).get("length")
+    limit = limits_of(model).get("length")
     _check_rows(rows, max_new_tokens, limit, of_config(model.config, "vocab_size"))
 
     longest = max(map(len, rows))
@@ -263,14 +264,6 @@ def _cut(row: list[int], stop: set[int]) -> list[int]:
     """A row up to where it stopped, or the loop did."""
     end = next((i for i, token in enumerate(row) if token < 0 or token in stop), len(row))
     return row[:end]
-
-
-def of_config(config: Any, name: str) -> Any:
-    """A field of a config, or of what it wraps or chains; None where there is none."""
-    if config is None or hasattr(config, name):
-        return getattr(config, name, None)
-    inner = [getattr(config, "base", None), *(part for _, part in getattr(config, "parts", ()))]
-    return next((found for part in inner if (found := of_config(part, name)) is not None), None)
 
 
 def _check_options(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:

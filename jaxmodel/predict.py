@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmodel.config import did_you_mean
 from jaxmodel.errors import InputError
-from jaxmodel.generate import of_config
+from jaxmodel.interop.signature import of_config
 from jaxmodel.model import Apply, Model, Params, State
 
 Arrays = Mapping[str, np.ndarray]

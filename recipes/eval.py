@@ -67,7 +67,7 @@ def main(parsed: Parsed[Flags]) -> int:
     from jaxmodel.data.packing import Windows
     from jaxmodel.data.text import gzip_bits_per_byte, prepare_text
     from jaxmodel.evaluate import evaluate
-    from jaxmodel.generate import of_config
+    from jaxmodel.interop.signature import limits_of
     from jaxmodel.load import load
     from jaxmodel.sharding import Partitioning, make_mesh
     from jaxmodel.train import put
@@ -80,7 +80,7 @@ def main(parsed: Parsed[Flags]) -> int:
     if loaded.tokenizer is None:
         raise InputError(f"--checkpoint={flags.checkpoint} holds no tokenizer: name a language model's")
     data_options = _data(loaded.info, parsed.said)
-    limit = (of_config(loaded.model.config, "limits") or {}).get("length", data_options.length)
+    limit = limits_of(loaded.model).get("length", data_options.length)
     if data_options.length > limit:
         raise InputError(
             f"--data.length={data_options.length} is longer than the model's max_length={limit}: lower it"

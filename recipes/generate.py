@@ -59,7 +59,8 @@ def main(parsed: Parsed[Flags]) -> int:
 
     compile_cache()
 
-    from jaxmodel.generate import generate, of_config
+    from jaxmodel.generate import generate
+    from jaxmodel.interop.signature import limits_of
     from jaxmodel.load import load
     from jaxmodel.nn.stack import unstack
     from jaxmodel.sharding import make_mesh
@@ -72,7 +73,7 @@ def main(parsed: Parsed[Flags]) -> int:
     if tokenizer is None:
         raise InputError(f"--checkpoint={flags.checkpoint} holds no tokenizer: name a language model's")
     prompts = [ids.tolist() or [tokenizer.separator_id] for ids in tokenizer.encode_batch(flags.prompts)]
-    limit = (of_config(model.config, "limits") or {}).get("length", sys.maxsize)
+    limit = limits_of(model).get("length", sys.maxsize)
     room = max(limit - max(map(len, prompts)), 1)  # too long a prompt is named by what follows
     added = generate(
         model,

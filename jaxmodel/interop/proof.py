@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmodel.interop import consumer
-from jaxmodel.interop.signature import cache_of, reader
+from jaxmodel.interop.signature import cache_of, of_config
 from jaxmodel.interop.stablehlo import CACHED, values_of
 from jaxmodel.model import Model, Params, State
 from jaxmodel.nn.stack import unstack
@@ -116,7 +116,7 @@ def _job(subject: Subject, place: Path) -> dict[str, Any]:
     calls = [name for name in about["programs"] if name not in CACHED]
     if about["cache"]:
         calls += ["prefill", *["decode"] * decoded]
-    vocab = getattr(reader(subject.model.config), "vocab_size", 2)
+    vocab = of_config(subject.model.config, "vocab_size") or 2
     rng = np.random.default_rng(0)
     probe = {}
     for i, name in enumerate(calls):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -57,9 +57,10 @@ def unflat(arrays: Mapping[str, Any], like: Any) -> Any:
 
 def inputs_of(model: Model) -> Arrays:
     """What a model reads, as its config says; InputError if that says nothing."""
-    inputs = getattr(reader(model.config), "inputs", None)
+    first = next(parts_of(model.config))  # it reads the batch
+    inputs = getattr(first, "inputs", None)
     if inputs is None:
-        name = getattr(model.config, "name", type(model.config).__name__)
+        name = getattr(first, "name", type(first).__name__)
         raise InputError(
             f"{name} does not say what it reads: pass inputs=, as in {{'features': ('float32', ('batch', 30))}}"
         )
@@ -68,14 +69,24 @@ def inputs_of(model: Model) -> Arrays:
 
 def limits_of(model: Model) -> dict[str, int]:
     """The largest that free dims may be, as the config says."""
-    return dict(getattr(reader(model.config), "limits", {}))
+    return dict(of_config(model.config, "limits") or {})
 
 
-def reader(config: Any) -> Any:
-    """The config of what is frozen, or comes first in a chain: it reads the batch."""
-    while hasattr(config, "base") or hasattr(config, "parts"):
-        config = config.base if hasattr(config, "base") else config.parts[0][1]
-    return config
+def parts_of(config: Any) -> Iterator[Any]:
+    """The configs within what wraps or chains them, in the order that their models run."""
+    if hasattr(config, "base"):
+        yield from parts_of(config.base)
+    elif hasattr(config, "parts"):
+        for _, part in config.parts:
+            yield from parts_of(part)
+    else:
+        yield config
+
+
+def of_config(config: Any, name: str) -> Any:
+    """A field of a config, or of the first part that has it; None where there is none."""
+    found = (getattr(part, name, None) for part in parts_of(config))
+    return next((each for each in found if each is not None), None)
 
 
 def cache_of(model: Model) -> Cache:

@@ -20,9 +20,9 @@ from jaxmodel.errors import InputError
 from jaxmodel.generate import generate
 from jaxmodel.interop import stablehlo
 from jaxmodel.interop.proof import Subject, prove
-from jaxmodel.interop.signature import cache_of, flat
+from jaxmodel.interop.signature import cache_of, flat, inputs_of, limits_of, of_config
 from jaxmodel.load import load
-from jaxmodel.model import Model, Outputs, frozen
+from jaxmodel.model import Model, Outputs, chain, from_function, frozen
 from jaxmodel.nn.stack import unstack, unstack_layout
 from tests.contract import CAUSAL, DIM, GPT, PATTERN, batch_of, built, params_of, same
 
@@ -267,10 +267,18 @@ def test_a_window_almost_as_long_as_the_longest_cache(window):
 
 
 def test_a_wrapped_model_reads_what_its_base_reads():
-    from jaxmodel.interop.signature import inputs_of, limits_of
-
     model = frozen(built("gpt"))
     assert inputs_of(model) == inputs_of(built("gpt")) and limits_of(model) == {"length": 32, "capacity": 32}
+
+
+def test_the_first_part_reads_and_the_first_that_says_so_limits():
+    front = from_function(lambda key: {}, lambda params, batch: {"tokens": batch["words"]}, name="front")
+    model = frozen(chain(front, chain(frozen(built("pattern")), built("gpt"))))
+    assert limits_of(model) == {"length": 32} and of_config(model.config, "vocab_size") == 64
+    assert of_config(model.config, "widths") is None
+    with pytest.raises(InputError, match="front does not say what it reads: pass inputs="):
+        inputs_of(model)
+    assert set(inputs_of(chain(built("conv"), front))) == {"images"}
 
 
 def test_only_what_feeds_the_head_is_left_out():
