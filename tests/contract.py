@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmodel.model import Model, from_function, from_nnx
-from jaxmodel.models.configs import MLP, Attention, ConvNet, MoE, Norm, Transformer, Variant
+from jaxmodel.models.configs import MLP, Attention, ConvNet, MoE, Norm, Perceptron, Transformer, Variant
 
 VOCAB, LENGTH, BATCH, DIM = 64, 16, 8, 32
 
@@ -57,6 +57,10 @@ MIXTURE = Transformer(
 
 CONV = ConvNet(num_classes=10, channels=1, widths=(16, 32), dropout=0.2)
 
+PERCEPTRON = Perceptron(
+    num_features=DIM, categories=(5, 12), num_outputs=10, hidden=(64, 32), norm="batch", dropout=0.1
+)
+
 
 class _Net(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
@@ -99,6 +103,7 @@ CONTRACT: dict[str, Entry] = {
     "pattern": Entry(PATTERN.build, "language_model", "tokens"),
     "mixture": Entry(MIXTURE.build, "language_model", "tokens"),
     "conv": Entry(CONV.build, "classification", "images"),
+    "perceptron": Entry(PERCEPTRON.build, "classification", "features categories"),
     "nnx": Entry(functools.partial(from_nnx, _Net, "features"), "classification", "features"),
     "function": Entry(
         functools.partial(from_function, _init_function, _apply_function), "classification", "features"
@@ -138,7 +143,11 @@ def batch_of(name: str, step: int = 0, rows: int = BATCH) -> dict[str, np.ndarra
     else:
         values = rng.normal(size=(rows, DIM)).astype(np.float32)
         values[np.arange(rows), targets] += 3.0
-    return {inputs: values, "targets": targets, "weights": np.ones(rows, np.float32)}
+    first, *more = inputs.split()
+    batch = {first: values, "targets": targets, "weights": np.ones(rows, np.float32)}
+    if more:  # the one column tells something, the other nothing
+        batch[more[0]] = np.stack([targets % 5, rng.integers(0, 12, rows)], axis=1).astype(np.int32)
+    return batch
 
 
 def relative(a: Any, b: Any) -> float:

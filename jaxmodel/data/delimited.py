@@ -147,7 +147,7 @@ def read_table(
     }
     digest.update("\0".join(names).encode())
     return Columns(
-        f"'{root}'",
+        f"'{os.fspath(path)}'",
         flag,
         columns,
         tuple(map(str, files)),

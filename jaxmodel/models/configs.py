@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxmodel import config as _config
 from jaxmodel.config import field, register
 from jaxmodel.errors import InputError
+from jaxmodel.models.sizes import fit_sizes
 
 if TYPE_CHECKING:
     from jaxmodel.model import Model
@@ -17,7 +19,9 @@ ACTIVATIONS = (
     *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
     *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu"),
 )
+Inputs = dict[str, tuple[str, tuple[int | str, ...]]]
 GATED = ("swiglu", "geglu")  # those with a gate, that is, a third matrix
+UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
 
 
 @register
@@ -154,8 +158,25 @@ class Transformer:
             segments.append((self.pattern[:rest], 1))
         return tuple(segments)
 
+    reads: ClassVar = ("tokens",)
+
+    def fitted(self, facts: Mapping[str, Any]) -> Transformer:
+        """This config, if it holds the vocabulary and the length of the data; InputError otherwise."""
+        fit_sizes(self, facts)
+        if facts["length"] > self.max_length:
+            raise InputError(
+                f"--data.length={facts['length']} is longer than --model.max_length={self.max_length}: "
+                "lower the one or raise the other"
+            )
+        if facts["vocab_size"] > self.vocab_size:
+            raise InputError(
+                f"the tokenizer has {facts['vocab_size']} tokens, --model.vocab_size={self.vocab_size} is "
+                "smaller: raise it, or lower --data.vocab_size"
+            )
+        return self
+
     @property
-    def inputs(self) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+    def inputs(self) -> Inputs:
         """What a batch may hold: dtype and dims by name, a dim that is a word being free."""
         dims = ("batch", "length")
         whole = dict.fromkeys(("tokens", "segments", "positions"), ("int32", dims))
@@ -243,11 +264,68 @@ class Transformer:
 
 @register
 @dataclasses.dataclass(frozen=True)
+class Perceptron:
+    """A multi-layer perceptron over features and categories, each column of categories through an embedding."""
+
+    num_features: int | None = field(None, help="numeric features; none: by the data", low=0)
+    categories: tuple[int, ...] | None = field(
+        None, help="how many ids each column of categories has; none: by the data", low=1
+    )
+    num_outputs: int | None = field(None, help="outputs: classes, or 1; none: by the data", low=1)
+    category_dim: int | None = field(
+        None, help="width of an embedding (default: half its ids, 50 at most)", low=1
+    )
+    hidden: tuple[int, ...] = field(
+        (64,), help="widths of the hidden layers; none at all: a linear model", low=1
+    )
+    activation: str = field("relu", help="non-linearity", choices=UNGATED)
+    norm: str = field(
+        "none", help="normalisation before each non-linearity", choices=("none", "batch", "layer")
+    )
+    dropout: float = field(0.0, help="dropped fraction of each hidden layer", low=0.0, high=1.0)
+    momentum: float = field(0.9, help="of the running statistics of batch norm", low=0.0, high=1.0)
+    epsilon: float = field(1e-5, help="added to the variance in a norm", low=0.0)
+    execution: Execution = field(Execution(), help="how it runs")
+
+    reads: ClassVar = ("features", "categories")
+    by_data: ClassVar = ("num_features", "categories", "num_outputs")
+
+    def fitted(self, facts: Mapping[str, Any]) -> Perceptron:
+        """This config with the sizes of the data; InputError where it has others."""
+        return fit_sizes(self, facts, **{name: name for name in self.by_data})
+
+    @property
+    def inputs(self) -> Inputs:
+        """What a batch may hold: dtype and dims by name, a dim that is a word being free."""
+        inputs: Inputs = {}
+        if self.num_features:
+            inputs["features"] = ("float32", ("batch", self.num_features))
+        if self.categories:
+            inputs["categories"] = ("int32", ("batch", len(self.categories)))
+        return inputs
+
+    def check(self) -> None:
+        """InputError when a field is out of bounds, or nothing is left to read."""
+        _config.validate(self, "model.")
+        if self.dropout == 1.0:
+            raise InputError("model.dropout=1.0 drops everything: give a fraction below 1")
+        if self.num_features == 0 and self.categories == ():
+            raise InputError("model.num_features=0 and no model.categories: the model would read nothing")
+
+    def build(self, partitioning: Partitioning | None = None) -> Model:
+        """The model as pure functions; its state is the running statistics of batch norm, if it has that."""
+        from jaxmodel.models import perceptron
+
+        return perceptron.build(self, partitioning)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
 class ConvNet:
     """A residual convolutional classifier with batch norm (arXiv:1512.03385, basic blocks)."""
 
-    num_classes: int = field(help="classes", low=2)
-    channels: int = field(3, help="channels of the images", low=1)
+    num_classes: int | None = field(None, help="outputs: classes, or 1; none: by the data", low=1)
+    channels: int | None = field(None, help="channels of the images; none: by the data", low=1)
     widths: tuple[int, ...] = field(
         (16, 32, 64), help="channels of each stage; each later stage halves the size"
     )
@@ -257,10 +335,17 @@ class ConvNet:
     epsilon: float = field(1e-5, help="added to the variance", low=0.0)
     execution: Execution = field(Execution(), help="how it runs")
 
+    reads: ClassVar = ("images",)
+    by_data: ClassVar = ("num_classes", "channels")
+
+    def fitted(self, facts: Mapping[str, Any]) -> ConvNet:
+        """This config with the sizes of the data; InputError where it has others."""
+        return fit_sizes(self, facts, num_classes="num_outputs", channels="channels")
+
     @property
-    def inputs(self) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+    def inputs(self) -> Inputs:
         """What a batch may hold: dtype and dims by name, a dim that is a word being free."""
-        return {"images": ("float32", ("batch", "height", "width", self.channels))}
+        return {"images": ("float32", ("batch", "height", "width", self.channels or "channels"))}
 
     def check(self) -> None:
         """InputError when the stages are not positive widths."""

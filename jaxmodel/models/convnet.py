@@ -10,16 +10,13 @@ import jax.numpy as jnp
 from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
 from jaxmodel.models.configs import ConvNet
+from jaxmodel.models.inputs import check_batch
+from jaxmodel.models.sizes import require_sizes
 from jaxmodel.nn import layer
 from jaxmodel.nn.conv import Conv
-from jaxmodel.nn.layer import STABLE, Layer, compact, einsum, zeros
-from jaxmodel.nn.norm import BatchNorm
+from jaxmodel.nn.layer import STABLE, Layer, compact, einsum, he, zeros
+from jaxmodel.nn.norm import BatchNorm, fresh_statistics
 from jaxmodel.sharding import Partitioning
-
-
-def he(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Normal with variance 2 / inputs, for layers before a ReLU (arXiv:1502.01852)."""
-    return jax.random.normal(key, shape, dtype) * (2.0 / shape[-2]) ** 0.5
 
 
 class _Network(Layer):
@@ -40,8 +37,9 @@ class _Network(Layer):
                     x = self._conv(f"{name}_skip", x, width, 1, stride, train)
                 x = jax.nn.relu(x + h)
         pooled = self.dropout(jnp.mean(x.astype(STABLE), axis=(1, 2)), config.dropout, train)
-        weight = self.weight("classes", "filters_in -> classes", pooled.shape[-1:], (config.num_classes,), he)
-        bias = self.vector("classes_bias", "classes", (config.num_classes,), zeros)
+        num_classes = config.num_classes or 0  # not None: `build` has looked
+        weight = self.weight("classes", "filters_in -> classes", pooled.shape[-1:], (num_classes,), he)
+        bias = self.vector("classes_bias", "classes", (num_classes,), zeros)
         return einsum(pooled, weight) + bias, pooled
 
     def _conv(self, name: str, x: jax.Array, width: int, size: int, stride: int, train: bool) -> jax.Array:
@@ -58,10 +56,11 @@ def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
     `start()` gives fresh running statistics; `apply` needs them, and in training returns their successors.
     """
     config.check()
+    require_sizes(config)
     network = _Network(partitioning, config)
 
     def variables(key: jax.Array) -> Any:
-        return _Network(None, config).init({"params": key}, jnp.zeros((1, 4, 4, config.channels)), False)
+        return _Network(None, config).init({"params": key}, jnp.zeros((1, 4, 4, config.channels or 0)), False)
 
     def apply(
         params: Params,
@@ -71,6 +70,7 @@ def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Outputs:
+        check_batch(batch, config.inputs, needed=config.inputs)
         if not state:
             raise InputError("this model keeps batch statistics: pass state=model.start(), or a checkpoint's")
         if train and config.dropout and key is None:
@@ -84,14 +84,7 @@ def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:
         del batch_size, length
-        shapes = jax.eval_shape(variables, jax.random.key(0))["state"]
-        # Running means start at zero and variances at one, whatever the key.
-        return jax.tree_util.tree_map_with_path(
-            lambda path, a: (
-                jnp.ones(a.shape, a.dtype) if path[-1].key == "variance" else jnp.zeros(a.shape, a.dtype)
-            ),
-            shapes,
-        )
+        return fresh_statistics(jax.eval_shape(variables, jax.random.key(0))["state"])
 
     layout = layer.layout_of(jax.eval_shape(variables, jax.random.key(0))["params"])
     return Model(lambda key: layer.params_of(variables(key)["params"]), apply, start, layout, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmodel.models.configs import MLP, Attention, Norm, Transformer
+from jaxmodel.models.configs import MLP, Attention, ConvNet, Norm, Perceptron, Transformer
 
 GPT2_VOCAB = 50257
 
@@ -54,4 +54,7 @@ PRESETS = {
     # arXiv:2005.14165, table 2.1 (its alternating sparse attention is not published in detail: dense here).
     "gpt3-175b": _gpt2(96, 12288, 96, max_length=2048),
     "llama3-8b": _llama3(32, 4096, 32, 8, 14336),
+    # Of tables and images; their inputs and outputs are as the data says.
+    "mlp": Perceptron(),
+    "resnet-tiny": ConvNet(widths=(32, 64, 128)),
 }

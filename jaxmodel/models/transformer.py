@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
 from jaxmodel.models.configs import Transformer
+from jaxmodel.models.inputs import check_batch
 from jaxmodel.nn import layer
 from jaxmodel.nn.block import Block
 from jaxmodel.nn.cache import make_cache
@@ -78,8 +80,8 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     and continued token by token; rows may be padded left or right, as `mask` says. The cache holds `length` tokens a
     row, padding included: whoever appends more overwrites the last ones.
 
-    Raises InputError (when built or called) for fields that contradict each other, a sequence or a cache longer than
-    `max_length`, dropout without a key, packed segments with a cache, and a cache for attention that is not causal.
+    Raises InputError (when built or called) for fields that contradict each other, a batch of other entries, dtypes or
+    shapes than `config.inputs` says, a sequence or a cache longer than `max_length`, dropout without a key, packed segments with a cache, and a cache for attention that is not causal.
     Token ids must be in the vocabulary: others give NaN.
     """
     config.check()
@@ -137,7 +139,9 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Outputs:
-        if "hidden" in batch and "tokens" not in batch:
+        head_only = isinstance(batch, Mapping) and "hidden" in batch and "tokens" not in batch
+        check_batch(batch, config.inputs, needed=() if head_only else ("tokens",))
+        if head_only:
             return Outputs({"logits": logits_of(params, batch["hidden"])})
         if train and config.dropout and key is None:
             raise InputError(

@@ -122,6 +122,11 @@ def normal(scale: float | None) -> Initializer:
     return init
 
 
+def he(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Normal with variance 2 / inputs, for layers before a ReLU (arXiv:1502.01852)."""
+    return jax.random.normal(key, shape, dtype) * (2.0 / shape[-2]) ** 0.5
+
+
 def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """An initializer of zeros."""
     return jnp.zeros(shape, dtype)

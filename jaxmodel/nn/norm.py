@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -69,3 +71,13 @@ class BatchNorm(Layer):
         else:
             now_mean, now_variance = mean.value, variance.value
         return ((y - now_mean) * (jax.lax.rsqrt(now_variance + self.epsilon) * scale) + bias).astype(x.dtype)
+
+
+def fresh_statistics(shapes: Any) -> Any:
+    """Running statistics of these shapes: means start at zero and variances at one, whatever the key."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, a: (
+            jnp.ones(a.shape, a.dtype) if path[-1].key == "variance" else jnp.zeros(a.shape, a.dtype)
+        ),
+        shapes,
+    )

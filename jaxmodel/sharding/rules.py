@@ -16,6 +16,7 @@ RULES: Rules = (
     # -- weights ---------------------------------------------------------------------------------
     ("embed", ("fsdp",)),  # stored in pieces; gathered, as over every axis of `batch`, just before use
     ("filters", ("fsdp", "tensor")),  # of a convolution; its small inputs stay whole
+    ("units", ("fsdp", "tensor")),  # of a perceptron's layer, as filters
     ("experts", ("expert",)),  # each device holds some of the experts
     # -- both ------------------------------------------------------------------------------------
     ("heads", ("tensor",)),

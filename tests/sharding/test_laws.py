@@ -23,7 +23,7 @@ MESHES = {
     "expert": {"data": 2, "expert": 4},
 }
 ALWAYS = {("gpt", "data"), ("gpt", "fsdp"), ("gpt", "tensor"), ("gpt", "cube")} | {
-    (name, "cube") for name in ("pattern", "mixture", "conv", "function", "nnx")
+    (name, "cube") for name in ("pattern", "mixture", "conv", "perceptron", "function", "nnx")
 }
 ROWS = [
     pytest.param(name, mesh, marks=[] if (name, mesh) in ALWAYS else [pytest.mark.slow])
