@@ -153,7 +153,7 @@ def _streamed(
 ) -> Any:
     """(loss, correct) over pieces [N, b, t, …] of a head that takes what it captured as further arguments."""
 
-    def sums(_: None, piece: Any) -> tuple[None, Any]:
+    def sums(_: Any, piece: Any) -> tuple[Any, Any]:
         hidden, targets, weights = piece
         loss, _, correct = cross_entropy(head(hidden, *captured), targets, weights, smoothing)
         return None, (loss, correct)

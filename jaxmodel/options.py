@@ -1,6 +1,7 @@
 """The sections of a training run beside the model: data, optimizer, training, mesh, checkpoints."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from jaxmodel.config import field, register, to_text, validate
 from jaxmodel.errors import InputError
@@ -158,3 +159,70 @@ class Checkpoint:
     def check(self) -> None:
         """Raise InputError if a field is out of bounds."""
         validate(self, "checkpoint.")
+
+
+# name of the task -> what of the section it makes use of, beside its name
+_TASK_OPTIONS = {
+    "language_model": ("label_smoothing",),
+    "masked_language_model": ("label_smoothing", "mask_fraction"),
+    "seq2seq": ("label_smoothing",),
+    "classification": ("label_smoothing",),
+    "binary": ("label_smoothing", "threshold"),
+    "multilabel": ("label_smoothing", "threshold"),
+    "regression": ("loss", "huber_delta", "quantiles"),
+    "contrastive": ("temperature",),
+}
+_REGRESSION_OPTIONS = {"mse": (), "mae": (), "huber": ("huber_delta",), "quantile": ("quantiles",)}
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is minimised and measured, and what is made of a model's outputs."""
+
+    name: str | None = field(None, "the kind of problem; none: as the data is", choices=tuple(_TASK_OPTIONS))
+    loss: str = field("mse", "of a regression", choices=tuple(_REGRESSION_OPTIONS))
+    huber_delta: float = field(1.0, "error from which a huber loss grows linearly, above 0", low=0.0)
+    quantiles: tuple[float, ...] = field(
+        (0.1, 0.5, 0.9), "quantiles a regression predicts, one output each", low=0.0, high=1.0
+    )
+    label_smoothing: float = field(
+        0.0, "in training, share of a target that goes to all classes alike", low=0.0, high=1.0
+    )
+    mask_fraction: float = field(0.15, "share of the tokens that a masked model predicts", low=0.0, high=1.0)
+    temperature: float = field(
+        0.07, "what similarities are divided by in a contrastive loss, above 0", low=0.0
+    )
+    threshold: float = field(0.5, "probability from which a label is predicted", low=0.0, high=1.0)
+
+    def check(self) -> None:
+        """Raise InputError if a field is out of bounds, or is changed and not used (both fixes are named)."""
+        validate(self, "task.")
+        for name in ("huber_delta", "temperature", "mask_fraction"):
+            if getattr(self, name) == 0:
+                raise InputError(f"task.{name}=0.0: must be above 0")
+        if self.label_smoothing == 1:
+            raise InputError("task.label_smoothing=1.0: must be below 1, or the targets say nothing")
+        if self.threshold in (0, 1):
+            raise InputError(
+                f"task.threshold={self.threshold}: must be between 0 and 1, or all is predicted alike"
+            )
+        if not self.quantiles or min(self.quantiles) == 0 or max(self.quantiles) == 1:
+            raise InputError(
+                f"task.quantiles={to_text(self.quantiles)}: give one or more between 0 and 1, as in 0.1,0.5,0.9"
+            )
+        if self.name is not None:
+            self._check_used("name", _TASK_OPTIONS)
+        if self.name in (None, "regression"):
+            self._check_used("loss", _REGRESSION_OPTIONS)
+
+    def _check_used(self, by: str, table: Mapping[str, tuple[str, ...]]) -> None:
+        """InputError for an option that was changed, is in the table, and not in the row of this `by`."""
+        chosen = getattr(self, by)
+        for option in dict.fromkeys(option for row in table.values() for option in row):
+            value, users = getattr(self, option), [name for name, row in table.items() if option in row]
+            if value != getattr(Task, option) and chosen not in users:
+                raise InputError(
+                    f"task.{option}={to_text(value)} means nothing to task.{by}={chosen}: leave task.{option} out, "
+                    f"or set task.{by} to {' or '.join(users)}"
+                )

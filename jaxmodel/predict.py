@@ -16,9 +16,10 @@ import numpy as np
 from jaxmodel.config import did_you_mean
 from jaxmodel.errors import InputError
 from jaxmodel.interop.signature import of_config
-from jaxmodel.model import Apply, Model, Params, State
+from jaxmodel.model import Apply, Model, Outputs, Params, State
 
 Arrays = Mapping[str, np.ndarray]
+Postprocess = Callable[[Outputs], dict[str, jax.Array]]
 KINDS = {"i": "int32", "u": "int32", "f": "float32", "b": "bool"}
 
 
@@ -30,6 +31,7 @@ def predict(
     state: State = None,
     batch_size: int = 32,
     values: Sequence[str] = (),
+    postprocess: Postprocess | None = None,
 ) -> dict[str, np.ndarray]:
     """The model's values for every row, on the host; floats are float32.
 
@@ -40,6 +42,8 @@ def predict(
       state: batch statistics, for models that have them.
       batch_size: rows computed at once. The last batch is filled up, and what is too much is cut off again.
       values: which values ("logits"); all by default.
+      postprocess: outputs -> named arrays [B, …], which then take the place of the model's values; compiled with it,
+        once for each such function.
 
     Raises:
       InputError: an array that is missing, unknown, or of another rank, size, kind or range than the model
@@ -48,12 +52,13 @@ def predict(
     batch = _checked(arrays, model.config)
     num_rows = len(next(iter(batch.values())))
     size = min(batch_size, num_rows)
-    given = _values_of(model, params, {name: array[:size] for name, array in batch.items()}, state)
+    finish = postprocess or _values
+    given = _names(model, finish, params, {name: array[:size] for name, array in batch.items()}, state)
     for name in values:
         if name not in given:
             raise InputError(f"the model gives no value {name}: {did_you_mean(name, given)}")
 
-    run = _compiled(model.apply, tuple(values) or tuple(given))
+    run = _compiled(model.apply, finish, tuple(values) or tuple(given))
     found = []
     for start in range(0, num_rows, size):
         rows = np.minimum(np.arange(start, start + size), num_rows - 1)
@@ -125,22 +130,27 @@ def _words(array: np.ndarray) -> str:
     return f"{array.dtype}[{', '.join(map(str, array.shape))}]"
 
 
-def _values_of(model: Model, params: Params, batch: Arrays, state: State) -> list[str]:
+def _values(outputs: Outputs) -> dict[str, jax.Array]:
+    return outputs.values
+
+
+def _names(model: Model, finish: Postprocess, params: Params, batch: Arrays, state: State) -> list[str]:
     """The names of what the model gives for such a batch; InputError where it needs more."""
     inputs = of_config(model.config, "inputs")
     try:
-        return list(jax.eval_shape(model.apply, params, dict(batch), state).values)
+        outputs = jax.eval_shape(model.apply, params, dict(batch), state)
     except KeyError as error:
         missing = error.args[0]
         if inputs is not None and missing not in inputs:
             raise
         there = ", ".join(f"{name} {_words(array)}" for name, array in batch.items())
         raise InputError(f"{missing} is missing: the model needs it beside {there}") from None
+    return list(jax.eval_shape(finish, outputs))
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(
-    apply: Apply, names: tuple[str, ...]
+    apply: Apply, finish: Postprocess, names: tuple[str, ...]
 ) -> Callable[[Params, Arrays, State], dict[str, jax.Array]]:
     """The named values of a batch; what nobody asked for is not computed."""
 
@@ -149,7 +159,7 @@ def _compiled(
         return value.astype(jnp.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
     def run(params: Params, batch: Arrays, state: State) -> dict[str, jax.Array]:
-        values = apply(params, batch, state).values
+        values = finish(apply(params, batch, state))
         return {name: plain(values[name]) for name in names}
 
     return jax.jit(run)

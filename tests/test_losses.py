@@ -79,9 +79,13 @@ def test_streamed_is_direct(rows, columns, chunk, smoothing):
     def of(sums):
         return 0.7 * sums.loss / sums.weight, sums
 
-    gradient = jax.value_and_grad(lambda *x: of(direct(*x, smoothing)), argnums=(0, 1), has_aux=True)
-    same = jax.value_and_grad(lambda *x: of(streamed(*x, chunk, smoothing)), argnums=(0, 1), has_aux=True)
-    close(jax.jit(same)(params, hidden, targets, counts), gradient(params, hidden, targets, counts))
+    gradient = jax.value_and_grad(
+        lambda p, h: of(direct(p, h, targets, counts, smoothing)), argnums=(0, 1), has_aux=True
+    )
+    same = jax.value_and_grad(
+        lambda p, h: of(streamed(p, h, targets, counts, chunk, smoothing)), argnums=(0, 1), has_aux=True
+    )
+    close(jax.jit(same)(params, hidden), gradient(params, hidden))
     ours = streamed(params, hidden, targets, counts, chunk, smoothing)
     close(ours, direct(params, hidden, targets, counts, smoothing))
 

@@ -121,7 +121,7 @@ def test_classes(seed, average):
             predictions[rows],
             sample_weight=None if each is None else each[rows],
             average=average,
-            zero_division=0,
+            zero_division=0,  # pyright: ignore[reportArgumentType]
         )
         close(metrics.precision_recall_f1(predictions, targets, each, average), wanted[:3])
 
@@ -131,7 +131,11 @@ def test_labels(average):
     rng = np.random.default_rng(0)
     targets, predictions, weights = rng.random((20, 4)) < 0.4, rng.random((20, 4)) < 0.5, rng.random(20)
     wanted = oracle.precision_recall_fscore_support(
-        targets, predictions, sample_weight=weights, average=average, zero_division=0
+        targets,
+        predictions,
+        sample_weight=weights,
+        average=average,
+        zero_division=0,  # pyright: ignore[reportArgumentType]
     )
     close(metrics.precision_recall_f1(predictions, targets, weights, average), wanted[:3])
 

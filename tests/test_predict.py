@@ -44,6 +44,21 @@ def test_a_chain_reads_what_its_first_model_does():
         predict(model, {}, {"token": tokens})
 
 
+def test_outputs_may_be_processed():
+    def best(out):
+        return {"prediction": jnp.argmax(out["logits"], -1), "top": jnp.max(out["logits"], -1)}
+
+    arrays = {"tokens": TOKENS}
+    logits = predict(built("gpt"), params_of("gpt"), arrays)["logits"]
+    found = predict(built("gpt"), params_of("gpt"), arrays, batch_size=4, postprocess=best)
+    assert set(found) == {"prediction", "top"}
+    assert same(found["prediction"], logits.argmax(-1)) and relative(found["top"], logits.max(-1)) < 1e-6
+    one = predict(built("gpt"), params_of("gpt"), arrays, values=("top",), postprocess=best)
+    assert set(one) == {"top"}
+    with pytest.raises(InputError, match="the model gives no value logits: choose from prediction, top"):
+        predict(built("gpt"), params_of("gpt"), arrays, values=("logits",), postprocess=best)
+
+
 def test_a_model_made_from_code_is_asked_what_it_needs():
     arrays = {"features": batch_of("function")["features"]}
     found = predict(built("function"), params_of("function"), arrays, batch_size=3)
