@@ -88,7 +88,7 @@ def task_of(columns: Columns, name: str, categorical: bool = False, task: str | 
     values = set(texts) if numbers is None else set(numbers)
     place = f"{columns.flag}: column {name} of {columns.title}"
     if len(values) < 2:
-        raise InputError(f"{place} holds nothing but {next(iter(values))}: there is nothing to tell apart")
+        raise InputError(f"{place} holds nothing but {texts[0]}: there is nothing to tell apart")
     if task == "regression" and numbers is None:
         raise InputError(f"{place} holds text: task.name=regression needs numbers, task.name=classification does not")
     if task == "binary" and len(values) > 2:

@@ -11,6 +11,7 @@ from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
 from jaxmodel.models.configs import Perceptron
+from jaxmodel.models.inputs import check_batch
 from jaxmodel.models.sizes import require_sizes
 from jaxmodel.nn import layer
 from jaxmodel.nn.activations import ACTIVATIONS
@@ -66,8 +67,8 @@ def build(config: Perceptron, partitioning: Partitioning | None = None) -> Model
     float32[B,outputs] and `embedding` (the last hidden layer, float32[B,units]) out. With batch norm `start()`
     gives fresh running statistics, which `apply` needs.
 
-    Raises InputError (when built or called) for a size that is not known yet, dropout without a key, and batch norm
-    without statistics. Ids must be below those in `categories`: others give NaN.
+    Raises InputError (when built or called) for a size that is not known yet, a batch of other entries, dtypes or
+    shapes than `config.inputs` says, dropout without a key, and batch norm without statistics. Ids must be below those in `categories`: others give NaN.
     """
     config.check()
     require_sizes(config)
@@ -89,6 +90,7 @@ def build(config: Perceptron, partitioning: Partitioning | None = None) -> Model
             raise InputError(
                 f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)"
             )
+        check_batch(batch, config.inputs, needed=config.inputs)
         rngs = {} if key is None else {"dropout": key}
         read = {name: batch[name] for name in config.inputs}
         both = {"params": params, "state": state or {}}
