@@ -244,6 +244,35 @@ def test_a_section_is_sound_by_default_and_explains_itself(section):
         (lambda: options.Mesh(data=0).check(), ["mesh.data=0", "-1"]),
         (lambda: options.Mesh(fsdp=-1).check(), ["mesh.fsdp=-1", "at least 1"]),
         (lambda: options.Data(vocab_size=99).check(), ["data.vocab_size=99", "at least 257"]),
+        (
+            lambda: options.Data(eval_path=("a.csv", "b.csv"), heldout=0.1).check(),
+            ["data.eval_path=a.csv,b.csv and data.heldout=0.1", "leave one out"],
+        ),
+        (
+            lambda: options.Data(kind="text", categorical=("a", "b")).check(),
+            ["data.kind=text and data.categorical=a,b contradict", "leave one of them out"],
+        ),
+        (
+            lambda: options.Data(label="y", ignore=("id", "y")).check(),
+            ["data.ignore=id,y leaves out data.label=y", "change"],
+        ),
+        (
+            lambda: options.Data(ignore=("a", "b"), categorical=("b",)).check(),
+            ["data.categorical and data.ignore both name b", "take it out"],
+        ),
+        (lambda: options.Data(image_shape=(8,)).check(), ["data.image_shape=8", "height,width,channels"]),
+        (lambda: options.Data(image_shape=(8, 0)).check(), ["data.image_shape=8,0", "at least 1"]),
+        (
+            lambda: options.Data(image_shape=(8, 8), categorical=("a",)).check(),
+            ["data.image_shape=8,8", "data.categorical=a", "leave one out"],
+        ),
+        (
+            lambda: options.Data(augment=("flip",)).check(),
+            ["data.augment=flip", "set data.image_shape", "leave it out"],
+        ),
+        (lambda: options.Data(augment=("flop",)).check(), ["data.augment=flop", "shift, flip"]),
+        (lambda: options.Data(scaling="max").check(), ["data.scaling=max", "standard, minmax, robust"]),
+        (lambda: options.Data(heldout=0.6).check(), ["data.heldout=0.6", "from 0 to 0.5"]),
         (lambda: options.Checkpoint(keep=0).check(), ["checkpoint.keep=0", "at least 1"]),
     ],
 )
@@ -252,6 +281,11 @@ def test_combinations_that_cannot_work_name_the_fields_and_the_fix(check, words)
         check()
     for word in words:
         assert word in str(error.value)
+
+
+def test_sections_that_go_together_pass():
+    options.Data(eval_path=("a.csv",), heldout=0.0).check()
+    options.Data(image_shape=(8, 8, 3), augment=("shift", "cutout"), categorical=("label",)).check()
 
 
 def test_a_warmup_shorter_than_the_run_is_fine():
