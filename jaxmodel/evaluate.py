@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -43,13 +44,17 @@ def evaluate(
       InputError: there is no batch, or nothing to collect.
     """
     measure = _measure(loss, collect is not None)
-    found = [measure(params, put(batch), {} if state is None else state) for batch in batches]
-    if not found:
+    results = (measure(params, put(batch), {} if state is None else state) for batch in batches)
+    sums, examples = [], []
+    # Read one batch behind: the device has work meanwhile, and little of what it computed to hold.
+    for (metrics, rows), _ in itertools.pairwise(itertools.chain(results, [None])):
+        sums.append(pairs.to_host(metrics))
+        examples.append(rows if collect is None else _kept(rows))
+    if not sums:
         raise InputError("there is nothing to evaluate: the evaluation data holds no batch")
-    numbers = pairs.finish(functools.reduce(pairs.add, [pairs.to_host(metrics) for metrics, _ in found]))
+    numbers = pairs.finish(functools.reduce(pairs.add, sums))
     if collect is None:
         return numbers
-    examples = [_kept(each) for _, each in found]
     together = {name: np.concatenate([each[name] for each in examples]) for name in examples[0]}
     return numbers | {name: float(number) for name, number in collect(together).items()}
 

@@ -13,7 +13,9 @@ from jaxmodel.errors import InputError
 from jaxmodel.losses import cross_entropy
 from jaxmodel.model import Outputs, from_function
 from jaxmodel.options import Task
+from jaxmodel.sharding import Partitioning, make_mesh
 from jaxmodel.tasks import TASKS, binary, classification, contrastive, multilabel, regression
+from jaxmodel.train import put
 from tests import contract
 from tests.contract import built, params_of, relative
 
@@ -248,6 +250,21 @@ def test_contrastive_measures_the_whole_batch():
     examples = {name: np.asarray(each)[kept] for name, each in result.examples.items()}
     collected = TASKS["contrastive"].collect(examples)  # pyright: ignore[reportOptionalCall]
     assert collected["recall_at_1"] == metrics.recall_at(1, x, y) < collected["recall_at_5"]
+
+
+def test_contrastive_compares_rows_on_all_devices():
+    """The loss and the gradients of eight devices are those of one: no row is only compared with its neighbours."""
+    rng, weights = rows(16)
+    model = from_function(
+        lambda key: {name: jax.random.normal(key, (5, 3)) for name in ("image", "text")},
+        lambda params, batch: {f"{name}_embedding": batch["features"] @ w for name, w in params.items()},
+    )
+    params = model.init(jax.random.key(0))
+    batch = {"features": rng.normal(size=(16, 5)).astype(np.float32), "weights": weights}
+    gradient = jax.jit(jax.value_and_grad(lambda p, batch: contrastive(model)(p, batch, {}, None, True).sum))
+    split = put(batch, Partitioning(make_mesh({"data": 8})))
+    assert len(split["features"].sharding.device_set) == 8
+    assert relative(gradient(params, split), gradient(params, batch)) < 1e-5
 
 
 def test_predicted_classes():
