@@ -187,7 +187,7 @@ def _compiled(
         carry = jnp.zeros((), jnp.int32), tokens_BP[:, -1], jnp.zeros(B, bool), empty, reader.begin(params)
         return jax.lax.while_loop(more, step, carry)[3]
 
-    return jax.jit(run, compiler_options=compiler_options(few_rows=True))
+    return jax.jit(run, compiler_options=compiler_options())
 
 
 def _argmax(logits_BV: jax.Array) -> jax.Array:
