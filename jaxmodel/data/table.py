@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,26 +157,23 @@ class Table:
         extra = tuple(name for name in columns.columns if name not in {*wanted, self.label.name})
         return Encoded(arrays, unknown, missing, extra)
 
-    def answers(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """What a person wants to read of a model's outputs [N, K]: columns by name, each [N].
+    def answers(self, predicted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a person wants to read of what a task makes of outputs (`Task.predict`): columns by name, each [N].
 
-        `prediction`: the class by its name, or the number in the label's units; of classes `probability` too.
-        Several outputs of a regression (quantiles) are `prediction_0`, `prediction_1`, …
+        `prediction`: the class by its name, or the number in the label's units (`prediction_0`, … where there are
+        several, as of quantiles); `probability_NAME` of each class, of two classes that of the second.
         """
-        logits = np.asarray(logits, np.float64)
-        if self.label.task == "regression":
-            values = (logits * self.label.scale + self.label.center).astype(np.float32).T
-            names = ["prediction"] if len(values) == 1 else [f"prediction_{i}" for i in range(len(values))]
-            return dict(zip(names, values, strict=True))
-        if self.label.task == "binary":
-            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        best = logits.argmax(axis=1)
-        probability = odds[np.arange(len(odds)), best] / odds.sum(axis=1)
-        return {
-            "prediction": np.array(self.label.classes)[best],
-            "probability": probability.astype(np.float32),
-        }
+        label, prediction = self.label, np.asarray(predicted["prediction"])
+        if label.task == "regression":
+            values = (prediction.astype(np.float64) * label.scale + label.center).astype(np.float32)
+            if values.ndim == 1:
+                return {"prediction": values}
+            return {f"prediction_{i}": column for i, column in enumerate(values.T)}
+        columns = {"prediction": np.array(label.classes)[prediction]}
+        if label.task == "binary":
+            return columns | {f"probability_{label.classes[1]}": np.asarray(predicted["probability"])}
+        each = np.asarray(predicted["probabilities"]).T
+        return columns | {f"probability_{name}": row for name, row in zip(label.classes, each, strict=True)}
 
     def to_json(self) -> str:
         """All of it; `Table.from_json` reads it back."""

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +14,9 @@ from jaxmodel.data.delimited import Columns
 from jaxmodel.data.fitting import fit_table, held_out, task_of
 from jaxmodel.data.table import Label, Table
 from jaxmodel.errors import InputError
-from jaxmodel.options import Data
+from jaxmodel.model import Outputs
+from jaxmodel.options import Data, Task
+from jaxmodel.tasks import TASKS
 
 X = [1.5, -2, 0.25, 40, 3, 7, -1e3, 12, 0, 2.125]
 Y = [0, 1] * 5
@@ -186,34 +189,34 @@ def test_labels_are_numbers_or_names():
 
 
 @pytest.mark.parametrize(
-    ("label", "logits", "prediction", "probability"),
+    ("label", "logits", "expected"),
     [
         (
             Label("y", "binary", ("no", "yes")),
             [[2.0], [-1.0]],
-            ["yes", "no"],
-            [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(-1))],
+            {"prediction": ["yes", "no"], "probability_yes": [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1))]},
         ),
         (
-            Label("y", "classification", ("a", "b", "c")),
-            [[0, np.log(2), 0], [1000, 0, 0]],
-            ["b", "a"],
-            [0.5, 1.0],
+            Label("y", "classification", ("a", "b")),
+            [[0, np.log(3)], [100, 0]],
+            {"prediction": ["b", "a"], "probability_a": [0.25, 1.0], "probability_b": [0.75, 0.0]},
         ),
-        (Label("y", "regression", (), 10.0, 4.0), [[0.5], [-1.0]], [12, 6], None),
+        (Label("y", "regression", (), 10.0, 4.0), [[0.5], [-1.0]], {"prediction": [12, 6]}),
     ],
 )
-def test_answers(label, logits, prediction, probability):
-    found = Table(label, ()).answers(np.array(logits, np.float32))
-    assert found["prediction"].tolist() == prediction
-    if probability is None:
-        assert set(found) == {"prediction"}
-    else:
-        np.testing.assert_allclose(found["probability"], probability, rtol=1e-6)
+def test_answers(label, logits, expected):
+    outputs = Outputs({"logits": jnp.asarray(logits, jnp.float32)})
+    found = Table(label, ()).answers(TASKS[label.task].predict(outputs, Task()))
+    assert list(found) == list(expected)
+    for name, column in expected.items():
+        if isinstance(column[0], str):
+            assert found[name].tolist() == column
+        else:
+            np.testing.assert_allclose(found[name], column, rtol=1e-6, atol=1e-30)
 
 
 def test_quantiles_are_answered_one_by_one():
-    found = Table(Label("y", "regression", (), 10.0, 4.0), ()).answers(np.array([[-1, 0, 1]]))
+    found = Table(Label("y", "regression", (), 10.0, 4.0), ()).answers({"prediction": np.array([[-1, 0, 1]])})
     assert {name: value.tolist() for name, value in found.items()} == {
         "prediction_0": [6],
         "prediction_1": [10],
