@@ -31,7 +31,7 @@ OPTIMIZER_TAKES: dict[str, dict[str, Any]] = {
     "adamw": {"learning_rate": 1e-3, **_ADAM, "weight_decay": 0.1, **_KEEPS},
     "adafactor": {"learning_rate": 0.01, "epsilon": 1e-30, "weight_decay": 0.0},
     "lion": {"learning_rate": 1e-4, "beta1": 0.9, "beta2": 0.99, "weight_decay": 1.0, **_KEEPS},
-    "muon": {"learning_rate": 1e-3, "momentum": 0.95, **_ADAM, "weight_decay": 0.1, **_KEEPS},
+    "muon": {"learning_rate": 3e-3, "momentum": 0.95, **_ADAM, "weight_decay": 0.1, **_KEEPS},
 }
 
 _ALL = Span("all that follow the warmup", lambda warmup, left: left)
