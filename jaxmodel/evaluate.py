@@ -47,7 +47,7 @@ def evaluate(
     results = (measure(params, put(batch), {} if state is None else state) for batch in batches)
     sums, examples = [], []
     # Read one batch behind: the device has work meanwhile, and little of what it computed to hold.
-    for (metrics, rows), _ in itertools.pairwise(itertools.chain(results, [None])):
+    for (metrics, rows), _ in itertools.pairwise(itertools.chain(results, [({}, {})])):
         sums.append(pairs.to_host(metrics))
         examples.append(rows if collect is None else _kept(rows))
     if not sums:
