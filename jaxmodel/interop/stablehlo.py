@@ -7,7 +7,7 @@
     weights.safetensors  {"params/…": array, "state/…": batch statistics}, packed as they are in memory
     model.json           what the programs take and give, the empty cache, the config, the types of the weights,
                          and the SHA-256 of every other file
-    tokenizer.json       if the model has one
+    tokenizer.json       if the model has one (of tables: table.json)
 
 Every program is lowered for all `PLATFORMS` at once and takes and gives flat dicts; `interop.loader` runs them. A
 model without a cache has `forward` alone.
@@ -32,7 +32,7 @@ from safetensors.numpy import save_file
 import jaxmodel
 from jaxmodel import config as configs
 from jaxmodel import weights
-from jaxmodel.data.tokenizer import Tokenizer
+from jaxmodel.data.fitted import Fitted, texts_of
 from jaxmodel.errors import InputError
 from jaxmodel.interop import loader
 from jaxmodel.interop.signature import (
@@ -47,6 +47,7 @@ from jaxmodel.interop.signature import (
     unflat,
 )
 from jaxmodel.model import Batch, Model, Opaque, Outputs, Params, State, written
+from jaxmodel.models.inputs import check_batch
 from jaxmodel.nn.stack import unstack, unstack_layout
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -73,7 +74,7 @@ def write(
     state: State = None,
     *,
     inputs: Inputs | None = None,
-    tokenizer: Tokenizer | None = None,
+    fitted: Fitted | None = None,
     step: int = 0,
     info: Mapping[str, Any] | None = None,
 ) -> None:
@@ -85,7 +86,7 @@ def write(
       params: weights of any type; unstacked here, if they are not.
       state: batch statistics, for models that have them.
       inputs: what a batch may hold; by default the config says so.
-      tokenizer: goes along.
+      fitted: tokenizer or table, goes along.
       step: updates made.
       info: what the checkpoint has to add.
 
@@ -105,8 +106,8 @@ def write(
         raise InputError(
             f"{directory}: cannot write the weights ({error}): make room, or write elsewhere"
         ) from error
-    if tokenizer is not None:
-        (directory / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    for name, text in texts_of(fitted).items():
+        (directory / name).write_text(text, encoding="utf-8")
     programs = {}
     for name, function, takes in _programs(model, tree, inputs, cache):
         exported = _export(function, tree, takes, cache.arrays if name in CACHED else {}, limits)
@@ -260,6 +261,12 @@ def _model(
 ) -> Model:
     """The programs of an export behind the usual functions."""
     limits = about["limits"]
+    inputs = {
+        name: (each["dtype"], each["shape"])
+        for program in ("packed", "forward")
+        if program in programs
+        for name, each in about["programs"][program]["inputs"].items()
+    }
     config = about["config"]
     config = Opaque(config["opaque"]) if "opaque" in config else configs.from_dict(config)
 
@@ -281,6 +288,7 @@ def _model(
             )
         kept = {name: state[name] for name in statistics}
         before = {name: state[name] for name in about["cache"] if name in state}
+        check_batch(batch, inputs, needed=[name for name in inputs if name not in ("mask", *PACKED)])
         name = _choose(about["programs"], batch, bool(before))
         takes = _complete(batch, about["programs"][name]["inputs"], limits)
         held = flat({"params": params, "state": kept})

@@ -67,8 +67,9 @@ def build(config: Perceptron, partitioning: Partitioning | None = None) -> Model
     float32[B,outputs] and `embedding` (the last hidden layer, float32[B,units]) out. With batch norm `start()`
     gives fresh running statistics, which `apply` needs.
 
-    Raises InputError (when built or called) for a size that is not known yet, a batch of other entries, dtypes or
-    shapes than `config.inputs` says, dropout without a key, and batch norm without statistics. Ids must be below those in `categories`: others give NaN.
+    Raises InputError (when built or called) for a size that is not known yet, a batch that is not as `config.inputs`
+    says, dropout without a key, and batch norm without statistics. Ids must be below those in `categories`: others
+    give NaN.
     """
     config.check()
     require_sizes(config)

@@ -80,9 +80,9 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     and continued token by token; rows may be padded left or right, as `mask` says. The cache holds `length` tokens a
     row, padding included: whoever appends more overwrites the last ones.
 
-    Raises InputError (when built or called) for fields that contradict each other, a batch of other entries, dtypes or
-    shapes than `config.inputs` says, a sequence or a cache longer than `max_length`, dropout without a key, packed segments with a cache, and a cache for attention that is not causal.
-    Token ids must be in the vocabulary: others give NaN.
+    Raises InputError (when built or called) for fields that contradict each other, a batch that is not as
+    `config.inputs` says, a sequence or a cache longer than `max_length`, dropout without a key, packed segments with
+    a cache, and a cache for attention that is not causal. Token ids must be in the vocabulary: others give NaN.
     """
     config.check()
     kinds = {name: config.variant(name) for pattern, _ in config.segments for name in pattern}

@@ -164,7 +164,16 @@ def test_what_an_export_refuses(gpt):
             "a length of 33 is more than the 32",
         ),
         (lambda: model.start(1, 33), "a capacity of 33 is more than the 32"),
-        (lambda: model.apply(params, {"mask": tokens > 0}), "lacks 'tokens'"),
+        (
+            lambda: model.apply(params, {"mask": tokens > 0}),
+            "tokens is missing: the model reads tokens int32",
+        ),
+        (lambda: model.apply(params, {"tokens": tokens[0]}), r"tokens is int32\[4\], the model reads int32"),
+        (lambda: model.apply(params, {"tokens": tokens / 2}), "tokens is float"),
+        (
+            lambda: model.apply(params, {"tokens": tokens, "mask": tokens[:, 1:] > 0}),
+            "mask is bool.* make them",
+        ),
         (lambda: model.apply(params, {"tokens": tokens, "segments": tokens}), "lacks 'positions'"),
         (
             lambda: model.apply(

@@ -82,7 +82,7 @@ def test_the_batch_size_changes_nothing(call):
     ("name", "arrays", "args", "words"),
     [
         ("lm", {"tokns": texts()}, [], "the model does not read tokns: it reads tokens, segments, positions, mask"),
-        ("lm", {"mask": texts() > 3}, [], "tokens is missing: the model needs it beside mask bool[11, 9]"),
+        ("lm", {"mask": texts() > 3}, [], "tokens is missing: the model reads tokens int32[batch, length]"),
         ("lm", {"tokens": texts()[0]}, [], "tokens is int64[9], the model reads int32[batch, length]: change"),
         ("lm", {"tokens": texts() / 2}, [], "tokens is float64[11, 9], the model reads int32[batch, length]: convert"),
         ("lm", {"tokens": texts(), "mask": texts()}, [], "mask is int64[11, 9], the model reads bool[batch, length]"),
