@@ -71,11 +71,12 @@ def make_optimizer(options: Optimizer, steps: int, layout: Any) -> optax.Gradien
                 raise InputError(
                     "optimizer.schedule=plateau watches the loss: call optimizer.update(…, value=loss)"
                 )
-            _, after["plateau"] = plateau.update(jnp.ones(()), state["plateau"], value=value)
-            rate = rate * after["plateau"].scale
+            watched: Any = plateau.update(jnp.ones(()), state["plateau"], value=value)
+            rate, after["plateau"] = rate * watched[0], watched[1]
 
         flat = structure.flatten_up_to(grads)
-        gradients = clipped(options, *([every[i] for i in moving] for every in (weights, arrays, flat)))
+        picked = ([each[i] for i in moving] for each in (arrays, flat))
+        gradients = clipped(options, [weights[i] for i in moving], *picked)
         updates = [jnp.zeros_like(p) for p in arrays]
         kept: list[dict[str, Any]] = [{} for _ in arrays]
         for i, g in zip(moving, gradients, strict=True):

@@ -30,12 +30,14 @@ def make_schedule(options: Optimizer, steps: int) -> Schedule:
     """
     options.check(steps)
     options = options.resolved(steps)
+    peak = options.learning_rate
+    assert peak is not None  # it is resolved
     shape = SCHEDULES[options.schedule](options, steps - options.warmup)
 
     def schedule(step: Any) -> jax.Array:
         step = jnp.asarray(step, jnp.int32)
         warm = jnp.minimum(1, (step + 1) / max(options.warmup, 1))
-        return options.learning_rate * warm * shape(jnp.maximum(step - options.warmup, 0))
+        return peak * warm * shape(jnp.maximum(step - options.warmup, 0))
 
     return schedule
 

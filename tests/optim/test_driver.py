@@ -38,9 +38,10 @@ def run(optimizer, params, grads, layout: Any = LAYOUT) -> tuple[Any, Any]:
     return trainable, state
 
 
-def direction(grads, params=None, layout: Any = LAYOUT, **said):
+def direction(grads, params=None, layout: Any = LAYOUT, **said: Any) -> Any:
     """What is left of the gradients after clipping: plain SGD moves by them."""
-    options = Optimizer(name="sgd", learning_rate=1.0, schedule="constant", **({"clip_norm": None} | said))
+    said = {"clip_norm": None} | said
+    options = Optimizer(name="sgd", learning_rate=1.0, schedule="constant", **said)
     params = tree(0) if params is None else params
     after, _ = run(make_optimizer(options, 1, layout), params, [grads], layout)
     return jax.tree.map(lambda a, b: np.asarray(b) - np.asarray(a), after, partition(params, layout)[0])

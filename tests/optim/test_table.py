@@ -1,6 +1,7 @@
 """Every optimizer against float64 numpy from its paper, against optax's, and on a small problem."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,19 +38,21 @@ STEPS = 3
 SAID = {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-6, "momentum": 0.7, "weight_decay": 0.3}
 
 
-def tree(seed, names=LAYOUT):
+def tree(seed, names: Any = LAYOUT) -> Any:
     rng = np.random.default_rng(seed)
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
     return {name: arrays[name] for name in names}
 
 
-def options_of(name, **changes):
-    said = {option: value for option, value in SAID.items() if option in OPTIMIZER_TAKES[name]}
+def options_of(name, **changes: Any) -> Optimizer:
+    said: dict[str, Any] = {
+        option: value for option, value in SAID.items() if option in OPTIMIZER_TAKES[name]
+    }
     said |= {"learning_rate": 0.02, "schedule": "constant", "clip_norm": None}
     return Optimizer(name=name, **(said | changes))
 
 
-def run(optimizer, params, grads):
+def run(optimizer, params, grads) -> Any:
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for grad in grads:
@@ -233,13 +236,16 @@ def test_steps_are_those_of_optax(name):
 
 def test_what_each_keeps():
     """Only what it needs: a row and a column for Adafactor's matrices, no squares for Muon's."""
+    states: dict[str, Any] = {
+        name: make_optimizer(options_of(name), STEPS, LAYOUT).init(tree(0)) for name in OPTIMIZERS
+    }
     kept = {
         name: {
             key: {path for path in LAYOUT if each[path] is not None}
-            for key, each in make_optimizer(options_of(name), STEPS, LAYOUT).init(tree(0)).items()
+            for key, each in state.items()
             if key != "count"
         }
-        for name in OPTIMIZERS
+        for name, state in states.items()
     }
     every, outer = set(LAYOUT), set(LAYOUT) - HIDDEN
     matrices = HIDDEN | {"table", "head"}
@@ -255,7 +261,7 @@ def test_what_each_keeps():
         "lion": {"mean": every},
         "muon": {"mean": every, "square": outer},
     }
-    state = make_optimizer(options_of("adafactor"), STEPS, LAYOUT).init(tree(0))
+    state = states["adafactor"]
     assert state["rows"]["experts"].shape == (2, 3, 3) and state["columns"]["experts"].shape == (2, 3, 4)
 
 
