@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmodel import metrics as pairs
 from jaxmodel import weights
-from jaxmodel.data.tokenizer import Tokenizer
+from jaxmodel.data.fitted import Fitted
 from jaxmodel.errors import InputError
 from jaxmodel.interop import stablehlo
 from jaxmodel.interop.proof import Subject, prove
@@ -39,7 +39,7 @@ def export(
     quantize: str = "none",
     group: int | None = None,
     merge: bool = False,
-    tokenizer: Tokenizer | None = None,
+    fitted: Fitted | None = None,
     step: int = 0,
     info: Mapping[str, Any] | None = None,
     inputs: Inputs | None = None,
@@ -57,7 +57,7 @@ def export(
       quantize: "int8" or "int4"; "none" leaves the weights as they are.
       group: inputs that share a scale.
       merge: make adapters part of their weights first; otherwise they are exported beside them.
-      tokenizer: goes along, as do
+      fitted: tokenizer or table, goes along, as do
       step: updates made, and
       info: what the checkpoint has to add: with them the export evaluates on what its training held out.
       inputs: what a batch may hold, for a model whose config does not say.
@@ -77,7 +77,7 @@ def export(
     """
     made = transform(params, model.layout, quantize=quantize, group=group, merge=merge)
     with replacing(Path(output)) as directory:
-        about = {"inputs": inputs, "tokenizer": tokenizer, "step": step, "info": info}
+        about = {"inputs": inputs, "fitted": fitted, "step": step, "info": info}
         stablehlo.write(directory, model, made, state, **about)
         (proof,) = prove(Subject(directory, model, made, state))
         result = {

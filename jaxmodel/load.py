@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 from jaxmodel import checkpoint
 from jaxmodel import config as configs
 from jaxmodel.checkpoint.manifest import MANIFEST, Log, damage, damage_of, log_to_stderr, newest, steps
-from jaxmodel.checkpoint.record import RECORD, TOKENIZER
+from jaxmodel.checkpoint.record import RECORD
+from jaxmodel.data.fitted import Fitted, read_fitted
+from jaxmodel.data.table import Table
 from jaxmodel.data.tokenizer import Tokenizer
 from jaxmodel.errors import InputError
 from jaxmodel.interop import stablehlo
@@ -29,7 +31,7 @@ class Loaded:
       model: built again from its config, for the mesh that was asked for.
       params: of the types they were saved in.
       model_state: batch statistics; {} for most models.
-      tokenizer: None where there is none.
+      fitted: what was fitted to its data, a tokenizer or a table; None where there is neither.
       step: updates made.
       info: what the writer of the checkpoint had to add.
     """
@@ -37,9 +39,19 @@ class Loaded:
     model: Model
     params: Params
     model_state: State
-    tokenizer: Tokenizer | None
+    fitted: Fitted | None
     step: int
     info: Mapping[str, Any]
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of a model of text."""
+        return self.fitted if isinstance(self.fitted, Tokenizer) else None
+
+    @property
+    def table(self) -> Table | None:
+        """What turns a csv into arrays, and answers into words, for a model of tables or of images from one."""
+        return self.fitted if isinstance(self.fitted, Table) else None
 
 
 class Request(NamedTuple):
@@ -167,7 +179,7 @@ def _read_checked(path: Path, request: Request) -> Loaded:
         model,
         params,
         state,
-        _tokenizer(path),
+        read_fitted(path),
         record.step,
         record.info,
     )
@@ -183,15 +195,10 @@ def _read_export(path: Path, request: Request) -> Loaded:
         found.model,
         found.params,
         found.state,
-        _tokenizer(path),
+        read_fitted(path),
         found.about["step"],
         {"format": "stablehlo", **found.about["info"]},
     )
-
-
-def _tokenizer(path: Path) -> Tokenizer | None:
-    file = path / TOKENIZER
-    return Tokenizer.from_json(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def _is_run(path: Path) -> bool:

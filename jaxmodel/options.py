@@ -109,8 +109,9 @@ class Data:
 class Train:
     """How long, in what batches and in what precision."""
 
-    steps: int = field(1000, "optimizer steps", low=1)
-    batch_size: int = field(16, "sequences in a step, over all devices", low=1)
+    steps: int | None = field(None, "optimizer steps; none: 1000, or as many as the epochs have", low=1)
+    epochs: float | None = field(None, "passes over the training data, in place of steps", low=0.0)
+    batch_size: int = field(16, "sequences, rows or images in a step, over all devices", low=1)
     accumulate: int = field(1, "pieces a batch is computed in, one after the other, to save memory", low=1)
     seed: int = field(0, "decides the initial weights, the order of the data and dropout", low=0)
     dtype: str | None = field(
@@ -124,11 +125,24 @@ class Train:
     def check(self) -> None:
         """Raise InputError if a field is out of bounds, or the batch cannot be cut into equal pieces."""
         validate(self, "train.")
+        if self.steps is not None and self.epochs is not None:
+            raise InputError(
+                f"train.steps={self.steps} and train.epochs={self.epochs:g} both say how long: leave one out"
+            )
+        if self.epochs == 0:
+            raise InputError("train.epochs=0: must be above 0")
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"train.batch_size={self.batch_size} does not divide into train.accumulate={self.accumulate} "
                 "equal pieces: make train.batch_size a multiple, or change train.accumulate"
             )
+
+    def length(self, num_examples: int) -> tuple[int, int | None]:
+        """(optimizer steps, examples after which all that follow count nothing; None: no end) of a run on the data."""
+        if self.epochs is None:
+            return self.steps or 1000, None
+        examples = max(round(self.epochs * num_examples), 1)
+        return -(-examples // self.batch_size), examples
 
 
 @register

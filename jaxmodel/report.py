@@ -87,13 +87,17 @@ class Progress:
         self,
         steps: int,
         *,
+        noun: str = "tokens",
         flops_per_token: float | None = None,
         peak: float | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`flops_per_token` of training, forward and backward; `peak` FLOP/s of all devices together."""
-        self._steps, self._flops, self._peak = steps, flops_per_token, peak
+        """`noun`: what the weight of a batch counts.
+
+        `flops_per_token` of training, forward and backward; `peak` FLOP/s of all devices together.
+        """
+        self._steps, self._noun, self._flops, self._peak = steps, noun, flops_per_token, peak
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._since: tuple[int, float] | None = None  # a step, and when it was done
@@ -115,7 +119,7 @@ class Progress:
             seconds = max(self._clock() - self._since[1], 1e-9) / (step - self._since[0])
             if "tokens" in numbers:
                 speed = numbers["tokens"] / seconds
-                parts.append(f"{_short(speed)} tokens/s")
+                parts.append(f"{_short(speed)} {self._noun}/s")
                 if self._flops is not None and self._peak is not None:
                     parts.append(f"MFU {100 * speed * self._flops / self._peak:.1f}%")
             parts.append(f"ETA {_duration(seconds * (self._steps - step))}")

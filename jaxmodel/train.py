@@ -47,6 +47,7 @@ class TrainState:
 
 Step = Callable[[TrainState, Mapping[str, Any], jax.Array], tuple[TrainState, Metrics]]
 Hook = Callable[[int, str, Mapping[str, float]], None]  # (step, split, numbers)
+Evaluation = Callable[[TrainState], Mapping[str, float]]
 
 
 class Checkpointer(Protocol):
@@ -223,7 +224,7 @@ def fit(
     steps: int,
     hooks: Sequence[Hook] = (),
     log_every: int = 10,
-    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+    evaluate: Evaluation | Mapping[str, Evaluation] | None = None,
     eval_every: int = 0,
     checkpointer: Checkpointer | None = None,
     save_every: int = 0,
@@ -244,7 +245,7 @@ def fit(
       hooks: called with (step, "train", numbers) after the first step, every `log_every` and the last, and
         with (step, "eval", numbers) after an evaluation.
       log_every: steps between calls of the hooks.
-      evaluate: state -> numbers, every `eval_every` steps and after the last.
+      evaluate: state -> numbers, or several by name (the split that hooks are told), every `eval_every` steps and after the last.
       eval_every: steps between evaluations; 0: only after the last.
       checkpointer: saves every `save_every` steps and after the last.
       save_every: steps between saves; 0: only after the last.
@@ -256,6 +257,7 @@ def fit(
       InputError: the loader does not begin at `state.step`.
       Retryable: `should_stop()` was true before the last step.
     """
+    sets = evaluate if isinstance(evaluate, Mapping) else {} if evaluate is None else {"eval": evaluate}
     done = int(state.step)
     if done >= steps:
         return state
@@ -283,10 +285,11 @@ def fit(
             numbers = pairs.finish(sums)
             for hook in hooks:
                 hook(done, "train", numbers)
-        if evaluate is not None and due(eval_every):
-            numbers = evaluate(state)
-            for hook in hooks:
-                hook(done, "eval", numbers)
+        if due(eval_every):
+            for name, measure in sets.items():
+                numbers = measure(state)
+                for hook in hooks:
+                    hook(done, name, numbers)
         stop = should_stop is not None and should_stop() and done < steps
         if checkpointer is not None and (stop or due(save_every)):
             _check_finite(done, sums)  # what has diverged must not replace what has not

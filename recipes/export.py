@@ -69,7 +69,7 @@ def main(parsed: Parsed[Flags]) -> int:
         quantize=flags.quantize,
         group=flags.group,
         merge=flags.merge,
-        tokenizer=loaded.tokenizer,
+        fitted=loaded.fitted,
         step=loaded.step,
         info=loaded.info,
         batches=_heldout(loaded, flags.eval_batches, log) if flags.eval_batches else (),
@@ -78,7 +78,7 @@ def main(parsed: Parsed[Flags]) -> int:
         log(line)
     log(f"export: {flags.output}")
     follow = (
-        "predict --input=batch.npz --output=out.npz"
+        f"predict --input={'new.csv --output=predicted.csv' if loaded.table else 'batch.npz --output=out.npz'}"
         if loaded.tokenizer is None
         else "generate --prompt='import '"
     )
@@ -88,7 +88,7 @@ def main(parsed: Parsed[Flags]) -> int:
 
 def _heldout(loaded: Any, limit: int, log: Callable[[str], None]) -> Iterable[Mapping[str, Any]]:
     """The held-out text that the checkpoint's training left alone."""
-    if "data" not in loaded.info or loaded.tokenizer is None:
+    if "data" not in loaded.info or loaded.info.get("task") != "language_model" or loaded.tokenizer is None:
         log("the checkpoint names no text: the export is not compared on any")
         return ()
     from jaxmodel.data.loader import sequential

@@ -1,7 +1,8 @@
-"""Train a language model: python -m recipes.train --flagfile=recipes/flags/quickstart.flags --workdir=DIR"""
+"""Train a model: python -m recipes.train --flagfile=recipes/flags/quickstart.flags --workdir=DIR"""
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import sys
@@ -25,6 +26,7 @@ class Flags:
         "start from the weights of this checkpoint or workdir; without --model, --model.* change its model",
     )
     data: options.Data = options.Data()
+    task: options.Task = options.Task()
     optimizer: options.Optimizer = options.Optimizer()
     train: options.Train = options.Train()
     mesh: options.Mesh = options.Mesh()
@@ -32,7 +34,8 @@ class Flags:
 
     def check(self) -> None:
         """Raise InputError where two sections do not fit each other."""
-        self.optimizer.check(self.train.steps)
+        if self.train.epochs is None:
+            self.optimizer.check(self.train.length(1)[0])
 
 
 def _config_of(path: str):
@@ -43,7 +46,7 @@ def _config_of(path: str):
 
 COMMAND = Command(
     "train",
-    "Train a language model on text, or go on with a run that was stopped.",
+    "Train a model on text, a table or images, or go on with a run that was stopped.",
     Flags,
     model=True,
     source=("init_from", _config_of),
@@ -65,15 +68,16 @@ def main(parsed: Parsed[Flags]) -> int:
     compile_cache()
     should_stop = stop_on_signal()
 
-    from jaxmodel import checkpoint, optim, report, tasks
+    from jaxmodel import checkpoint, optim, report
+    from jaxmodel.data.augment import augmented
+    from jaxmodel.data.dataset import open_dataset
     from jaxmodel.data.loader import Loader, sequential
-    from jaxmodel.data.packing import Windows
-    from jaxmodel.data.text import prepare_text
     from jaxmodel.evaluate import evaluate
     from jaxmodel.load import load
     from jaxmodel.model import count, sharded
     from jaxmodel.sharding import Partitioning, make_mesh
     from jaxmodel.train import fit, make_state, make_step, put
+    from recipes._task import loss_of, task_of
 
     mesh = make_mesh(dataclasses.asdict(flags.mesh))
     partitioning = Partitioning(mesh) if mesh.size > 1 else None
@@ -81,50 +85,45 @@ def main(parsed: Parsed[Flags]) -> int:
         partitioning.check_batch(
             flags.train.batch_size // flags.train.accumulate, "train.batch_size / train.accumulate"
         )
-    model_config = _model_config(parsed)
+    asked = _model_config(parsed)
     source = None
     if flags.init_from is not None:
         where = mesh if partitioning else None
-        source = load(flags.init_from, mesh=where, model=model_config.build(), log=log)
+        source = load(flags.init_from, mesh=where, model=asked.build(), log=log)
     if source is not None and "format" in source.info:
         raise InputError(
             f"--init_from={flags.init_from} is an export, made to be run: start from its checkpoint"
         )
-    if flags.data.length > model_config.max_length:
-        raise InputError(
-            f"--data.length={flags.data.length} is longer than --model.max_length={model_config.max_length}: "
-            "lower the one or raise the other"
-        )
+    checkpoint.check_config(workdir, asked)
 
-    checkpoint.check_config(workdir, model_config)
-
-    data = prepare_text(flags.data, source.tokenizer if source else None, log=log)
+    data = open_dataset(flags.data, stored=source.fitted if source else None, task=flags.task.name, log=log)
+    assert data.train is not None, "a fraction of at most a half is held out"
     _check_data(workdir, data.fingerprint)
-    if data.tokenizer.vocab_size > model_config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {data.tokenizer.vocab_size} tokens, --model.vocab_size={model_config.vocab_size} is "
-            f"smaller: raise it, or lower --data.vocab_size={flags.data.vocab_size}"
-        )
-    windows = Windows(data.train, flags.data.length)
-    heldout = Windows(data.heldout, flags.data.length, partial=True)
-
+    task = task_of(flags.task, data.task)
+    model_config = asked.fitted(task.facts(data.facts))
+    checkpoint.check_config(workdir, model_config)
     model = model_config.build()
     if partitioning is not None:
         model = sharded(model, mesh)
-    loss = tasks.language_model(model, shards=mesh.size)
-    optimizer = optim.make_optimizer(flags.optimizer, flags.train.steps, model.layout)
-    schedule = optim.make_schedule(flags.optimizer, flags.train.steps)
+    loss = loss_of(task, model, data.facts, shards=mesh.size)
+    steps, examples = flags.train.length(len(data.train))
+    optimizer = optim.make_optimizer(flags.optimizer, steps, model.layout)
+    schedule = optim.make_schedule(flags.optimizer, steps)
 
     def to_devices(batch):
         return put(batch, partitioning)
 
-    def measure(state):
-        batches = itertools.islice(sequential(heldout, flags.train.batch_size), flags.data.eval_batches)
-        found = evaluate(loss, state.params, batches, state.model_state, put=to_devices)
-        return found | {"bits_per_byte": data.heldout.bits_per_byte(found["loss"])}
+    def measure(name, state):
+        batches = sequential(data.heldout[name], flags.train.batch_size)
+        batches = itertools.islice(batches, flags.data.eval_batches)
+        found = evaluate(
+            loss, state.params, batches, state.model_state, put=to_devices, collect=task.row.collect
+        )
+        return found | (data.extra_metrics(found) if name == "eval" else {})
 
     info = {
-        "task": "language_model",
+        "task": task.name,
+        "task_options": dataclasses.asdict(task.options),
         "data": dataclasses.asdict(flags.data),
         "fingerprint": data.fingerprint,
         "train": dataclasses.asdict(flags.train),
@@ -132,7 +131,7 @@ def main(parsed: Parsed[Flags]) -> int:
     }
     workdir.mkdir(parents=True, exist_ok=True)  # only now: what was refused leaves nothing behind
     saver = checkpoint.Checkpointer(
-        workdir, model, keep=flags.checkpoint.keep, tokenizer=data.tokenizer, info=info, log=log
+        workdir, model, keep=flags.checkpoint.keep, fitted=data.fitted, info=info, log=log
     )
     state = make_state(
         model,
@@ -145,38 +144,49 @@ def main(parsed: Parsed[Flags]) -> int:
     source = None  # its weights were copied: one copy is enough
     state = saver.restore(state)
     start = int(state.step)
-    if start >= flags.train.steps:
+    if start >= steps:
         log(f"{workdir} has made its {start} steps already: raise --train.steps, or name another --workdir")
     elif start:
         log(f"going on from step {start} in {workdir}")
-    if start < flags.train.steps:
+    if start < steps:
         (workdir / "train.flags").write_text("\n".join(parsed.lines()) + "\n")
     log(
         f"{count(model):,} parameters on {mesh.size} {jax.devices()[0].device_kind} device(s); "
-        f"{data.train.num_targets:,} training tokens, {flags.train.batch_size * flags.data.length:,} a step"
+        f"{data.num_train:,} training {data.noun}, {flags.train.batch_size * data.per_example:,} a step"
     )
+    if flags.optimizer.state_dtype not in (None, "float32"):
+        log(
+            f"optimizer state: {optim.state_bytes(state.opt_state) / 1e6:.2f} MB in {flags.optimizer.state_dtype}"
+        )
 
     step = make_step(
-        model, loss, optimizer, flags.train.accumulate, schedule=schedule, partitioning=partitioning
+        model,
+        augmented(loss, flags.data.augment),
+        optimizer,
+        flags.train.accumulate,
+        schedule=schedule,
+        partitioning=partitioning,
     )
     peak = report.peak_flops(jax.devices()[0].device_kind)
+    flops = getattr(model_config, "flops_per_token", None)
     progress = report.Progress(
-        flags.train.steps,
-        flops_per_token=model_config.flops_per_token(flags.data.length),
+        steps,
+        noun=data.noun,
+        flops_per_token=flops and flops(data.per_example),
         peak=peak and peak * mesh.size,
     )
     metrics = report.MetricsFile(workdir / "metrics.jsonl", start)
-    loader = Loader(windows, flags.train.batch_size, flags.train.seed, start)
+    loader = Loader(data.train, flags.train.batch_size, flags.train.seed, start, stop_after=examples)
     with contextlib.closing(progress), contextlib.closing(metrics), saver, loader:
         fit(
             state,
             step,
             loader,
             key=jax.random.key(flags.train.seed + 1),
-            steps=flags.train.steps,
+            steps=steps,
             hooks=(metrics, progress),
             log_every=flags.train.log_every,
-            evaluate=measure,
+            evaluate={name: functools.partial(measure, name) for name in data.heldout},
             eval_every=flags.train.eval_every,
             checkpointer=saver,
             save_every=flags.checkpoint.every,

@@ -30,7 +30,7 @@ def language_model(workdir: Path) -> Path:
     )
     params = jax.jit(BYTES.build().init)(jax.random.key(0))
     info = {"task": "language_model", "data": dataclasses.asdict(data)}
-    with Checkpointer(workdir, BYTES.build(), tokenizer=ByteTokenizer(), info=info) as checkpointer:
+    with Checkpointer(workdir, BYTES.build(), fitted=ByteTokenizer(), info=info) as checkpointer:
         checkpointer.save(5, TrainState(jnp.int32(5), params, (), {}))
     return workdir
 

@@ -38,7 +38,7 @@ def test_an_export_is_proved_measured_and_written(tmp_path):
         tmp_path / "e",
         quantize="int4",
         group=16,
-        tokenizer=ByteTokenizer(),
+        fitted=ByteTokenizer(),
         step=7,
         batches=batches,
     )

@@ -78,7 +78,7 @@ def test_a_mesh_that_does_not_divide_the_weights_is_told(tmp_path):
 )
 def test_the_tokenizer_comes_along(tmp_path, tokenizer):
     model, state = tiny(1)
-    found = load(save(tmp_path, model, state, tokenizer=tokenizer), model=model).tokenizer
+    found = load(save(tmp_path, model, state, fitted=tokenizer), model=model).tokenizer
     if tokenizer is None:
         assert found is None
     else:

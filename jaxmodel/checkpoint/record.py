@@ -19,7 +19,6 @@ from jaxmodel.errors import InputError
 from jaxmodel.model import Model, opaque, written
 
 RECORD = "model.json"
-TOKENIZER = "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)

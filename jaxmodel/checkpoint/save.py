@@ -16,7 +16,6 @@ import jax
 from jaxmodel.checkpoint import arrays, manifest, processes
 from jaxmodel.checkpoint.record import (
     RECORD,
-    TOKENIZER,
     compare_config,
     flatten,
     item_of,
@@ -24,7 +23,7 @@ from jaxmodel.checkpoint.record import (
     write_record,
 )
 from jaxmodel.checkpoint.restore import at, restore_state
-from jaxmodel.data.tokenizer import Tokenizer
+from jaxmodel.data.fitted import Fitted, texts_of
 from jaxmodel.errors import InputError, Retryable
 from jaxmodel.model import Model
 
@@ -49,7 +48,7 @@ class Checkpointer:
         model: Model,
         *,
         keep: int = 2,
-        tokenizer: Tokenizer | None = None,
+        fitted: Fitted | None = None,
         info: Mapping[str, Any] | None = None,
         log: manifest.Log = manifest.log_to_stderr,
     ):
@@ -59,7 +58,7 @@ class Checkpointer:
           workdir: of the run; made when first needed.
           model: what is trained.
           keep: how many of the newest steps stay.
-          tokenizer: saved along, so that a checkpoint can be used without being told of it.
+          fitted: tokenizer or table, saved along, so that a checkpoint can be used without being told of it.
           info: whatever else describes the run, JSON-able.
           log: is told of damaged steps.
 
@@ -70,7 +69,7 @@ class Checkpointer:
             raise InputError(f"checkpoint.keep={keep}: must be at least 1")
         self.workdir, self.model, self.keep, self.log = workdir, model, keep, log
         self.info = dict(info or {})
-        self._texts = {} if tokenizer is None else {TOKENIZER: tokenizer.to_json()}
+        self._texts = texts_of(fitted)
         self._folder = manifest.steps_folder(workdir)
         self._writer: arrays.Writer | None = None
         self._thread: threading.Thread | None = None

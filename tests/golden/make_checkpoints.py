@@ -62,7 +62,7 @@ def make_schema_1(workdir: Path) -> None:
     record.SCHEMA = 1
     old = model._replace(layout=renamed(model.layout))
     with Checkpointer(
-        workdir, old, tokenizer=ByteTokenizer(), info={"task": "language_model"}
+        workdir, old, fitted=ByteTokenizer(), info={"task": "language_model"}
     ) as checkpointer:
         checkpointer.save(STEP, state)
 
