@@ -1,1 +1,4 @@
-"""Data, without jax: sources, tokenizers, packing, and a batch order that is a pure function of the step."""
+"""Data: sources, tokenizers, packing, tables, and a batch order that is a pure function of the step.
+
+Only `augment` needs jax.
+"""
