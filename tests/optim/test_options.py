@@ -1,11 +1,16 @@
 """The options of optimizers and schedules: who takes what, in one table that agrees with what is there."""
 
 import dataclasses
+import re
+from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
+from jaxmodel import config
 from jaxmodel.config import fields
 from jaxmodel.optim import OPTIMIZERS, SCHEDULES
+from jaxmodel.optim.weight import weights_of
 from jaxmodel.optim_options import OPTIMIZER_TAKES, SCHEDULE_TAKES, Span
 from jaxmodel.options import Optimizer
 
@@ -38,10 +43,6 @@ class Watched:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_reads_what_it_takes(name):
-    import jax.numpy as jnp
-
-    from jaxmodel.optim.weight import weights_of
-
     watched = Watched(Optimizer(name=name).resolved(9))
     rule = OPTIMIZERS[name](watched)
     for layout, shape in (("in -> out", (3, 2)), ("out", (2,))):
@@ -55,8 +56,6 @@ def test_an_optimizer_reads_what_it_takes(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_reads_what_it_takes(name):
-    import jax.numpy as jnp
-
     watched = Watched(Optimizer(schedule=name).resolved(90))
     SCHEDULES[name](watched, 90)(jnp.int32(3))
     by_the_driver = set(SCHEDULE_TAKES[name]) if name == "plateau" else set()
@@ -78,3 +77,19 @@ def test_resolved_fills_in_what_was_not_said():
     assert all(1 <= length <= 10 for length in lengths.values())
     assert dataclasses.asdict(Optimizer(scale=("a:1", "b/*:0.5")))["scale"] == ("a:1", "b/*:0.5")
     assert Optimizer(scale=("a:1", "b:c:0.5")).scales() == (("a", 1.0), ("b:c", 0.5))
+
+
+def test_the_documentation_shows_each_of_them_and_its_defaults():
+    text = (Path(__file__).parents[2] / "docs/training.md").read_text()
+    infos, shown = fields(Optimizer), set()
+    for line in re.findall(r"^    (--optimizer\..*)$", text, re.MULTILINE):
+        said = dict(re.findall(r"--optimizer\.(\w+)=(\S+)", line))
+        values = {name: config.parse(value, infos[name], name) for name, value in said.items()}
+        config.create(Optimizer, values).check(1000)
+        shown |= {("name", values.get("name")), ("schedule", values.get("schedule")), *values}
+    assert shown >= {("name", name) for name in OPTIMIZERS} | {("schedule", name) for name in SCHEDULES}
+    assert shown >= set(infos) - {"beta1", "epsilon", "cooldown"}
+    for name, takes in OPTIMIZER_TAKES.items():
+        (row,) = re.findall(rf"^\| `{name}` \| (.*?) \|", text, re.MULTILINE)
+        pairs = [*re.findall(r"(\w+)=([\w.-]+)", row), ("learning_rate", re.findall(r"\((.*)\)", row)[0])]
+        assert all(float(value) == takes[option] for option, value in pairs)

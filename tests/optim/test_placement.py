@@ -11,12 +11,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmodel import metrics as pairs
+from jaxmodel.checkpoint import Checkpointer
 from jaxmodel.model import from_function, sharded
 from jaxmodel.optim import beside, make_optimizer, make_schedule, state_bytes
 from jaxmodel.options import Optimizer
 from jaxmodel.sharding import Partitioning, make_mesh
 from jaxmodel.tasks import Result
 from jaxmodel.train import make_state, make_step, put
+from tests.contract import same
 
 STEPS, KEY = 5, jax.random.key(0)
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -101,6 +103,26 @@ def test_a_mesh_changes_nothing_but_bytes(name):
         if text.endswith(("down/scale", "head/scale")):
             pieces = {"down": 2, "head": 2}[text.split("/")[-2]]  # one block: only the other axis is cut
         assert array.addressable_shards[0].data.nbytes * pieces == array.nbytes, text
+
+
+@pytest.mark.parametrize("name", ["adamw int8", "adafactor", "muon"])
+def test_what_is_kept_is_saved_and_comes_back_on_any_mesh(name, tmp_path):
+    optimizer = make_optimizer(OPTIMIZERS[name], STEPS, LAYOUT)
+    _, state = trained(optimizer)
+    partitioning = Partitioning(make_mesh(MESH))
+    bound = sharded(model(), partitioning.mesh)
+    with Checkpointer(tmp_path, bound) as checkpointer:
+        checkpointer.save(STEPS, state)
+
+    def shards(state):
+        return [array.addressable_shards[0].data.shape for array in jax.tree.leaves(state)]
+
+    fresh = make_state(bound, optimizer, KEY, partitioning=partitioning)
+    placed = shards(fresh)
+    with Checkpointer(tmp_path, bound) as checkpointer:
+        found = checkpointer.restore(fresh)
+    assert same(found, state) and found.opt_state["count"] == STEPS
+    assert shards(found) == placed != shards(state)
 
 
 def test_the_shape_tells_a_weight_from_a_part_of_the_state():
