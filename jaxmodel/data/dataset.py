@@ -145,8 +145,9 @@ def _open_table(options: Data, table: Table | None, task: str | None, log: Log) 
     train = None if whole else source(rest, "training")
     heldout = {name: source(part, name) for name, part in parts.items()}
     counts = ", ".join(f"{name} {len(each)}" for name, each in heldout.items())
+    used = "" if whole else f"{len(rest)} rows to train on, "
     log(
-        f"table: {columns.title}: {len(rest)} rows to train on, held out: {counts}; "
+        f"table: {columns.title}: {used}held out: {counts}; "
         f"{_what(table)}; {table.label.name}: {task}{_classes(table)}"
     )
     text = table.to_json()

@@ -157,7 +157,7 @@ class Table:
         extra = tuple(name for name in columns.columns if name not in {*wanted, self.label.name})
         return Encoded(arrays, unknown, missing, extra)
 
-    def answers(self, predicted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def answers(self, predicted: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """What a person wants to read of what a task makes of outputs (`Task.predict`): columns by name, each [N].
 
         `prediction`: the class by its name, or the number in the label's units (`prediction_0`, … where there are

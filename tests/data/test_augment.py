@@ -12,7 +12,7 @@ from jaxmodel.data.augment import AUGMENTATIONS, augment, augmented, rotate
 from jaxmodel.options import Data
 
 SIZE = 16
-IMAGES = np.random.default_rng(0).uniform(0.5, 1.5, (64, SIZE, SIZE, 2)).astype(np.float32)
+IMAGES = jax.random.uniform(jax.random.key(0), (64, SIZE, SIZE, 2), minval=0.5, maxval=1.5)
 
 
 @functools.cache

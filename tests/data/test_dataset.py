@@ -8,7 +8,7 @@ import pytest
 
 from jaxmodel import config
 from jaxmodel.data.dataset import kind_of, open_dataset, read_columns
-from jaxmodel.data.loader import sequential
+from jaxmodel.data.loader import Source, sequential
 from jaxmodel.data.packing import Windows
 from jaxmodel.data.table import Table
 from jaxmodel.data.text import prepare_text
@@ -98,7 +98,7 @@ def test_other_files_to_evaluate_on(folder):
         "more": 7,
         "train": 100,
     }
-    assert data.num_train == len(data.train) == 100
+    assert data.num_train == 100 and data.train is not None and len(data.train) == 100
     assert [len(batch["targets"]) for batch in sequential(data.heldout["more"], 4)] == [4, 4]
 
 
@@ -129,10 +129,11 @@ def test_text_is_what_it_was(folder, heldout):
     assert data.fingerprint == text.fingerprint and data.text is not None
     assert (data.task, data.noun, data.per_example) == ("language_model", "tokens", 8)
     assert data.facts == {"inputs": ("tokens",), "vocab_size": 257, "length": 8}
-    pairs = [(data.heldout["eval"], Windows(text.heldout, 8, partial=True))]
+    pairs: list[tuple[Source, Source]] = [(data.heldout["eval"], Windows(text.heldout, 8, partial=True))]
     if heldout == 1:
         assert data.train is None and data.num_train == 0
     else:
+        assert data.train is not None
         pairs.append((data.train, Windows(text.train, 8)))
         assert data.num_train == text.train.num_targets
     for one, other in pairs:

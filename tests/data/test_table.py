@@ -328,7 +328,7 @@ def test_words_of_the_errors(columns, options, words):
     size = len(next(iter(columns.values())))
     labels = {} if "label" in columns or "1.5" in columns else {"label": [i % 2 for i in range(size)]}
     with refused(words) as error:
-        fit(columns_of(**columns, **labels), **options)
+        fit(columns_of(**(columns | labels)), **options)
     assert "\n" not in str(error.value)
 
 

@@ -74,7 +74,7 @@ def test_formula(facts, overrides):
 @pytest.mark.parametrize("name", UNGATED)
 def test_activations(name):
     model = Perceptron(2, (), 1, hidden=(3,), activation=name).build()
-    params, x = model.init(jax.random.key(0)), np.float32([[0.5, -1.0]])
+    params, x = model.init(jax.random.key(0)), np.array([[0.5, -1.0]], np.float32)
     hidden = ACTIVATIONS[name][0](x @ params["hidden0"] + params["hidden0_bias"])
     assert relative(model.apply(params, {"features": x})["embedding"], hidden) < 1e-6
 
