@@ -143,7 +143,8 @@ def main(parsed: Parsed[Flags]) -> int:
 
 def _told(numbers: Mapping[str, float]) -> Iterator[str]:
     """The numbers as a person reads them."""
-    for name, value in numbers.items():
+    for name in sorted(numbers, key=lambda name: name != "loss"):  # the loss first
+        value = numbers[name]
         words = name.replace("_", " ")
         if name == "gzip_bits_per_byte":
             continue

@@ -58,7 +58,7 @@ def main(parsed: Parsed[Flags]) -> int:
     from jaxmodel.load import load
     from jaxmodel.predict import predict, read_arrays
 
-    raw = is_table(flags.input)
+    raw = not Path(flags.input).is_dir() and is_table(flags.input)
     arrays = {} if raw else read_arrays(flags.input)
     loaded = load(flags.checkpoint, log=log)
     how: dict[str, Any] = {"state": loaded.model_state, "batch_size": flags.batch_size}

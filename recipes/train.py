@@ -70,7 +70,7 @@ def main(parsed: Parsed[Flags]) -> int:
 
     from jaxmodel import checkpoint, optim, report
     from jaxmodel.data.augment import augmented
-    from jaxmodel.data.dataset import open_dataset
+    from jaxmodel.data.dataset import kind_of, open_dataset
     from jaxmodel.data.loader import Loader, sequential
     from jaxmodel.evaluate import evaluate
     from jaxmodel.load import load
@@ -94,7 +94,8 @@ def main(parsed: Parsed[Flags]) -> int:
         raise InputError(
             f"--init_from={flags.init_from} is an export, made to be run: start from its checkpoint"
         )
-    checkpoint.check_config(workdir, asked)
+    if kind_of(flags.data) == "text":  # said before a large text is read, not after
+        asked.fitted({"inputs": ("tokens",), "length": flags.data.length})
 
     data = open_dataset(flags.data, stored=source.fitted if source else None, task=flags.task.name, log=log)
     assert data.train is not None, "a fraction of at most a half is held out"

@@ -168,7 +168,7 @@ class Transformer:
                 f"--data.length={facts['length']} is longer than --model.max_length={self.max_length}: "
                 "lower the one or raise the other"
             )
-        if facts["vocab_size"] > self.vocab_size:
+        if facts.get("vocab_size", 0) > self.vocab_size:
             raise InputError(
                 f"the tokenizer has {facts['vocab_size']} tokens, --model.vocab_size={self.vocab_size} is "
                 "smaller: raise it, or lower --data.vocab_size"

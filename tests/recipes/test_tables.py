@@ -1,0 +1,233 @@
+"""The recipes on tables and images from them: learn, evaluate another file, answer a raw csv; mistakes in one line."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipes import eval as evaluate
+from recipes import export, predict, train
+from recipes._flags import run
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ROOT / "recipes" / "flags"
+SLOPES = np.random.default_rng(0).normal(size=10)
+
+
+def write_csv(path, rows, seed, label: str | None = "label"):
+    """Ten random features; the label says on which side of a plane they lie."""
+    features = np.random.default_rng(seed).normal(size=(rows, 10))
+    labels = np.where(features @ SLOPES > 0, "yes", "no")
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(f"x{i}" for i in range(10)), *([label] if label else [])])
+        for x, y in zip(features, labels, strict=True):
+            writer.writerow([*(f"{v:.5f}" for v in x), *([y] if label else [])])
+    return labels
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("csv")
+    write_csv(folder / "train.csv", 1000, 1)
+    write_csv(folder / "test.csv", 200, 2)
+    write_csv(folder / "new.csv", 100, 3, label=None)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def compile_cache(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+
+
+def call(recipe, *args):
+    return run(recipe.main, recipe.COMMAND, [recipe.__name__, *map(str, args)])
+
+
+def evaluated(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == "eval"][-1]
+
+
+@pytest.fixture(scope="module")
+def workdir(files, tmp_path_factory):
+    """A run of the seed story: 1,000 rows, Dense(64, relu), Dense(1, sigmoid), Adam, 10 epochs of batches of 32."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+        code = call(
+            train, f"--flagfile={FLAGS / 'tabular.flags'}", f"--data.path={files / 'train.csv'}",
+            f"--data.eval_path={files / 'test.csv'}", f"--workdir={folder}", "--mesh.data=8",
+        )  # fmt: skip
+    assert code == 0
+    return folder
+
+
+def test_a_table_is_learnt_and_every_row_seen_in_every_epoch(workdir):
+    found = evaluated(workdir)
+    assert found["step"] == 313  # ceil(10 * 1000 / 32)
+    assert found["accuracy"] > 0.93 and found["roc_auc"] > 0.98
+    last = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()][-2]
+    assert (last["step"], last["tokens"]) == (
+        313,
+        10 * 1000 - 312 * 32,
+    )  # what fills the last batch counts nothing
+
+
+def test_another_file_is_evaluated_as_in_training(workdir, files, tmp_path, capsys):
+    output = tmp_path / "numbers.json"
+    code = call(
+        evaluate,
+        f"--checkpoint={workdir}",
+        f"--data.path={files / 'test.csv'}",
+        f"--output={output}",
+        "--batch_size=7",
+    )
+    assert code == 0 and "on 200 rows" in capsys.readouterr().out
+    found, before = json.loads(output.read_text()), evaluated(workdir)
+    for name in ("loss", "accuracy", "roc_auc", "average_precision", "f1"):
+        assert found[name] == pytest.approx(before[name], rel=1e-5), name
+
+
+def answers(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_new_rows_are_answered_in_the_words_of_the_label(workdir, files, tmp_path):
+    output = tmp_path / "answers.csv"
+    assert call(predict, f"--checkpoint={workdir}", f"--input={files / 'new.csv'}", f"--output={output}") == 0
+    found = answers(output)
+    assert len(found) == 100 and {row["prediction"] for row in found} == {"yes", "no"}
+    features = np.array([[float(v) for v in row.values()] for row in answers(files / "new.csv")])
+    right = np.where(features @ SLOPES > 0, "yes", "no")
+    assert np.mean(right == [row["prediction"] for row in found]) > 0.9
+    assert all((float(row["probability_yes"]) >= 0.5) == (row["prediction"] == "yes") for row in found)
+
+
+def test_columns_may_come_in_another_order_and_with_others(workdir, files, tmp_path, capsys):
+    rows = answers(files / "new.csv")
+    names = [*reversed(rows[0]), "note"]
+    with open(tmp_path / "other.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="hello")
+        writer.writeheader()
+        writer.writerows(rows)
+    outputs = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for source, output in zip((files / "new.csv", tmp_path / "other.csv"), outputs, strict=True):
+        assert call(predict, f"--checkpoint={workdir}", f"--input={source}", f"--output={output}") == 0
+    assert answers(outputs[0]) == answers(outputs[1])
+    assert "columns left out: note" in capsys.readouterr().out
+
+
+def test_an_export_answers_a_raw_table_too(workdir, files, tmp_path):
+    folder = tmp_path / "export"
+    assert call(export, f"--checkpoint={workdir}", "--quantize=none", f"--output={folder}") == 0
+    outputs = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for checkpoint, output in zip((workdir, folder), outputs, strict=True):
+        assert (
+            call(predict, f"--checkpoint={checkpoint}", f"--input={files / 'new.csv'}", f"--output={output}")
+            == 0
+        )
+    first, second = map(answers, outputs)
+    assert [row["prediction"] for row in first] == [row["prediction"] for row in second]
+
+
+@pytest.mark.parametrize(
+    ("name", "bounds"),
+    [("breast_cancer", {"accuracy": 0.96, "roc_auc": 0.99}), ("digits", {"accuracy": 0.985})],
+    ids=["breast_cancer", "digits"],
+)
+def test_the_flag_files_learn_what_they_say(name, bounds, tmp_path):
+    workdir = tmp_path / "run"
+    assert (
+        call(
+            train,
+            f"--flagfile={FLAGS / f'{name}.flags'}",
+            f"--workdir={workdir}",
+            "--mesh.data=1",
+            "--mesh.fsdp=8",
+        )
+        == 0
+    )
+    found = evaluated(workdir)
+    assert all(found[metric] >= bound for metric, bound in bounds.items()), found
+
+
+def test_a_stopped_run_goes_on_to_the_same_numbers(files, tmp_path, workdir):
+    """Twice the command, the first with fewer epochs: the schedule is constant, so that both take the same steps."""
+    shorter = tmp_path / "run"
+    common = [
+        f"--flagfile={FLAGS / 'tabular.flags'}", f"--data.path={files / 'train.csv'}",
+        f"--data.eval_path={files / 'test.csv'}", f"--workdir={shorter}", "--mesh.data=8",
+    ]  # fmt: skip
+    assert call(train, *common, "--train.epochs=none", "--train.steps=100") == 0
+    assert call(train, *common) == 0
+    assert evaluated(shorter) == evaluated(workdir)
+
+
+def lines(path):
+    return path.read_text().splitlines()
+
+
+def changed(files, tmp_path, edit):
+    """train.csv with its lines edited."""
+    path = tmp_path / "wrong.csv"
+    path.write_text("\n".join(edit(lines(files / "train.csv"))) + "\n")
+    return path
+
+
+def cell(text):
+    """An edit that puts `text` into line 8, column x3."""
+
+    def edit(rows):
+        fields = rows[7].split(",")
+        return [*rows[:7], ",".join([*fields[:3], text, *fields[4:]]), *rows[8:]]
+
+    return edit
+
+
+MISTAKES = [
+    (lambda rows: [*rows[:5], rows[5] + ",1", *rows[6:]], [], ("line 6", "12", "11")),
+    (cell("much"), [], ("line 8", "x3", "much")),
+    (cell("inf"), [], ("line 8", "x3", "inf")),
+    (cell("nan"), ["--data.missing=error"],
+     ("line 8", "x3")),
+    (lambda rows: rows[:1], [], ("wrong.csv",)),
+    (lambda rows: rows, ["--data.label=lable"], ("lable", "did you mean label")),
+    (lambda rows: rows, ["--task.name=language_model"], ("task.name=language_model", "binary")),
+    (lambda rows: rows, ["--model=tiny"], ("features", "--model=mlp")),
+    (lambda rows: rows, ["--train.steps=5"], ("train.steps=5", "train.epochs=10")),
+    (lambda rows: rows, ["--optimizer.momentum=0.9"], ("optimizer.momentum=0.9", "adam")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("edit", "args", "words"), MISTAKES, ids=range(len(MISTAKES)))
+def test_a_mistake_is_one_line_and_leaves_nothing(edit, args, words, files, tmp_path, capsys):
+    path = changed(files, tmp_path, edit)
+    flags = args if "--model=tiny" in args else [f"--flagfile={FLAGS / 'tabular.flags'}", *args]
+    assert call(train, *flags, f"--data.path={path}", f"--workdir={tmp_path / 'run'}", "--mesh.data=8") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert all(word in err for word in words), err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda rows: [row.partition(",")[2] for row in rows], ("lacks x0",)),
+        (lambda rows: [rows[0], rows[1].rpartition(",")[0] + ",maybe", *rows[2:]], ("maybe", "no, yes")),
+    ],
+    ids=["missing column", "unknown label"],
+)
+def test_what_does_not_fit_the_training_is_refused(edit, words, workdir, files, tmp_path, capsys):
+    path = changed(files, tmp_path, edit)
+    assert (
+        call(evaluate, f"--checkpoint={workdir}", f"--data.path={path}", f"--output={tmp_path / 'o.json'}")
+        == 2
+    )
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and all(word in err for word in words), err
+    assert not (tmp_path / "o.json").exists()
