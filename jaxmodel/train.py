@@ -245,7 +245,8 @@ def fit(
       hooks: called with (step, "train", numbers) after the first step, every `log_every` and the last, and
         with (step, "eval", numbers) after an evaluation.
       log_every: steps between calls of the hooks.
-      evaluate: state -> numbers, or several by name (the split that hooks are told), every `eval_every` steps and after the last.
+      evaluate: state -> numbers, or several by name (the split that hooks are told), every `eval_every` steps and
+        after the last.
       eval_every: steps between evaluations; 0: only after the last.
       checkpointer: saves every `save_every` steps and after the last.
       save_every: steps between saves; 0: only after the last.

@@ -61,9 +61,7 @@ def make_schema_1(workdir: Path) -> None:
     state = TrainState(state.step, renamed(state.params), renamed(state.opt_state), {})
     record.SCHEMA = 1
     old = model._replace(layout=renamed(model.layout))
-    with Checkpointer(
-        workdir, old, fitted=ByteTokenizer(), info={"task": "language_model"}
-    ) as checkpointer:
+    with Checkpointer(workdir, old, fitted=ByteTokenizer(), info={"task": "language_model"}) as checkpointer:
         checkpointer.save(STEP, state)
 
 
