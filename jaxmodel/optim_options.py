@@ -203,10 +203,10 @@ class Optimizer:
         if self.schedule == "plateau" and (self.window or self.patience):
             own = SCHEDULE_TAKES["plateau"]
             window, patience = self.window or own["window"], self.patience or own["patience"]
-            if window * patience >= left:
+            if window * (patience + 1) > left:  # the first window is what others have to be better than
                 raise InputError(
-                    f"optimizer.patience={patience} * optimizer.window={window} with train.steps={steps} is longer "
-                    f"than {after}: lower one of them or raise train.steps"
+                    f"optimizer.patience={patience} (and one) * optimizer.window={window} with train.steps={steps} is "
+                    f"longer than {after}: lower one of them or raise train.steps"
                 )
 
     def resolved(self, steps: int) -> "Optimizer":

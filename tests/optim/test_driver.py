@@ -269,7 +269,7 @@ def test_bytes_of_the_state():
         ({"schedule": "one_cycle", "rise_steps": 10}, ["optimizer.rise_steps=10", "is all of the run"]),
         (
             {"schedule": "plateau", "patience": 5, "window": 2},
-            ["optimizer.patience=5 * optimizer.window=2", "longer than the run", "lower one of them"],
+            ["optimizer.patience=5 (and one) * optimizer.window=2", "longer than the run", "lower one"],
         ),
         ({"scale": ("w",)}, ["optimizer.scale=w: must be a path or a glob, a colon and a number", "stack/*:0.1"]),
         ({"scale": ("w:-1",)}, ["optimizer.scale=w:-1", "at least 0"]),
@@ -296,6 +296,7 @@ def test_mistakes_name_the_flag(change, words):
         {"schedule": "one_cycle", "rise_steps": 9},
         {"schedule": "one_cycle", "warmup": 9},
         {"schedule": "plateau"},
+        {"schedule": "plateau", "patience": 4, "window": 2},
         {"name": "sgd", "weight_decay": 0.1, "schedule": "cosine_restarts", "cycle_steps": 10},
     ],
 )
