@@ -3,12 +3,12 @@
 import sys
 from typing import Any
 
-from benchmarks.duel import serve
+from benchmarks.duel import Contender, serve
 
 PROMPT, NEW = 32, 64
 
 
-def ours(batch: int) -> None:
+def ours(batch: int) -> Contender:
     """Random weights, unstacked once, the whole loop in one jit."""
     import jax
     import numpy as np
@@ -27,10 +27,10 @@ def ours(batch: int) -> None:
         assert [len(row) for row in found] == [NEW] * batch
         return batch * NEW
 
-    serve(turn, name=f"jax {jax.__version__}")
+    return Contender(turn, f"jax {jax.__version__}")
 
 
-def theirs(batch: int) -> None:
+def theirs(batch: int) -> Contender:
     """Random weights, eager, with its default cache."""
     import torch  # pyright: ignore[reportMissingImports]
     import transformers  # pyright: ignore[reportMissingImports]
@@ -45,8 +45,8 @@ def theirs(batch: int) -> None:
         assert found.shape == (batch, PROMPT + NEW)
         return batch * NEW
 
-    serve(turn, name=f"transformers {transformers.__version__} on torch {torch.__version__}, eager")
+    return Contender(turn, f"transformers {transformers.__version__} on torch {torch.__version__}, eager")
 
 
 if __name__ == "__main__":
-    {"ours": ours, "theirs": theirs}[sys.argv[1]](int(sys.argv[2]))
+    serve({"ours": ours, "theirs": theirs}[sys.argv[1]](int(sys.argv[2])))

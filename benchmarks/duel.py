@@ -6,15 +6,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 # In a turn; the first does not count: after the other program's turn it runs up to 25 % slower.
 REPEATS = 4
 
 
-def serve(turn: Callable[[], float], **about) -> None:
-    """A contestant's main: say what it is, then work for every line read; `turn` returns units of work done."""
+class Contender(NamedTuple):
+    """What competes: `turn` works and returns how many units it has done; with no parameters, 0 of them."""
+
+    turn: Callable[[], float]
+    name: str
+    parameters: int = 0
+
+
+def serve(contender: Contender) -> None:
+    """A contestant's main: say what it is, then work for every line read."""
+    turn = contender.turn
     turn()
-    print(json.dumps(about), flush=True)
+    print(json.dumps({"name": contender.name, "parameters": contender.parameters}), flush=True)
     for _ in sys.stdin:
         turn()
         start = time.perf_counter()
@@ -52,8 +62,13 @@ class Contestant:
 
 
 def duel(ours: tuple[str, ...], theirs: tuple[str, ...], rounds: int = 5) -> dict:
-    """Median speeds of both over interleaved rounds, and the median of the rounds' ratios."""
+    """Median speeds of both over interleaved rounds, and the median of the rounds' ratios.
+
+    Both must have as many parameters: otherwise it is not the same work.
+    """
     contestants = [Contestant(*ours), Contestant(*theirs)]
+    sizes = [contestant.about["parameters"] for contestant in contestants]
+    assert sizes[0] == sizes[1], f"{sizes[0]} parameters against {sizes[1]}"
     speeds: list[list[float]] = [[], []]
     for _ in range(rounds):
         for contestant, found in zip(contestants, speeds, strict=True):

@@ -1,7 +1,8 @@
 """Every measurement, side by side with its peer: python -m benchmarks.run [NAME …]
 
-Needs the peers (the extra `oracle`). Writes benchmarks/results/NAME.json with versions and hardware, and prints a
-line for each. The machine should have nothing else to do; ratios come from turns taken one after the other.
+Needs the peers (the extra `oracle`). Writes benchmarks/results/NAME.json with versions and hardware, adds a line to
+results/history.jsonl, and prints a line for each bound. The machine should have nothing else to do; ratios come from
+turns taken one after the other.
 """
 
 import importlib.metadata
@@ -12,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import export_size, startup
+from benchmarks import commands, export_size, memory, startup
 from benchmarks.duel import duel
 
 RESULTS = Path(__file__).parent / "results"
@@ -23,12 +24,34 @@ def against_peer(module: str, *args: str, rounds: int) -> dict:
     return duel((module, "ours", *args), (module, "theirs", *args), rounds)
 
 
+def batches() -> dict:
+    """Against a DataLoader that gives the same, and (`ratio_to_bare`) one that gives tokens and targets alone."""
+    module = "benchmarks.batches"
+    same, bare = (duel((module, "ours"), (module, who)) for who in ("theirs", "bare"))
+    return same | {"ratio_to_bare": bare["ratio"], "bare": bare["theirs"]}
+
+
 # name -> (what it is, how to measure it, and the bounds that its numbers are held against)
 MEASUREMENTS = {
     "train_step_10m": (
         "training step, 10M GPT (L6 D384 H6 V1024 T256 B16), AdamW, float32: tokens/s, ratio to Hugging Face eager",
-        lambda: against_peer("benchmarks.train_step", rounds=5),
-        {"ratio": (">=", 0.75, 1.0)},
+        lambda: against_peer("benchmarks.train_step", "10m", rounds=5),
+        {"ratio": (">=", 1.0, 1.2)},
+    ),
+    "train_step_124m": (
+        "training step, GPT-2 124M shape, batch 4 x 256, AdamW, float32: tokens/s, ratio to Hugging Face eager",
+        lambda: against_peer("benchmarks.train_step", "124m", rounds=3),
+        {"ratio": (">=", 1.0, 1.25)},
+    ),
+    "train_memory_10m": (
+        "peak resident memory of the 10M training step beyond that of the imports: MB, ratio to torch's",
+        memory.measure,
+        {"ratio": ("<=", 1.0, 1.0)},
+    ),
+    "resnet18": (
+        "training step, ResNet-18 with a 3x3 stem, batch 32 of 64x64: images/s, ratio to eager torch",
+        lambda: against_peer("benchmarks.resnet18", rounds=3),
+        {"ratio": (">=", 1.0, 1.0)},
     ),
     "decode_batch_1": (
         "greedy decoding, GPT-2 124M shape, prompt 32 + 64 new, batch 1: tokens/s, ratio to Hugging Face generate",
@@ -38,7 +61,22 @@ MEASUREMENTS = {
     "decode_batch_8": (
         "the same, batch 8",
         lambda: against_peer("benchmarks.decode", "8", rounds=5),
-        {"ratio": (">=", 1.8, 1.8)},
+        {"ratio": (">=", 3.0, 3.0)},
+    ),
+    "token_batches": (
+        "shuffled packed batches of 16 x 256 from a memory map: tokens/s, ratio to torch's DataLoader",
+        batches,
+        {"ratio": (">=", 10.0, 10.0)},
+    ),
+    "answers": (
+        "recipes.train --help, the same of a preset, and a mistyped flag: seconds",
+        commands.answers,
+        {name: ("<=", 1.5, 1.5) for name in ("help", "help_of_preset", "mistake")},
+    ),
+    "imports": (
+        "import of the public names, and of all that training needs: seconds, ratio to jax + flax.linen + optax",
+        commands.imports,
+        {name: ("<=", 1.2, 1.2) for name in ("ratio", "ratio_training")},
     ),
     "startup": (
         "from the command to the end of the first step, 10M GPT, warm caches: seconds",
@@ -65,6 +103,15 @@ def hardware() -> dict:
         "versions": {name: version for name, version in installed.items() if version},
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _in_short(name: str, found: dict) -> dict:
+    """A measurement as a line of the history."""
+    on = hardware()
+    numbers = {key: float(f"{value:.4g}") for key, value in found.items() if isinstance(value, float)}
+    versions = " ".join(f"{key} {value}" for key, value in on["versions"].items())
+    where = f"{on['cpu']}, {on['cores']} cores, Python {on['python']}, {versions}"
+    return {"name": name, "date": on["date"], **numbers, "on": where}
 
 
 def _version(name: str) -> str | None:
@@ -96,6 +143,8 @@ def main(names: list[str]) -> int:
             )
         result = {"what": what, **found, "bounds": verdicts, "on": hardware()}
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        with (RESULTS / "history.jsonl").open("a") as history:
+            history.write(json.dumps(_in_short(name, found)) + "\n")
     return 0 if held else 1
 
 

@@ -6,19 +6,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.train_step import BATCH, DIM, HEADS, LAYERS, LENGTH, VOCAB
+from benchmarks.train_step import SHAPES
 
 
 def measure(rounds: int = 3) -> dict:
     """The recipe itself on the built-in text; the first round fills the caches and is not counted."""
-    seconds = []
+    shape, seconds = SHAPES["10m"], []
     for i in range(rounds + 1):
         with tempfile.TemporaryDirectory() as folder:
             flags = [
-                "--model=gpt2", f"--model.num_layers={LAYERS}", f"--model.embed_dim={DIM}",
-                f"--model.attention.num_heads={HEADS}", f"--model.mlp.dim={4 * DIM}",
-                f"--model.vocab_size={VOCAB}", f"--data.vocab_size={VOCAB}", f"--data.length={LENGTH}",
-                f"--train.batch_size={BATCH}", "--train.steps=1000000", "--train.log_every=1",
+                "--model=gpt2", f"--model.num_layers={shape.layers}", f"--model.embed_dim={shape.dim}",
+                f"--model.attention.num_heads={shape.heads}", f"--model.mlp.dim={4 * shape.dim}",
+                f"--model.vocab_size={shape.vocab}", f"--data.vocab_size={shape.vocab}",
+                f"--data.length={shape.length}", f"--train.batch_size={shape.batch}",
+                "--train.steps=1000000", "--train.log_every=1",
                 f"--workdir={folder}/run",
             ]  # fmt: skip
             start = time.perf_counter()

@@ -1,65 +1,104 @@
-"""Tokens a second of a training step of a 10M GPT: ours, or Hugging Face's GPT2LMHeadModel in eager torch."""
+"""Tokens a second of a training step of a GPT: ours, or Hugging Face's GPT2LMHeadModel in eager torch."""
 
 import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from benchmarks.duel import serve
-
-LAYERS, DIM, HEADS, VOCAB, LENGTH, BATCH = 6, 384, 6, 1024, 256, 16
+from benchmarks.duel import Contender, serve
 
 
-def ours() -> None:
+class Shape(NamedTuple):
+    """Of a GPT, and of its batch."""
+
+    layers: int
+    dim: int
+    heads: int
+    vocab: int
+    max_length: int
+    length: int
+    batch: int
+
+
+SHAPES = {
+    "10m": Shape(6, 384, 6, 1024, 256, 256, 16),
+    "124m": Shape(12, 768, 12, 50257, 1024, 256, 4),
+}
+
+
+def ours(shape: Shape) -> Contender:
     """AdamW, float32, as a recipe would set it up."""
-    import jax
     import numpy as np
 
-    from jaxmodel import optim, options, tasks
+    from jaxmodel import tasks
     from jaxmodel.config import replace
     from jaxmodel.models.presets import PRESETS
-    from jaxmodel.train import make_state, make_step, put
 
-    sizes = {"num_layers": LAYERS, "embed_dim": DIM, "attention.num_heads": HEADS, "mlp.dim": 4 * DIM}
-    limits = {"vocab_size": VOCAB, "max_length": LENGTH, "execution.scan": False}
+    sizes = {
+        "num_layers": shape.layers,
+        "embed_dim": shape.dim,
+        "attention.num_heads": shape.heads,
+        "mlp.dim": 4 * shape.dim,
+    }
+    limits = {"vocab_size": shape.vocab, "max_length": shape.max_length, "execution.scan": False}
     model = replace(PRESETS["gpt2"], sizes | limits).build()
-    optimizer = optim.make_optimizer(options.Optimizer(), 1000, model.layout)
-    state = make_state(model, optimizer, jax.random.key(0))
-    step = make_step(model, tasks.language_model(model), optimizer)
-    tokens = np.random.default_rng(0).integers(0, VOCAB, (BATCH, LENGTH + 1)).astype(np.int32)
-    batch = put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:]})
-    box = [state]
-
-    def turn() -> float:
-        box[0], metrics = step(box[0], batch, jax.random.key(1))
-        jax.block_until_ready((box[0], metrics))
-        return BATCH * LENGTH
-
-    serve(turn, name=f"jax {jax.__version__}")
+    tokens = np.random.default_rng(0).integers(0, shape.vocab, (shape.batch, shape.length + 1), np.int32)
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+    return our_step(model, tasks.language_model(model), batch, shape.batch * shape.length)
 
 
-def theirs() -> None:
+def theirs(shape: Shape) -> Contender:
     """Eager, with torch's fused AdamW."""
     import torch  # pyright: ignore[reportMissingImports]
     import transformers  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=VOCAB, n_positions=LENGTH, n_embd=DIM, n_layer=LAYERS, n_head=HEADS,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        vocab_size=shape.vocab, n_positions=shape.max_length, n_embd=shape.dim, n_layer=shape.layers,
+        n_head=shape.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     model = transformers.GPT2LMHeadModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    tokens = torch.randint(0, VOCAB, (BATCH, LENGTH))
+    tokens = torch.randint(0, shape.vocab, (shape.batch, shape.length))
+    name = f"transformers {transformers.__version__} on torch {torch.__version__}, eager"
+    return their_step(model, lambda: model(tokens, labels=tokens).loss, shape.batch * shape.length, name)
+
+
+def our_step(model: Any, loss: Any, batch: dict[str, Any], work: float) -> Contender:
+    """A contender whose turn is one step on a batch that comes to `work` units."""
+    import jax
+
+    from jaxmodel import optim, options
+    from jaxmodel.train import make_state, make_step, put
+
+    optimizer = optim.make_optimizer(options.Optimizer(), 1000, model.layout)
+    box = [make_state(model, optimizer, jax.random.key(0))]
+    step, batch = make_step(model, loss, optimizer), dict(put(batch))
+    parameters = sum(array.size for array in jax.tree.leaves(box[0].params))
 
     def turn() -> float:
-        loss = model(tokens, labels=tokens).loss
+        box[0], metrics = step(box[0], batch, jax.random.key(1))
+        jax.block_until_ready((box[0], metrics))
+        return work
+
+    return Contender(turn, f"jax {jax.__version__}", parameters)
+
+
+def their_step(model: Any, loss: Callable[[], Any], work: float, name: str) -> Contender:
+    """The same of torch: fused AdamW, gradients clipped."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+    def turn() -> float:
+        now = loss()
         optimizer.zero_grad()
-        loss.backward()
+        now.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        loss.item()
-        return BATCH * LENGTH
+        now.item()
+        return work
 
-    serve(turn, name=f"transformers {transformers.__version__} on torch {torch.__version__}, eager")
+    return Contender(turn, name, sum(p.numel() for p in model.parameters()))
 
 
 if __name__ == "__main__":
-    {"ours": ours, "theirs": theirs}[sys.argv[1]]()
+    serve({"ours": ours, "theirs": theirs}[sys.argv[1]](SHAPES[sys.argv[2]]))
