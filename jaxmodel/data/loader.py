@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxmodel.data.order import order
+from jaxmodel.data.order import order, stretch
 from jaxmodel.errors import InputError
 
 Batch = dict[str, np.ndarray]
+AHEAD = 4096  # examples whose order is found out at once
 
 
 class Source(Protocol):
@@ -93,7 +94,8 @@ class Loader:
     def __next__(self) -> tuple[int, Batch]:
         while not self._stop.is_set():  # by now and then looking up, it notices a close from another thread
             with contextlib.suppress(queue.Empty):
-                item = self._ready.get(timeout=0.1)
+                # Waiting with a limit costs more than gathering a small batch: only where there is none.
+                item = self._ready.get(block=self._ready.empty(), timeout=0.1)
                 if isinstance(item, BaseException):
                     self.close()
                     raise item
@@ -120,11 +122,16 @@ def _batches(
     source: Source, batch_size: int, seed: int, start: int, rows: slice, stop_after: int | None
 ) -> Iterator[tuple[int, Batch]]:
     """The batches of a `Loader`, one after the other."""
+    ahead = max(AHEAD // batch_size, 1)
     for step in itertools.count(start):
         places = np.arange(step * batch_size, (step + 1) * batch_size)
         if stop_after is not None and places[0] >= stop_after:
             return
-        batch = source.gather(order(seed, step, batch_size, len(source))[rows])
+        turn = (step - start) % ahead
+        if not turn:
+            indices = stretch(seed, step * batch_size, ahead * batch_size, len(source))
+            batches = indices.reshape(ahead, batch_size)
+        batch = source.gather(batches[turn][rows])
         if stop_after is not None and places[-1] >= stop_after:
             _discount(batch, places[rows] >= stop_after)
         yield step, batch

@@ -21,8 +21,16 @@ def order(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarra
     """
     if min(seed, step) < 0 or min(batch_size, num_examples) < 1:
         raise ValueError(f"no such batch: {seed=} {step=} {batch_size=} {num_examples=}")
-    epochs, places = np.divmod(step * batch_size + np.arange(batch_size, dtype=np.int64), num_examples)
-    indices = np.empty(batch_size, np.int64)
+    return stretch(seed, step * batch_size, batch_size, num_examples)
+
+
+def stretch(seed: int, start: int, count: int, num_examples: int) -> np.ndarray:
+    """The examples at `count` places from `start` on, int64[count]: batches laid end to end.
+
+    Many batches at once cost little more than one: a permutation is some hundred small operations.
+    """
+    epochs, places = np.divmod(start + np.arange(count, dtype=np.int64), num_examples)
+    indices = np.empty(count, np.int64)
     for epoch in np.unique(epochs):
         now = epochs == epoch
         indices[now] = permute(places[now], num_examples, f"{seed}/{epoch}")

@@ -38,24 +38,29 @@ class Windows:
         """
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"windows {indices.min()} to {indices.max()} of {len(self)}")
-        first = np.asarray(indices, np.int64)[:, None] * self.length
-        last = self.corpus.num_targets
-        stream = self.corpus.tokens[np.minimum(first + np.arange(self.length + 1), last)].astype(np.int32)
-        steps = np.arange(self.length, dtype=np.int32)
-        real = first + steps < last
+        first, last = np.asarray(indices, np.int64) * self.length, self.corpus.num_targets
+        stream = np.full((len(first), self.length + 1), self.corpus.tokens[last], np.int32)
+        for row, begin in zip(stream, first.tolist(), strict=True):  # a window lies in one piece
+            piece = self.corpus.tokens[begin : begin + self.length + 1]
+            row[: len(piece)] = piece
 
-        starts = np.zeros(real.shape, bool)  # where a document begins within its window
-        rows, columns = self._starts(first[:, 0])
-        starts[rows, columns] = True
-        segments = np.cumsum(starts, axis=1, dtype=np.int32) + 1 - starts[:, :1]
-        began = np.maximum.accumulate(np.where(starts, steps, 0), axis=1)
-        return {
+        starts = np.zeros((len(first), self.length), np.int32)  # where a document begins within its window
+        starts[self._starts(first)] = 1
+        starts[:, :1] = 1
+        runs = np.flatnonzero(starts)  # each at one position after the other, over all rows laid end to end
+        since = np.repeat(runs, np.diff(runs, append=starts.size))
+        batch = {
             "tokens": stream[:, :-1],
             "targets": stream[:, 1:],
-            "weights": real.astype(np.float32),
-            "segments": np.where(real, segments, 0),
-            "positions": np.where(real, steps - began, 0),
+            "weights": np.ones(starts.shape, np.float32),
+            "segments": np.cumsum(starts, axis=1, dtype=np.int32),
+            "positions": (np.arange(starts.size) - since).astype(np.int32).reshape(starts.shape),
         }
+        if len(first) and first.max() + self.length > last:
+            padding = first[:, None] + np.arange(self.length) >= last
+            for name in ("weights", "segments", "positions"):
+                batch[name][padding] = 0
+        return batch
 
     def _starts(self, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of the documents' starts in the windows at `first` (int64[B])."""
