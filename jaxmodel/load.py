@@ -29,8 +29,8 @@ class Loaded:
 
     Attributes:
       model: built again from its config, for the mesh that was asked for.
-      params: of the types they were saved in.
-      model_state: batch statistics; {} for most models.
+      params: of the types they were saved in; where a part was selected, that part alone.
+      model_state: batch statistics, of that part too; {} for most models.
       fitted: what was fitted to its data, a tokenizer or a table; None where there is neither.
       step: updates made.
       info: what the writer of the checkpoint had to add.
@@ -61,6 +61,7 @@ class Request(NamedTuple):
     rules: Rules
     model: Model | None
     log: Log
+    select: str = "*"
 
 
 class Reader(NamedTuple):
@@ -85,6 +86,7 @@ def load(
     mesh: Mesh | None = None,
     rules: Rules = RULES,
     model: Model | None = None,
+    select: str = "*",
     log: Log = log_to_stderr,
 ) -> Loaded:
     """Load whatever holds a model: a workdir, its checkpoints folder, one step, or an export.
@@ -97,12 +99,15 @@ def load(
       rules: logical dims to mesh axes.
       model: to use instead of the one that a checkpoint describes: with the same weights, but more dropout, say; or
         where it describes none, for it was made from code alone (`from_function`, `from_linen`, `from_nnx`).
+      select: a glob over the paths of weights and model state ("stem/*"): nothing else is read, or compared with the
+        model. A part of large files is read, so they are held to their sizes, and not to their checksums.
       log: is told of steps that were passed over, and why.
 
     Raises:
-      InputError: nothing is there, what is there is damaged, or the model is needed or has other weights.
+      InputError: nothing is there, what is there is damaged, the model is needed or has other weights, or no weight is
+        selected.
     """
-    return _reader(Path(path)).read(Path(path), Request(mesh, rules, model, log))
+    return _reader(Path(path)).read(Path(path), Request(mesh, rules, model, log, select))
 
 
 def config_of(path: str | Path) -> Any:
@@ -138,7 +143,7 @@ def _described(path: Path, config: dict[str, Any]) -> Any:
 
 def _read_run(path: Path, request: Request) -> Loaded:
     folder = _steps_folder(path)
-    step = newest(folder, request.log)
+    step = newest(folder, request.log, contents=request.select == "*")
     if step is None:
         raise InputError(f"{path} holds no committed step: looked for {folder / 'STEP' / MANIFEST}")
     return _read_checked(folder / str(step), request)
@@ -159,7 +164,7 @@ def _steps_folder(run: Path) -> Path:
 
 
 def _read_step(path: Path, request: Request) -> Loaded:
-    reason = damage_of(path)
+    reason = damage_of(path, contents=request.select == "*")
     if reason is not None:
         raise InputError(f"{path} is damaged: {reason}; load its workdir to get the newest good step")
     return _read_checked(path, request)
@@ -174,7 +179,7 @@ def _read_checked(path: Path, request: Request) -> Loaded:
     if request.mesh is not None:
         partitioning = Partitioning(request.mesh, request.rules)
         model = sharded(model, request.mesh, request.rules)
-    params, state = checkpoint.restore_weights(path, model, partitioning)
+    params, state = checkpoint.restore_weights(path, model, partitioning, request.select)
     return Loaded(
         model,
         params,
@@ -189,6 +194,10 @@ def _read_export(path: Path, request: Request) -> Loaded:
     if request.mesh is not None:
         raise InputError(
             f"{path} is an export, made for one device: load it without a mesh, or the checkpoint on one"
+        )
+    if request.select != "*":
+        raise InputError(
+            f"{path} is an export, which is read whole: load it without select, or the checkpoint with it"
         )
     found = stablehlo.read(path)
     return Loaded(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -210,14 +209,10 @@ def trained(model: Model, select: str = "*") -> Model:
 
 
 def _marked(model: Model, mark: Callable[[str], str], select: str, config: Any) -> Model:
-    paths: list[str] = []
-    weights.map_weights_with_path(lambda path, _: paths.append(path), model.layout)
-    if paths and not any(fnmatch.fnmatchcase(path, select) for path in paths):
-        some = ", ".join(paths[:8]) + ", …" * (len(paths) > 8)
-        raise InputError(f"select={select!r} matches no weight: this model has {some}")
+    selected = weights.matching(model.layout, select)
 
     def marked(path: Any, text: str) -> str:
-        return mark(text) if fnmatch.fnmatchcase(weights.path_name(path), select) else text
+        return mark(text) if weights.path_name(path) in selected else text
 
     return model._replace(layout=jax.tree_util.tree_map_with_path(marked, model.layout), config=config)
 
@@ -245,16 +240,19 @@ def written(config: Any) -> dict[str, Any]:
 
 def from_function(
     init: Callable[[jax.Array], Params],
-    apply: Callable[[Params, Batch], Mapping[str, jax.Array] | jax.Array],
+    apply: Callable[..., Any],
+    start: Start | None = None,
     *,
     layout: Any = None,
     name: str = "function",
 ) -> Model:
-    """A model from two plain functions.
+    """A model from two plain functions, or three where it keeps a state, draws random numbers or has own losses.
 
     Args:
       init: key -> params, any tree of arrays.
-      apply: (params, batch) -> named values, or one array, which is called `prediction`.
+      apply: (params, batch) -> named values, or one array, which is called `prediction`; with a `start`,
+        (params, batch, state, *, key, train) -> Outputs.
+      start: as in `Model`; `no_state` for an `apply` that wants key or train alone.
       layout: a tree prefix of params; without one, matrices are read as `in -> out` and all else has no arrow.
       name: for messages.
 
@@ -264,11 +262,14 @@ def from_function(
     def full(
         params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False
     ) -> Outputs:
-        del state, key, train
-        return Outputs(_named(apply(weights.densify(params, layout), batch)))
+        plain = weights.densify(params, layout)
+        if start is None:
+            return Outputs(_named(apply(plain, batch)))
+        return apply(plain, batch, require_state(state, shapes, apply), key=key, train=train)
 
+    shapes = {} if start is None else jax.eval_shape(start)
     layout = _guessed(jax.eval_shape(init, jax.random.key(0))) if layout is None else layout
-    return Model(init, full, no_state, layout, Opaque(name))
+    return Model(init, full, start or no_state, layout, Opaque(name))
 
 
 def _named(values: Mapping[str, jax.Array] | jax.Array) -> dict[str, jax.Array]:

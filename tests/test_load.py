@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+import tensorstore
 
 from jaxmodel import weights
 from jaxmodel.checkpoint import Checkpointer
@@ -15,7 +16,7 @@ from jaxmodel.config import replace, to_dict
 from jaxmodel.data.tokenizer import ByteTokenizer, train_bpe
 from jaxmodel.errors import InputError
 from jaxmodel.load import READERS, Loaded, Reader, config_of, load
-from jaxmodel.model import Model, chain, frozen
+from jaxmodel.model import Model, chain, from_function, frozen
 from jaxmodel.sharding import Partitioning, make_mesh
 from jaxmodel.train import TrainState
 from tests.contract import GPT, batch_of, built, params_of, same
@@ -178,3 +179,65 @@ def test_another_model_may_take_the_same_weights(tmp_path):
     )
     with pytest.raises(InputError, match=words):
         load(workdir, model=larger, log=silent)
+
+
+# A part of it
+
+
+def bytes_read() -> int:
+    """That this process has read from files through TensorStore, which Orbax reads with."""
+    found = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+    return sum(each["values"][0]["value"] for each in found)
+
+
+@pytest.mark.parametrize("select", ["body/stem/*", "body/stack/0/block/mlp/up", "head/*"])
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_a_part_of_it_of_any_type_of_weights(tmp_path, select, on_mesh):
+    model = chain(body=built("gpt"), head=built("conv"))
+    params = {"body": state_of("gpt", "int4+lora").params, "head": state_of("conv", "dense").params}
+    statistics = {"head": state_of("conv", "dense").model_state}
+    workdir = save(tmp_path, model, TrainState(jnp.int32(1), params, (), statistics))
+    mesh = make_mesh({"fsdp": 8}) if on_mesh else None
+    loaded = load(workdir, select=select, mesh=mesh, log=silent)
+    part, whole = loaded.params, params
+    for name in [name for name in select.split("/") if name != "*"]:
+        assert list(part) == [name]  # and nothing beside it
+        part, whole = part[name], whole[name]
+    assert equal(part, whole)
+    assert equal(loaded.model_state, statistics if select == "head/*" else {})
+
+
+def test_a_part_costs_the_bytes_of_that_part(tmp_path):
+    large = 1 << 20
+    model = from_function(
+        lambda key: {"stem": jnp.ones(64), "stack": (jnp.ones((2, large)), jnp.ones(2))},
+        lambda params, batch: {},
+    )
+    params = model.init(jax.random.key(0))
+    workdir = save(tmp_path, model, TrainState(jnp.int32(1), params, (), {}))
+    before = bytes_read()
+    assert equal(load(workdir, model=model, select="stem").params, {"stem": params["stem"]})
+    part = bytes_read() - before
+    assert equal(load(workdir, model=model, select="stack/1").params, {"stack": (None, params["stack"][1])})
+    assert equal(load(workdir, model=model).params, params)
+    assert 0 < part < large / 8 < 8 * large < bytes_read() - before
+
+
+def test_a_part_needs_only_that_part_to_be_alike(tmp_path):
+    workdir = save(
+        tmp_path,
+        chain(body=built("gpt"), head=built("conv")),
+        composed := TrainState(
+            jnp.int32(1),
+            {"body": params_of("gpt"), "head": params_of("conv")},
+            (),
+            {"head": state_of("conv", "dense").model_state},
+        ),
+    )
+    other = chain(body=built("gpt"), top=built("perceptron"))
+    loaded = load(workdir, model=other, select="body/*", log=silent)
+    assert equal(loaded.params, {"body": composed.params["body"]}) and loaded.model_state == {}
+    with pytest.raises(InputError, match=r"top/hidden0: not in the checkpoint"):
+        load(workdir, model=other, select="top/*", log=silent)
+    with pytest.raises(InputError, match=r"select='nothing/\*' matches no weight: this model has body/"):
+        load(workdir, select="nothing/*", log=silent)

@@ -84,6 +84,33 @@ def test_a_chain_passes_values_on_and_keeps_states_apart():
     assert relative(model.apply(params, {"hidden": alone["hidden"]})["logits"], alone["logits"]) < 1e-6
 
 
+def test_three_functions_keep_state_draw_and_have_losses():
+    def apply(params, batch, state, *, key, train):
+        noise = jax.random.normal(key, (2, 4)) if train else jnp.zeros((2, 4))
+        seen = {"count": state["count"] + train}
+        return Outputs(
+            {"logits": (batch["features"] + noise) @ params["w"]},
+            seen,
+            {"size": jnp.full(2, jnp.sum(params["w"]))},
+        )
+
+    def start(batch_size=None, length=None):
+        return {"count": jnp.zeros((), jnp.int32)}
+
+    model = from_function(lambda key: {"w": jnp.eye(4)}, apply, start)
+    params, batch = model.init(jax.random.key(0)), {"features": jnp.ones((2, 4))}
+    out = model.apply(params, batch, model.start())
+    assert same(out["logits"], batch["features"]) and out.state["count"] == 0 and out.losses["size"][1] == 4
+    # Weights of any type come as plain arrays.
+    out = model.apply(
+        weights.quantize(params, model.layout), batch, model.start(), key=jax.random.key(1), train=True
+    )
+    assert relative(out["logits"], 1 + jax.random.normal(jax.random.key(1), (2, 4))) < 1e-6
+    assert chain(a=model).apply({"a": params}, batch, {"a": out.state}).state["a"]["count"] == 1
+    with pytest.raises(InputError, match=r"apply keeps state: pass state=model\.start\(\)"):
+        model.apply(params, batch)
+
+
 def test_losses_of_two_parts_do_not_hide_each_other():
     small = replace(MIXTURE, {"num_layers": 2})
     model = chain(a=small.build(), b=small.build())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,38 @@ def _orbax() -> Any:
     """Orbax, imported when first needed: it costs half a second."""
     import orbax.checkpoint
 
-    # What its threads raise comes back to us; they also log it, with a traceback each.
-    logging.getLogger("absl").addFilter(lambda line: f"{os.sep}orbax{os.sep}" not in line.pathname)
+    _quieten()
     return orbax.checkpoint
+
+
+def _quieten() -> None:
+    """Keep from stderr what Orbax says of a failed save on its way to us, a traceback each: it is raised here, too.
+
+    It logs what its threads raise; asyncio logs the tasks that it left when the first one failed; and when the
+    writes of those tasks end, TensorStore's threads find the event loop closed, and nobody can catch that.
+    """
+    orbax = f"{os.sep}orbax{os.sep}"
+    logging.getLogger("absl").addFilter(lambda line: orbax not in line.pathname)
+    logging.getLogger("asyncio").addFilter(lambda line: orbax not in line.getMessage())
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if not _of_a_closed_loop(found):
+            before(found)
+
+    sys.unraisablehook = hook
+
+
+def _of_a_closed_loop(found: Any) -> bool:
+    """Whether native code, and no Python, told a closed event loop that something had ended."""
+    if (
+        found.object is not None
+        or not isinstance(found.exc_value, RuntimeError)
+        or found.exc_traceback is None
+    ):
+        return False
+    code = found.exc_traceback.tb_frame.f_code  # the outermost frame
+    return code is asyncio.BaseEventLoop.call_soon_threadsafe.__code__ and "closed" in str(found.exc_value)
 
 
 def _handler() -> Any:
@@ -56,7 +87,8 @@ class Writer:
 def read(folder: Path, item: str, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """The arrays of an item, each in the sharding that is wanted of it (by default, the first device).
 
-    Names, shapes and dtypes must be those that were saved: the caller checks, Orbax reports misleadingly.
+    Names, shapes and dtypes must be those that were saved: the caller checks, Orbax reports misleadingly. What is
+    not wanted is not read.
     """
     ocp = _orbax()
     home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -64,7 +96,7 @@ def read(folder: Path, item: str, wanted: Mapping[str, jax.ShapeDtypeStruct]) ->
         name: ocp.ArrayRestoreArgs(sharding=each.sharding or home, global_shape=each.shape, dtype=each.dtype)
         for name, each in wanted.items()
     }
-    restore = ocp.args.PyTreeRestore(dict(wanted), restore_args=arguments)
+    restore = ocp.args.PyTreeRestore(dict(wanted), restore_args=arguments, partial_restore=True)
     with ocp.Checkpointer(_handler()) as reader:
         return reader.restore(folder.absolute(), args=ocp.args.Composite(**{item: restore}))[item]
 

@@ -52,13 +52,13 @@ def latest(workdir: str | Path, log: Log = log_to_stderr) -> int | None:
     return newest(steps_folder(workdir), log)
 
 
-def newest(folder: Path, log: Log = log_to_stderr) -> int | None:
-    """As `latest`, in a folder of steps."""
+def newest(folder: Path, log: Log = log_to_stderr, *, contents: bool = True) -> int | None:
+    """As `latest`, in a folder of steps; without `contents` it is enough that every file has its size."""
     committed, others = processes.gathered((steps(folder), _uncommitted(folder)))[0]
     skipped = {step: f"is not committed (it has no {MANIFEST})" for step in others}
     damaged = []
     for step in reversed(committed):
-        reason = damage_of(folder / str(step))
+        reason = damage_of(folder / str(step), contents=contents)
         if reason is None:
             for other in sorted(each for each in skipped if each > step):
                 log(f"{folder}: step {other} {skipped[other]}; using step {step}")
@@ -81,10 +81,10 @@ def _uncommitted(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and not (folder / name / MANIFEST).exists())
 
 
-def damage_of(step: Path) -> str | None:
+def damage_of(step: Path, *, contents: bool = True) -> str | None:
     """As `damage`, the work shared out over the processes; all get the same answer."""
     index, count = processes.index_and_count()
-    reasons = processes.gathered(damage(step, share=(index, count)))
+    reasons = processes.gathered(damage(step, contents=contents, share=(index, count)))
     return next((reason for reason in reasons if reason is not None), None)
 
 

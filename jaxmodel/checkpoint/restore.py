@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ OTHER_STATE = "go on with the settings it was saved with, or start in another wo
 
 
 def restore_weights(
-    step: Path, model: Model, partitioning: Partitioning | None = None
+    step: Path, model: Model, partitioning: Partitioning | None = None, select: str = "*"
 ) -> tuple[Params, State]:
     """(params, model state) of a step, every weight of the type it was saved in.
 
@@ -30,16 +32,21 @@ def restore_weights(
       step: the folder of the step; its files are not checked here (see `damage`).
       model: what the params are for.
       partitioning: where they go, whatever mesh they were saved on; by default, to the first device.
+      select: a glob over paths ("stem/*"): nothing else is compared, read or returned, of the model state too.
 
     Raises:
-      InputError: model and checkpoint have other weights (each is named), or the mesh does not divide them.
+      InputError: model and checkpoint have other weights (each is named), or the mesh does not divide them; or no
+        weight is selected.
     """
     record = read_record(step)
-    wanted = {"params": _abstract_params(step, record, model), "model_state": jax.eval_shape(model.start)}
-    _check(step, wanted, record, {path for path in record.arrays if item_of(path) == "weights"})
+    selected = weights.matching(model.layout, select)
+    layout = _subtree(model.layout, lambda path: path in selected)
+    state = _subtree(jax.eval_shape(model.start), lambda path: fnmatch.fnmatchcase(path, select))
+    wanted = {"params": _abstract_params(step, record, model, layout, select), "model_state": state}
+    _check(step, wanted, record, {path for path in record.arrays if _is_of(path, selected, select)})
     if partitioning is not None:
-        partitioning.check(model.layout, wanted["params"])
-        placed = partitioning.shardings(model.layout, wanted["params"])
+        partitioning.check(layout, wanted["params"])
+        placed = partitioning.shardings(layout, wanted["params"])
         everywhere = jax.tree.map(lambda _: partitioning.replicated(), wanted["model_state"])
         wanted = jax.tree.map(at, wanted, {"params": placed, "model_state": everywhere})
     found = _read(step, record, wanted)
@@ -74,6 +81,29 @@ def at(array: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
+def _subtree(tree: Any, keep: Callable[[str], bool]) -> Any:
+    """A tree without the leaves whose path is not kept: dicts lose their names, other nodes have holes."""
+
+    def pruned(tree: Any, holed: Any) -> Any:
+        if not isinstance(tree, dict):
+            return holed
+        kept = {name: each for name, each in tree.items() if jax.tree.leaves(holed[name]) or not each}
+        return {name: pruned(each, holed[name]) for name, each in kept.items()}
+
+    def hole(path: Any, leaf: Any) -> Any:
+        return leaf if keep(weights.path_name(path)) else None
+
+    return pruned(tree, jax.tree_util.tree_map_with_path(hole, tree))
+
+
+def _is_of(path: str, selected: set[str], select: str) -> bool:
+    """Whether an array is of a selected weight (its field, where the weight has fields), or selected model state."""
+    part, _, name = path.partition("/")
+    if part == "params":
+        return not selected.isdisjoint(itertools.accumulate(name.split("/"), "{}/{}".format))
+    return part == "model_state" and fnmatch.fnmatchcase(name, select)
+
+
 def _read(step: Path, record: Record, wanted: Any) -> Any:
     """The tree `wanted` of shapes, with arrays."""
     named = flatten(wanted)
@@ -85,24 +115,21 @@ def _read(step: Path, record: Record, wanted: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(wanted), [found[path] for path in named])
 
 
-def _abstract_params(step: Path, record: Record, model: Model) -> Params:
-    """The params as they were saved, in the structure of the model's layout; as shapes."""
+def _abstract_params(step: Path, record: Record, model: Model, layout: Any, select: str) -> Params:
+    """The selected params as they were saved, in the structure of `layout`, that part of the model's; as shapes."""
     dense = jax.eval_shape(model.init, jax.random.key(0))
-    shapes = describe_weights(model.layout, dense)
-    lines = [f"{path}: in the checkpoint only" for path in record.weights if path not in shapes]
-    lines += [f"{path}: not in the checkpoint" for path in shapes if path not in record.weights]
+    ours, theirs = (
+        fnmatch.filter(paths, select) for paths in (describe_weights(model.layout, dense), record.weights)
+    )
+    lines = [f"{path}: in the checkpoint only" for path in theirs if path not in ours]
+    lines += [f"{path}: not in the checkpoint" for path in ours if path not in theirs]
     if lines:
         raise _misfit(step, lines, OTHER_WEIGHTS)
-    params = weights.map_weights_with_path(
-        lambda path, _: weights.abstract(record.weights[path]), model.layout
-    )
-    here, there = (
-        flatten(dense),
-        flatten(jax.eval_shape(lambda tree: weights.densify(tree, model.layout), params)),
-    )
+    params = weights.map_weights_with_path(lambda path, _: weights.abstract(record.weights[path]), layout)
+    here, there = flatten(dense), flatten(jax.eval_shape(lambda tree: weights.densify(tree, layout), params))
     lines = [
         f"{path}: {list(there[path].shape)} in the checkpoint, {list(here[path].shape)} in the model"
-        for path in here
+        for path in there
         if here[path].shape != there[path].shape
     ]
     if lines:

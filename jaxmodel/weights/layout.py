@@ -13,11 +13,14 @@ An arrow means that the weight multiplies; its contracted and produced dims are 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+
+from jaxmodel.errors import InputError
 
 Dims = tuple[str, ...]
 MARKS = ("frozen", "trained")
@@ -126,6 +129,23 @@ def map_weights_with_path(function: Callable[..., Any], layout: Any, *params: An
     return jax.tree_util.tree_map_with_path(
         lambda path, text, *weights: function(path_name(path), parse(text), *weights), layout, *params
     )
+
+
+def matching(layout: Any, select: str) -> set[str]:
+    """The paths of the weights that a glob ("stack/*") matches; InputError where there are weights, but none of them.
+
+    >>> sorted(
+    ...     matching({"stem": "vocab <- embed", "stack": {"up": "embed -> mlp", "norm": "embed"}}, "stack/*")
+    ... )
+    ['stack/norm', 'stack/up']
+    """
+    paths: list[str] = []
+    map_weights_with_path(lambda path, _: paths.append(path), layout)
+    found = set(fnmatch.filter(paths, select))
+    if paths and not found:
+        some = ", ".join(paths[:8]) + ", …" * (len(paths) > 8)
+        raise InputError(f"select={select!r} matches no weight: this model has {some}")
+    return found
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -189,6 +189,8 @@ def test_what_an_export_refuses(gpt):
 
     with pytest.raises(InputError, match="without a mesh"):
         load(gpt.directory, mesh=make_mesh({"data": 8}))
+    with pytest.raises(InputError, match="which is read whole: load it without select"):
+        load(gpt.directory, select="stem/*")
 
 
 def test_statistics_are_weights_of_the_export(tmp_path):
