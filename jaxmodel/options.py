@@ -121,6 +121,12 @@ class Train:
     )
     log_every: int = field(10, "steps between lines of metrics.jsonl", low=1)
     eval_every: int = field(0, "steps between evaluations; 0: only at the end", low=0)
+    overfit_one_batch: bool = field(
+        False, "train on the first batch alone: a model that can learn gets it right"
+    )
+    fast_dev_run: bool = field(
+        False, "two steps, an evaluation of a batch and a checkpoint that is not kept: does all of it work?"
+    )
 
     def check(self) -> None:
         """Raise InputError if a field is out of bounds, or the batch cannot be cut into equal pieces."""

@@ -6,12 +6,15 @@ import functools
 import itertools
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from jaxmodel import config, options
 from jaxmodel.config import field
 from jaxmodel.errors import InputError
 from recipes._flags import Command, Parsed, run
+
+TRIAL_STEPS = 2  # of a run that only shows that all of it works
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +57,20 @@ COMMAND = Command(
 
 
 def main(parsed: Parsed[Flags]) -> int:
-    """Train, evaluate, save; the library calls in order."""
-    flags = parsed.flags
+    """Train in the run's folder, or for a trial in one that is not kept."""
     if parsed.model is None:
         raise InputError("--model is missing: name a preset, as in --model=tiny, or give --init_from=DIR")
-    workdir = Path(flags.workdir or f"runs/{parsed.model_name or 'from-checkpoint'}")
+    if parsed.flags.train.fast_dev_run:
+        with tempfile.TemporaryDirectory() as folder:
+            return train(parsed, Path(folder) / "run")
+    workdir = Path(parsed.flags.workdir or f"runs/{parsed.model_name or 'from-checkpoint'}")
     _check_workdir(workdir)
+    return train(parsed, workdir)
+
+
+def train(parsed: Parsed[Flags], workdir: Path) -> int:
+    """Train, evaluate, save; the library calls in order."""
+    flags, trial = parsed.flags, parsed.flags.train.fast_dev_run
 
     import jax
 
@@ -108,6 +119,7 @@ def main(parsed: Parsed[Flags]) -> int:
         model = sharded(model, mesh)
     loss = loss_of(task, model, data.facts, shards=mesh.size)
     steps, examples = flags.train.length(len(data.train))
+    last = min(steps, TRIAL_STEPS) if trial else steps
     optimizer = optim.make_optimizer(flags.optimizer, steps, model.layout)
     schedule = optim.make_schedule(flags.optimizer, steps)
 
@@ -116,7 +128,7 @@ def main(parsed: Parsed[Flags]) -> int:
 
     def measure(name, state):
         batches = sequential(data.heldout[name], flags.train.batch_size)
-        batches = itertools.islice(batches, flags.data.eval_batches)
+        batches = itertools.islice(batches, 1 if trial else flags.data.eval_batches)
         found = evaluate(
             loss, state.params, batches, state.model_state, put=to_devices, collect=task.row.collect
         )
@@ -171,22 +183,26 @@ def main(parsed: Parsed[Flags]) -> int:
     peak = report.peak_flops(jax.devices()[0].device_kind)
     flops = getattr(model_config, "flops_per_token", None)
     progress = report.Progress(
-        steps,
+        last,
         noun=data.noun,
         flops_per_token=flops and flops(data.per_example),
         peak=peak and peak * mesh.size,
     )
     metrics = report.MetricsFile(workdir / "metrics.jsonl", start)
     loader = Loader(data.train, flags.train.batch_size, flags.train.seed, start, stop_after=examples)
+    batches = loader
+    if flags.train.overfit_one_batch:
+        with Loader(data.train, flags.train.batch_size, flags.train.seed) as first:
+            batches = zip(itertools.count(start), itertools.repeat(next(first)[1]), strict=False)
     with contextlib.closing(progress), contextlib.closing(metrics), saver, loader:
         fit(
             state,
             step,
-            loader,
+            batches,
             key=jax.random.key(flags.train.seed + 1),
-            steps=steps,
+            steps=last,
             hooks=(metrics, progress),
-            log_every=flags.train.log_every,
+            log_every=1 if trial else flags.train.log_every,
             evaluate={name: functools.partial(measure, name) for name in data.heldout},
             eval_every=flags.train.eval_every,
             checkpointer=saver,
@@ -194,6 +210,9 @@ def main(parsed: Parsed[Flags]) -> int:
             should_stop=should_stop,
             put=to_devices,
         )
+    if trial:
+        log(f"fast_dev_run: {last} steps, an evaluation and a checkpoint went through; nothing of it is kept")
+        return 0
     log(report.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png"))
     log(f"checkpoint: {workdir}\nnext: python -m recipes.eval --checkpoint={workdir}")
     return 0

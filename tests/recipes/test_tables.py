@@ -231,3 +231,26 @@ def test_what_does_not_fit_the_training_is_refused(edit, words, workdir, files, 
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and all(word in err for word in words), err
     assert not (tmp_path / "o.json").exists()
+
+
+def test_a_trial_runs_all_of_it_and_keeps_nothing(files, tmp_path, capsys):
+    flags = [f"--flagfile={FLAGS / 'tabular.flags'}", f"--data.path={files / 'train.csv'}", "--mesh.data=8"]
+    assert call(train, *flags, f"--workdir={tmp_path / 'run'}", "--train.fast_dev_run=true") == 0
+    told = capsys.readouterr()
+    assert "step 2/2" in told.err and "eval: loss" in told.err and "nothing of it is kept" in told.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_batch_alone_is_learnt_by_heart(files, tmp_path):
+    flags = [f"--flagfile={FLAGS / 'tabular.flags'}", f"--data.path={files / 'train.csv'}", "--mesh.data=8"]
+    more = [
+        "--train.overfit_one_batch=true",
+        "--train.epochs=none",
+        "--train.steps=200",
+        "--optimizer.learning_rate=0.01",
+    ]
+    assert call(train, *flags, *more, f"--workdir={tmp_path / 'run'}") == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["split"] == "train"][-1]
+    assert last["loss"] < 0.02 and last["accuracy"] == 1
+    assert lines[-1]["loss"] > 0.1  # and what was held out is not
