@@ -6,19 +6,24 @@ import fcntl
 import gzip
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
 import time
-import zlib
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxmodel.data.corpus import (
+    Corpus,
+    TextData,
+    fingerprint_of,
+    sampled_checksum_of,
+    token_dtype,
+    write_stream,
+)
 from jaxmodel.data.sources import Document, Documents, documents
 from jaxmodel.data.tokenizer import ByteTokenizer, Tokenizer, pieces, train_bpe
 from jaxmodel.errors import InputError
@@ -27,56 +32,8 @@ FORMAT = 1  # a new number abandons all that earlier versions have cached
 HELDOUT = 0.05  # of the documents, where nothing else is said
 PIECE = 1 << 20  # characters encoded at once: bounds the memory one long document takes
 BATCH = 4 * PIECE
+SAMPLE = 1 << 14  # characters of each piece that a tokenizer is trained on
 Log = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Corpus:
-    """One stream of tokens, `<sep> doc <sep> doc … <sep>`: the end of the last document is predicted too.
-
-    tokens: uint16 or uint32 [N], often mapped from disk. starts: int64[D], each document's separator (the
-    last separator starts none). num_bytes: of the documents as UTF-8, separators not counted.
-    """
-
-    tokens: np.ndarray
-    starts: np.ndarray
-    num_bytes: int
-
-    @property
-    def num_targets(self) -> int:
-        """How many tokens are predicted from the one before: all but the first."""
-        return len(self.tokens) - 1
-
-    def bits_per_byte(self, loss: float) -> float:
-        """What a loss in nats a token comes to in bits a byte of text, which no choice of tokenizer flatters."""
-        return loss * self.num_targets / (self.num_bytes * math.log(2))
-
-    @classmethod
-    def of(cls, ids: Sequence[np.ndarray], separator_id: int, num_bytes: int = 0) -> "Corpus":
-        """A corpus in memory, of documents that are already ids.
-
-        >>> Corpus.of([np.array([5, 6]), np.array([7])], separator_id=0).tokens
-        array([0, 5, 6, 0, 7, 0], dtype=uint32)
-        """
-        lengths = np.array([len(document) + 1 for document in ids], np.int64)
-        separator = np.array([separator_id], np.uint32)
-        parts = [part for document in ids for part in (separator, np.asarray(document, np.uint32))]
-        return cls(np.concatenate([*parts, separator]), np.cumsum(lengths) - lengths, num_bytes)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TextData:
-    """Text ready to train on. Two runs with the same `fingerprint` (16 hex digits) see the same tokens."""
-
-    train: Corpus
-    heldout: Corpus
-    tokenizer: Tokenizer
-    fingerprint: str
-    heldout_utf8: np.ndarray  # uint8[heldout.num_bytes], mapped from disk
-
-    def heldout_bytes(self, limit: int | None = None) -> bytes:
-        """The held-out documents themselves, end to end, as UTF-8; at most the first `limit` bytes."""
-        return self.heldout_utf8[:limit].tobytes()
 
 
 def gzip_bits_per_byte(data: bytes) -> float:
@@ -105,7 +62,7 @@ def prepare_text(
     source = documents(options.path, text_field=options.text_field, pattern=options.pattern)
     if options.heldout is None:
         options = dataclasses.replace(options, heldout=HELDOUT)
-    tokenizer = tokenizer or _named_tokenizer(options.tokenizer)
+    tokenizer = tokenizer or named_tokenizer(options.tokenizer)
 
     def key_of(recipe: str) -> str:
         what = [FORMAT, source.listing(), options.heldout, recipe]
@@ -136,17 +93,19 @@ def _home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmodel"
 
 
-def _named_tokenizer(name: str) -> Tokenizer | None:
+def named_tokenizer(name: str) -> Tokenizer | None:
     """The tokenizer of that name; None for one that is still to be trained."""
     if name == "bpe":
         return None
     if name == "byte":
         return ByteTokenizer()
     path = Path(name).expanduser()
-    path = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_dir():  # of a tokenizer, of a checkpoint or an export, or of a run
+        inside = [path / "tokenizer.json", *sorted(path.glob("checkpoints/*/tokenizer.json"))]
+        path = next((file for file in inside if file.is_file()), path)
     if not path.is_file():
         raise InputError(f"data.tokenizer={name}: give byte, bpe, or the place of a tokenizer.json")
-    return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+    return Tokenizer.from_json(path.read_text(encoding="utf-8", errors="replace"))
 
 
 @contextlib.contextmanager
@@ -187,7 +146,9 @@ def _build(source: Documents, tokenizer: Tokenizer | None, options: Any, entry: 
                     f"data.path: {source.title} holds too little text to hold some of it out "
                     f"(nothing is left for {part}); give more text, or another data.heldout"
                 )
-        files = {path.name: [path.stat().st_size, _checksum(path)] for path in sorted(new.iterdir())}
+        files = {
+            path.name: [path.stat().st_size, sampled_checksum_of(path)] for path in sorted(new.iterdir())
+        }
         (new / "meta.json").write_text(json.dumps({"parts": parts, "files": files}))
         data = _load(new, log=lambda line: None)  # mapped before it moves: what is mapped outlives its name
         assert data is not None, new
@@ -199,15 +160,20 @@ def _build(source: Documents, tokenizer: Tokenizer | None, options: Any, entry: 
 
 
 def _trained(train: Documents, vocab_size: int, log: Log) -> Tokenizer:
-    """A BPE of evenly spread pieces of the train part: some thousand characters a token are enough."""
-    started = time.monotonic()
+    """A BPE of the train part; see `train_on`."""
     num_chars = sum(len(document.text) for document in train)
+    cut = (piece for document in train for piece in pieces(document.text, SAMPLE))
+    return train_on(cut, num_chars, vocab_size, log)
+
+
+def train_on(cut: Iterable[str], num_chars: int, vocab_size: int, log: Log) -> Tokenizer:
+    """A BPE of evenly spread `pieces` of SAMPLE characters, of `num_chars` in all.
+
+    Some thousand characters a token are enough.
+    """
+    started = time.monotonic()
     share = min(1.0, max(16 << 20, vocab_size << 12) / max(num_chars, 1))
-    chosen = (
-        piece
-        for i, piece in enumerate(piece for document in train for piece in pieces(document.text, 1 << 14))
-        if int((i + 1) * share) > int(i * share)
-    )
+    chosen = (piece for i, piece in enumerate(cut) if int((i + 1) * share) > int(i * share))
     tokenizer = train_bpe(chosen, vocab_size)
     few = "" if tokenizer.vocab_size == vocab_size else f" (not {vocab_size}: so little text has no more)"
     log(
@@ -220,38 +186,27 @@ def _trained(train: Documents, vocab_size: int, log: Log) -> Tokenizer:
 def _write(part: Documents, name: str, tokenizer: Tokenizer, folder: Path, log: Log) -> dict[str, Any]:
     """Write one stream: `NAME.tokens` and `NAME.starts` (and the text itself, of the held-out part)."""
     started = said = time.monotonic()
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    separator = np.array([tokenizer.separator_id], dtype)
-    starts = array("q")
-    num_tokens = num_bytes = 0
+
+    def told(num_bytes: int) -> None:
+        nonlocal said
+        if time.monotonic() > said + 10:
+            said = time.monotonic()
+            log(f"text: {num_bytes / 1e6:.0f} MB of {name} tokenised in {said - started:.0f} s")
+
     with contextlib.ExitStack() as stack:
         tokens_file = stack.enter_context(open(folder / f"{name}.tokens", "wb"))
         text_file = stack.enter_context(open(folder / f"{name}.txt", "wb")) if name == "heldout" else None
-        for batch in _batches(part):
-            ids = tokenizer.encode_batch([piece for _, piece in batch])
-            for (first, piece), piece_ids in zip(batch, ids, strict=True):
-                if first:
-                    starts.append(num_tokens)
-                    tokens_file.write(separator.tobytes())
-                    num_tokens += 1
-                tokens_file.write(piece_ids.astype(dtype).tobytes())
-                num_tokens += len(piece_ids)
-                utf8 = piece.encode()
-                num_bytes += len(utf8)
-                if text_file:
-                    text_file.write(utf8)
-            if time.monotonic() > said + 10:
-                said = time.monotonic()
-                log(f"text: {num_bytes / 1e6:.0f} MB of {name} tokenised in {said - started:.0f} s")
-        tokens_file.write(separator.tobytes())
-    np.frombuffer(starts, np.int64).tofile(folder / f"{name}.starts")
+        starts, num_tokens, num_bytes = write_stream(
+            _batches(part), tokenizer, tokens_file, text_file, told=told
+        )
+    starts.tofile(folder / f"{name}.starts")
     if num_bytes:
         log(
             f"text: {name}: {len(starts)} documents, {num_bytes / 1e6:.2f} MB, "
             f"{num_tokens / 1e6:.2f} M tokens ({num_bytes / num_tokens:.2f} bytes a token) "
             f"in {time.monotonic() - started:.1f} s"
         )
-    return {"dtype": dtype.name, "num_bytes": num_bytes}
+    return {"dtype": token_dtype(tokenizer).name, "num_bytes": num_bytes}
 
 
 def _batches(part: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:
@@ -273,7 +228,7 @@ def _load(entry: Path, log: Log) -> TextData | None:
     try:
         meta = json.loads((entry / "meta.json").read_bytes())
         for name, (size, checksum) in meta["files"].items():
-            if ((entry / name).stat().st_size, _checksum(entry / name)) != (size, checksum):
+            if ((entry / name).stat().st_size, sampled_checksum_of(entry / name)) != (size, checksum):
                 raise ValueError(f"{name} is not as it was written")
         train, heldout = (
             Corpus(
@@ -290,15 +245,4 @@ def _load(entry: Path, log: Log) -> TextData | None:
     except (KeyError, TypeError, ValueError) as error:
         log(f"text: what was cached in '{entry}' is damaged ({error}) and is made anew")
         return None
-    fingerprint = hashlib.blake2b(json.dumps(meta["files"]).encode(), digest_size=8).hexdigest()
-    return TextData(train, heldout, tokenizer, fingerprint, text)
-
-
-def _checksum(path: Path) -> int:
-    """CRC-32 of a file, or of 64 evenly spread MiB of a large one: quick, whatever the size."""
-    piece, size, checksum = 1 << 20, path.stat().st_size, 0
-    with open(path, "rb") as file:
-        for place in range(0, size, max(piece, size // 64)):
-            file.seek(place)
-            checksum = zlib.crc32(file.read(piece), checksum)
-    return checksum
+    return TextData(train, heldout, tokenizer, fingerprint_of(meta["files"]), text)
