@@ -142,6 +142,10 @@ class Optimizer:
     cycle_growth: float | None = field(
         None, f"each cycle is so many times as long as the last; {_none('cycle_growth')}", low=1.0
     )
+    find_lr: bool = field(
+        False,
+        "train for 100 steps on a copy with a rising learning rate, draw the losses, suggest one, and stop",
+    )
     window: int | None = field(None, f"steps whose loss is averaged; {_none('window')}", low=1)
     patience: int | None = field(
         None, f"windows without a better loss before it falls; {_none('patience')}", low=1

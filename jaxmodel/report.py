@@ -164,19 +164,50 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def plot_learning_rates(rates: Any, losses: Any, chosen: float, image: Path | str) -> str:
+    """Draw the losses of a learning rate range test, as a PNG; returns one line for a person, as `plot_losses`."""
+    figure, axes = _figure()
+    if figure is None:
+        return f"no {image}: {NO_PLOT}"
+    axes.plot(rates, losses)
+    axes.axvline(chosen, linestyle="--", color="gray", label=f"falls fastest: {chosen:.2g}")
+    axes.set(xlabel="learning rate", ylabel="loss, smoothed", xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _saved(figure, image, "learning rates")
+
+
+NO_PLOT = "matplotlib is not installed (pip install 'jaxmodel[plot]')"
+
+
+def _figure() -> tuple[Any, Any]:
+    """A figure and its axes; (None, None) without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None, None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(7, 4.5))
+
+
+def _saved(figure: Any, image: Path | str, what: str) -> str:
+    from matplotlib import pyplot
+
+    figure.savefig(image, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+    return f"{what}: {image}"
+
+
 def plot_losses(metrics: Path | str, image: Path | str) -> str:
     """Draw the train and eval losses of a metrics.jsonl against the step, as a PNG.
 
     Returns one line for a person: where the picture is, or that there is none because matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        return f"no {image}: matplotlib is not installed (pip install 'jaxmodel[plot]')"
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure, axes = _figure()
+    if figure is None:
+        return f"no {image}: {NO_PLOT}"
     lines = [line for line in read_metrics(metrics) if line.get("loss") is not None]
     for split, style in (("train", "-"), ("eval", "o-")):
         points = [(line["step"], line["loss"]) for line in lines if line["split"] == split]
@@ -186,6 +217,4 @@ def plot_losses(metrics: Path | str, image: Path | str) -> str:
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend()
-    figure.savefig(image, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
-    return f"loss curve: {image}"
+    return _saved(figure, image, "loss curve")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import sys
 import tempfile
@@ -134,6 +135,9 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         )
         return found | (data.extra_metrics(found) if name == "eval" else {})
 
+    if flags.optimizer.find_lr:
+        return _find_lr(flags, workdir, source, model, loss, data, partitioning, to_devices)
+
     info = {
         "task": task.name,
         "task_options": dataclasses.asdict(task.options),
@@ -215,6 +219,44 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         return 0
     log(report.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png"))
     log(f"checkpoint: {workdir}\nnext: python -m recipes.eval --checkpoint={workdir}")
+    return 0
+
+
+def _find_lr(flags, workdir, source, model, loss, data, partitioning, to_devices) -> int:
+    """A learning rate range test in place of training."""
+    import jax
+
+    from jaxmodel import report
+    from jaxmodel.data.augment import augmented
+    from jaxmodel.data.loader import Loader
+    from jaxmodel.lr_finder import find_learning_rate
+    from recipes._runtime import log
+
+    with Loader(data.train, flags.train.batch_size, flags.train.seed) as loader:
+        found = find_learning_rate(
+            model,
+            augmented(loss, flags.data.augment),
+            flags.optimizer,
+            (batch for _, batch in loader),
+            jax.random.key(flags.train.seed),
+            accumulate=flags.train.accumulate,
+            params=source.params if source else None,
+            model_state=source.model_state if source else None,
+            partitioning=partitioning,
+            put=to_devices,
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    numbers = {"rates": found.rates.tolist(), "losses": found.losses.tolist(), "suggestion": found.suggestion}
+    (workdir / "learning_rates.json").write_text(json.dumps(numbers) + "\n")
+    log(
+        report.plot_learning_rates(
+            found.rates, found.losses, found.suggestion, workdir / "learning_rates.png"
+        )
+    )
+    log(
+        f"the loss fell fastest at {found.suggestion:.2g}: a peak from a third of that to that much is a good start\n"
+        f"next: the same command without --optimizer.find_lr, with --optimizer.learning_rate={found.suggestion:.2g}"
+    )
     return 0
 
 

@@ -14,7 +14,7 @@ from jaxmodel.optim.weight import weights_of
 from jaxmodel.optim_options import OPTIMIZER_TAKES, SCHEDULE_TAKES, Span
 from jaxmodel.options import Optimizer
 
-SHARED = {"name", "schedule", "warmup", "clip_norm", "clip_value", "clip_adaptive", "scale"}
+SHARED = {"find_lr", "name", "schedule", "warmup", "clip_norm", "clip_value", "clip_adaptive", "scale"}
 
 
 def test_every_choice_is_known_and_every_known_one_a_choice():

@@ -254,3 +254,13 @@ def test_one_batch_alone_is_learnt_by_heart(files, tmp_path):
     last = [line for line in lines if line["split"] == "train"][-1]
     assert last["loss"] < 0.02 and last["accuracy"] == 1
     assert lines[-1]["loss"] > 0.1  # and what was held out is not
+
+
+def test_a_range_test_suggests_a_rate_and_trains_nothing(files, tmp_path, capsys):
+    flags = [f"--flagfile={FLAGS / 'tabular.flags'}", f"--data.path={files / 'train.csv'}", "--mesh.data=8"]
+    assert call(train, *flags, f"--workdir={tmp_path / 'run'}", "--optimizer.find_lr=true") == 0
+    found = json.loads((tmp_path / "run" / "learning_rates.json").read_text())
+    assert 1e-4 < found["suggestion"] < 1 and len(found["rates"]) == len(found["losses"]) > 50
+    assert (tmp_path / "run" / "learning_rates.png").stat().st_size > 5000
+    assert f"--optimizer.learning_rate={found['suggestion']:.2g}" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "checkpoints").exists()
