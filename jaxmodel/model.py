@@ -86,7 +86,7 @@ def sharded(model: Model, mesh: Mesh, rules: Rules | None = None) -> Model:
     """The model bound to a mesh: its params are initialised in place and its activations are constrained.
 
     Args:
-      model: built from a config with `build`; any other is placed by its layouts, without activation constraints.
+      model: built from a config with `build`; of any other weights are placed by their layouts, and batches split.
       mesh: from `sharding.make_mesh`.
       rules: logical dims to mesh axes; `sharding.RULES` by default.
 
@@ -96,7 +96,8 @@ def sharded(model: Model, mesh: Mesh, rules: Rules | None = None) -> Model:
     from jaxmodel.sharding import RULES, Partitioning
 
     partitioning = Partitioning(mesh, RULES if rules is None else rules)
-    built = model if opaque(model.config) is not None else model.config.build(partitioning)
+    by_code = model._replace(apply=partitioning.splitting(model.apply))
+    built = by_code if opaque(model.config) is not None else model.config.build(partitioning)
     shapes = jax.eval_shape(built.init, jax.random.key(0))
     partitioning.check(built.layout, shapes)
     place = partitioning.shardings(built.layout, shapes)
@@ -184,9 +185,8 @@ def _chain(parts: dict[str, Model]) -> Model:
         return {name: state for name, state in states.items() if state}
 
     layout = {name: model.layout for name, model in parts.items()}
-    return Model(
-        init, apply, start, layout, Chain(tuple((name, model.config) for name, model in parts.items()))
-    )
+    config = Chain(tuple((name, model.config) for name, model in parts.items()))
+    return Model(init, apply, start, layout, config)
 
 
 def frozen(model: Model, select: str = "*") -> Model:

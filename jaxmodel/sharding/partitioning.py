@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmodel.errors import InputError
@@ -82,6 +84,18 @@ class Partitioning:
         """x, its axes split as the named dims are; None is a dim that is not split."""
         spec = self.spec(tuple(() if dim is None else (dim,) for dim in dims), x.shape)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+    def splitting(self, apply: Callable[..., Any]) -> Callable[..., Any]:
+        """The `apply` of a model that knows of no mesh, its batch split; one that does not divide stays whole."""
+
+        def split(params: Any, batch: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+            batch = {
+                name: self.constrain(x, "batch", *(None,) * (x.ndim - 1)) if jnp.ndim(x) else x
+                for name, x in batch.items()
+            }
+            return apply(params, batch, *args, **options)
+
+        return split
 
     def gather(self, weight: Any, layout: str) -> Any:
         """A weight as it multiplies: whole over the axes that split the batch, still split over the others."""

@@ -88,6 +88,17 @@ def test_losses_bytes_and_collectives(name, mesh):
     check_collectives(name, mesh, text)
 
 
+@pytest.mark.parametrize("name", ["function", "nnx"])
+@pytest.mark.parametrize(("rows", "rows_a_device"), [(8, 1), (6, 6)])
+def test_a_model_made_from_code_splits_a_batch_that_lies_anywhere(name, rows, rows_a_device):
+    model = sharded(built(name), make_mesh({"data": 4, "fsdp": 2}))
+    batch = {"features": batch_of(name, rows=rows)["features"]}
+    logits = jax.jit(model.apply)(model.init(jax.random.key(0)), batch, model.start())["logits"]
+    assert logits.addressable_shards[0].data.shape == (rows_a_device, 10)
+    alone = built(name).apply(params_of(name), batch, built(name).start())["logits"]
+    np.testing.assert_allclose(logits, alone, rtol=1e-5, atol=1e-6)
+
+
 def check_bytes(name: str, mesh: str, state) -> None:
     """Every array lies as its layout says; what multiplies is cut into as many pieces as the mesh cuts it."""
     partitioning = Partitioning(make_mesh(MESHES[mesh]))
