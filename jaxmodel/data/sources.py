@@ -1,5 +1,6 @@
 """Where text comes from: a file, a folder, a .jsonl or Python's own sources, as documents in fixed order."""
 
+import codecs
 import dataclasses
 import difflib
 import fnmatch
@@ -18,6 +19,7 @@ import numpy as np
 from jaxmodel.errors import InputError
 
 PACKAGE = "package:"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "skimage": "scikit-image"}  # that are not called as their package
 OTHERWISE = "give a text file, a folder, a .jsonl, or nothing for the built-in text"
 NOT_BUILT_IN = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
@@ -47,7 +49,7 @@ class Documents:
         low, high = self.scores
         for file_name, path in self.files:
             for name, read in _entries(file_name, path, self.text_field):
-                if low <= _score(name) < high:
+                if low <= score(name) < high:
                     text = _part(read(), self.span)
                     if text.strip():
                         yield Document(name, text)
@@ -61,7 +63,7 @@ class Documents:
         """
         if not 0 < heldout <= 1:
             raise InputError(f"data.heldout={heldout}: give the fraction to hold out, above 0 and at most 1")
-        scores = np.sort(np.fromiter((_score(document.name) for document in self), np.float64))
+        scores = np.fromiter((score(document.name) for document in self), np.float64)
         if scores.size == 0:
             raise InputError(f"data.path: {self.title} holds no text; give a file or folder that does")
         if heldout == 1:
@@ -69,8 +71,7 @@ class Documents:
         if scores.size == 1:
             cut = 1 - heldout
             return dataclasses.replace(self, span=(0.0, cut)), dataclasses.replace(self, span=(cut, 1.0))
-        # Held out is what lies below the threshold: at least the lowest, at most all but the highest.
-        threshold = float(np.clip(heldout, scores[1], scores[-1]))
+        threshold = split_at(scores, heldout)
         return (
             dataclasses.replace(self, scores=(threshold, 1.0)),
             dataclasses.replace(self, scores=(0.0, threshold)),
@@ -171,7 +172,13 @@ def near(path: Path, otherwise: str) -> str:
     return otherwise
 
 
-def _score(name: str) -> float:
+def split_at(scores: np.ndarray, heldout: float) -> float:
+    """The score, of two and more, below which documents are held out: the lowest is, the highest is not."""
+    scores = np.sort(scores)
+    return float(np.clip(heldout, scores[1], scores[-1]))
+
+
+def score(name: str) -> float:
     """A hash of `name` in [0, 1), the same on every machine (Python's own is salted)."""
     return (
         int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=6).digest()) / 2**48
@@ -179,15 +186,21 @@ def _score(name: str) -> float:
 
 
 def _part(text: str, span: tuple[float, float]) -> str:
-    return text[_line_break(text, span[0]) : _line_break(text, span[1])]
+    return text[line_break(text, span[0]) : line_break(text, span[1])]
 
 
-def _line_break(text: str, fraction: float) -> int:
+def line_break(text: str, fraction: float) -> int:
     """Where to cut `text`: after the last line break before `fraction`, unless that doubles what follows."""
     if fraction in (0, 1):
         return int(fraction) * len(text)
-    place = min(max(round(len(text) * fraction), 1), len(text) - 1)
-    return text.rfind("\n", max(2 * place - len(text), 0), place) + 1 or place
+    low, place = cut_between(len(text), fraction)
+    return text.rfind("\n", low, place) + 1 or place
+
+
+def cut_between(length: int, fraction: float) -> tuple[int, int]:
+    """Of a text of `length` characters, where the line break after which to cut is looked for, backwards."""
+    place = min(max(round(length * fraction), 1), length - 1)
+    return max(2 * place - length, 0), place
 
 
 def _entries(name: str, path: Path, text_field: str) -> Iterator[tuple[str, Callable[[], str]]]:
@@ -201,7 +214,7 @@ def _entries(name: str, path: Path, text_field: str) -> Iterator[tuple[str, Call
                 if line.strip():
                     yield (
                         f"{name}:{number}",
-                        lambda line=line, number=number: _field(line, path, number, text_field),
+                        lambda line=line, number=number: jsonl_text(line, path, number, text_field),
                     )
     except OSError as error:
         raise unreadable(path, error) from error
@@ -219,25 +232,51 @@ def unreadable(path: Path, error: OSError, flag: str = "data.path") -> InputErro
     return InputError(f"{flag}: cannot read '{path}': {error.strerror}; see to its permissions")
 
 
-def decode(data: bytes, where: str, flag: str = "data.path") -> str:
-    """UTF-8, without a byte order mark; `where`, and the flag that led there, are for the error."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+def decode(data: bytes, where: str, flag: str = "data.path", at: int = 0) -> str:
+    """UTF-8, without a byte order mark; `where`, the flag that led there and the place of `data` are for the error."""
+    if not at and data.startswith(UTF16):
         raise InputError(f"{flag}: {where} is UTF-16, not UTF-8; convert it: iconv -f utf-16 -t utf-8")
     if (zero := data.find(b"\0")) >= 0:
         raise InputError(
-            f"{flag}: {where} is binary, not text (byte {zero} is zero); "
+            f"{flag}: {where} is binary, not text (byte {at + zero} is zero); "
             "leave it out, in a folder with a data.pattern such as *.txt"
         )
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{flag}: {where} is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); "
+            f"{flag}: {where} is not UTF-8 (byte {at + error.start} is 0x{data[error.start]:02x}); "
             "convert it, perhaps with iconv -f latin1 -t utf-8, or leave it out with data.pattern"
         ) from error
 
 
-def _field(line: bytes, path: Path, number: int, text_field: str) -> str:
+def stream(path: Path, start: int = 0, stop: int | None = None, block: int = 1 << 20) -> Iterator[str]:
+    """A text file, or its bytes from `start` to `stop`, in blocks: what `decode` says of the whole, errors too."""
+    where, decoder = f"'{path}'", codecs.getincrementaldecoder("utf-8")()
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            at, end = start, path.stat().st_size if stop is None else stop
+            while at < end:
+                data = file.read(min(block, end - at))
+                if not data:
+                    break  # it has been cut meanwhile
+                pending = decoder.getstate()[0]
+                if (not at and data.startswith(UTF16)) or b"\0" in data:
+                    decode(data, where, at=at)
+                try:
+                    text = decoder.decode(data, at + len(data) >= end)
+                except UnicodeDecodeError:
+                    decode(pending + data, where, at=at - len(pending))
+                    raise
+                yield text if at else text.removeprefix("\ufeff")
+                at += len(data)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def jsonl_text(line: bytes, path: Path, number: int, text_field: str) -> str:
+    """The text that a line of a .jsonl holds; InputError, which names the line, if there is none."""
     where = f"line {number} of '{path}'"
     try:
         record = json.loads(decode(line, where))

@@ -24,6 +24,7 @@ from jaxmodel.data.corpus import (
     token_dtype,
     write_stream,
 )
+from jaxmodel.data.shards import is_prepared, open_shards
 from jaxmodel.data.sources import Document, Documents, documents
 from jaxmodel.data.tokenizer import ByteTokenizer, Tokenizer, pieces, train_bpe
 from jaxmodel.errors import InputError
@@ -58,7 +59,11 @@ def prepare_text(
     before the one they name; a "bpe" is trained on the train part alone. The cache is `cache`,
     `options.cache`, or ~/.cache/jaxmodel; several processes may share it, and what is damaged there is made
     anew. `log` gets lines of progress. Raises InputError for what is wrong with the text or the options.
+
+    What `recipes.prepare` made of a text is found where `options.path` leads, and needs none of this; see `shards`.
     """
+    if options.path is not None and is_prepared(options.path):
+        return open_shards(options, tokenizer, log)
     source = documents(options.path, text_field=options.text_field, pattern=options.pattern)
     if options.heldout is None:
         options = dataclasses.replace(options, heldout=HELDOUT)

@@ -156,8 +156,19 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
 
 def pieces(text: str, size: int) -> Iterator[str]:
     """`text` in pieces of about `size` characters, cut only where it changes no id of a byte-level BPE."""
-    start = 0
-    while (cut := _BETWEEN_WORDS.search(text, start + size)) is not None:
-        yield text[start : cut.end()]
-        start = cut.end()
-    yield text[start:]
+    return stream_pieces([text], size)
+
+
+def stream_pieces(blocks: Iterable[str], size: int) -> Iterator[str]:
+    """The `pieces` of a text that comes in blocks, wherever those end; but for a block and a piece, none is kept."""
+    rest = ""
+    for block in blocks:
+        # A cut is known by the two characters behind it: one that is found is the first of the whole text too, and
+        # where none was found, none is but for the last two places.
+        start, since, rest = 0, max(size, len(rest) - 2), rest + block
+        while (cut := _BETWEEN_WORDS.search(rest, since)) is not None:
+            yield rest[start : cut.end()]
+            start = cut.end()
+            since = start + size
+        rest = rest[start:]
+    yield rest
