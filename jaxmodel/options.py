@@ -121,6 +121,41 @@ class Train:
     )
     log_every: int = field(10, "steps between lines of metrics.jsonl", low=1)
     eval_every: int = field(0, "steps between evaluations; 0: only at the end", low=0)
+    monitor: str | None = field(
+        None,
+        "metric of the first evaluation whose best steps are kept, and that ends the run; none: the last step is",
+    )
+    mode: str | None = field(
+        None,
+        "whether its least or its greatest value is best; none: as the metric is",
+        choices=("min", "max"),
+    )
+    patience: int | None = field(
+        None,
+        "evaluations without a better train.monitor after which training stops; none: it does not",
+        low=1,
+    )
+    min_delta: float = field(0.0, "by how much train.monitor must be better to count", low=0.0)
+    average: float | None = field(
+        None,
+        "decay of a running average of the weights, which is evaluated and shipped; none: no average",
+        low=0.0,
+        high=1.0,
+    )
+    skip_nonfinite: bool = field(False, "leave out updates that are not finite, and count them")
+    rollback: int = field(
+        0,
+        "times to go back to the last checkpoint and leave out the batches since, where training diverges",
+        low=0,
+    )
+    spike: float | None = field(
+        None,
+        "with train.rollback: a logged loss of so many times the median of the last has diverged too",
+        low=1.0,
+    )
+    profile: tuple[int, ...] = field(
+        (), "first and last step to write a trace of, for xprof or Perfetto: 10,13", low=1
+    )
     overfit_one_batch: bool = field(
         False, "train on the first batch alone: a model that can learn gets it right"
     )
@@ -137,6 +172,20 @@ class Train:
             )
         if self.epochs == 0:
             raise InputError("train.epochs=0: must be above 0")
+        if self.patience is not None and self.monitor is None:
+            raise InputError(
+                f"train.patience={self.patience} needs a metric: set train.monitor, as in loss, or leave it out"
+            )
+        if self.spike is not None and not self.rollback:
+            raise InputError(
+                f"train.spike={self.spike:g} says when to go back: set train.rollback, as in 3, or leave it out"
+            )
+        if self.average in (0.0, 1.0):
+            raise InputError(f"train.average={self.average:g}: must be between 0 and 1, as in 0.999")
+        if self.profile and (len(self.profile) != 2 or self.profile[0] > self.profile[1]):
+            raise InputError(
+                f"train.profile={to_text(self.profile)}: give the first and the last step, as in 10,13"
+            )
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"train.batch_size={self.batch_size} does not divide into train.accumulate={self.accumulate} "
@@ -175,6 +224,7 @@ class Checkpoint:
 
     every: int = field(0, "steps between checkpoints; 0: only at the end", low=0)
     keep: int = field(2, "how many of the newest are kept", low=1)
+    keep_best: int = field(1, "how many of the best are kept, by train.monitor", low=1)
 
     def check(self) -> None:
         """Raise InputError if a field is out of bounds."""

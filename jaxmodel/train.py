@@ -1,30 +1,24 @@
-"""Training: a state, a step that maps it to the next one, and a plain loop that hides nothing."""
+"""Training: a state, and a step that maps it to the next one."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmodel import metrics as pairs
 from jaxmodel.compiling import compiler_options
-from jaxmodel.errors import InputError, Retryable
+from jaxmodel.errors import InputError
 from jaxmodel.metrics import Metrics
 from jaxmodel.model import Batch, Model, Params, State
 from jaxmodel.optim import Schedule, beside, effective, global_norm
 from jaxmodel.sharding import Partitioning
 from jaxmodel.tasks import LossFn
 from jaxmodel.weights import join, partition
-
-
-class Diverged(InputError):
-    """The loss or the gradients are no longer finite."""
 
 
 @jax.tree_util.register_dataclass
@@ -37,29 +31,33 @@ class TrainState:
       params: the whole tree of weights, trained or not.
       opt_state: of the trainable part.
       model_state: batch statistics and the like; {} for most models.
+      average: a running average of the trainable part; None where none is kept.
+      skipped: int32[], how many updates were left out because they were not finite; None where none ever is.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
     model_state: State
+    average: Any = None
+    skipped: jax.Array | None = None
+
+    def shipped(self, layout: Any) -> Params:
+        """The params to evaluate and to ship: averaged, where an average is kept."""
+        return self.params if self.average is None else join(self.average, partition(self.params, layout)[1])
+
+    def exchanged(self, layout: Any) -> TrainState:
+        """The average in place of what it is the average of, and the other way round; twice is the state itself.
+
+        So it is saved: whoever loads the params of a checkpoint gets what is to be shipped.
+        """
+        if self.average is None:
+            return self
+        params = self.shipped(layout)
+        return dataclasses.replace(self, params=params, average=partition(self.params, layout)[0])
 
 
 Step = Callable[[TrainState, Mapping[str, Any], jax.Array], tuple[TrainState, Metrics]]
-Hook = Callable[[int, str, Mapping[str, float]], None]  # (step, split, numbers)
-Evaluation = Callable[[TrainState], Mapping[str, float]]
-
-
-class Checkpointer(Protocol):
-    """What `fit` asks of whoever saves; once `save` returns, the next step reuses the state's memory."""
-
-    def save(self, step: int, state: TrainState) -> None:
-        """Save the state after `step` updates; may go on in the background."""
-        ...
-
-    def wait(self) -> None:
-        """Return when all is saved, or raise."""
-        ...
 
 
 def make_state(
@@ -69,6 +67,8 @@ def make_state(
     *,
     params: Params = None,
     model_state: State = None,
+    average: bool = False,
+    count_skipped: bool = False,
     partitioning: Partitioning | None = None,
 ) -> TrainState:
     """The state before the first step, made in place on the devices.
@@ -79,6 +79,8 @@ def make_state(
       key: for fresh weights; not needed with `params`.
       params: weights to start from. They are copied: a step reuses the memory of its state, never of yours.
       model_state: batch statistics to start from, copied too.
+      average: whether an average of the weights is kept (see `make_step`).
+      count_skipped: whether updates may be left out (see `make_step`).
       partitioning: of a sharded model.
 
     Raises:
@@ -94,7 +96,15 @@ def make_state(
         if model_state is None:
             model_state = model.start()
         trainable, _ = partition(params, model.layout)
-        state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trainable), model_state)
+        zero = jnp.zeros((), jnp.int32)
+        state = TrainState(
+            zero,
+            params,
+            optimizer.init(trainable),
+            model_state,
+            jax.tree.map(jnp.copy, trainable) if average else None,
+            zero if count_skipped else None,
+        )
         return _placed(state, model, partitioning)
 
     return jax.jit(make)(key, params, model_state)
@@ -107,6 +117,7 @@ def make_step(
     accumulate: int = 1,
     *,
     schedule: Schedule | None = None,
+    average: float = 0.999,
     partitioning: Partitioning | None = None,
 ) -> Step:
     """The jitted training step, (state, batch, key) -> (state, metrics); the state it is given is used up.
@@ -121,10 +132,13 @@ def make_step(
       accumulate: pieces a batch is computed in, one after the other. Piece j takes every
         `accumulate`-th row from j on, so that a batch split over devices stays where it is.
       schedule: of the learning rate, for the metrics alone.
+      average: decay of the average of the weights, where the state keeps one; it starts lower, at
+        (1 + step) / (10 + step), so that the average does not linger on the initial weights.
       partitioning: of a sharded model.
 
     Metrics are those of the loss, `grad_norm` (before clipping), `tokens` (the weight of the batch) and
-    `learning_rate`. The step folds its number into the key: pass the same key every time.
+    `learning_rate`. Where the state counts what is skipped, an update whose loss or gradient is not finite changes
+    nothing but that count, the metric `skipped`. The step folds its number into the key: pass the same key every time.
 
     Raises:
       InputError: (when called) the batch does not divide into `accumulate` pieces.
@@ -173,8 +187,22 @@ def make_step(
         metrics |= {"grad_norm": (global_norm(grads), one), "tokens": (weight, one)}
         if schedule is not None:
             metrics["learning_rate"] = (effective(schedule(state.step), opt_state), one)
-        state = TrainState(state.step + 1, params, opt_state, model_state)
-        return _placed(state, model, partitioning), metrics
+        after = TrainState(state.step + 1, params, opt_state, model_state)
+        if state.average is not None:
+            now = jnp.minimum(average, (1 + state.step) / (10 + state.step))
+            moved = jax.tree.map(
+                lambda old, new: old + (1 - now).astype(old.dtype) * (new - old),
+                state.average,
+                partition(params, model.layout)[0],
+            )
+            after = dataclasses.replace(after, average=moved)
+        if state.skipped is not None:
+            finite = jnp.isfinite(total) & jnp.isfinite(metrics["grad_norm"][0])
+            before = dataclasses.replace(state, step=after.step, skipped=None)
+            after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+            after = dataclasses.replace(after, skipped=state.skipped + ~finite)
+            metrics["skipped"] = (after.skipped.astype(jnp.float32), one)
+        return _placed(after, model, partitioning), metrics
 
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
 
@@ -202,7 +230,10 @@ def _placed(state: TrainState, model: Model, partitioning: Partitioning | None) 
     trainable, places = (partition(tree, model.layout)[0] for tree in (state.params, weights))
     kept = beside(state.opt_state, trainable, places, whole)
     everywhere = jax.tree.map(lambda _: whole, state.model_state)
-    return jax.lax.with_sharding_constraint(state, TrainState(whole, weights, kept, everywhere))  # type: ignore
+    average = None if state.average is None else places
+    skipped = None if state.skipped is None else whole
+    where = TrainState(whole, weights, kept, everywhere, average, skipped)  # type: ignore
+    return jax.lax.with_sharding_constraint(state, where)
 
 
 def put(batch: Mapping[str, np.ndarray], partitioning: Partitioning | None = None) -> Batch:
@@ -213,101 +244,3 @@ def put(batch: Mapping[str, np.ndarray], partitioning: Partitioning | None = Non
         name: jax.make_array_from_process_local_data(partitioning.batch(array.ndim), array)
         for name, array in batch.items()
     }
-
-
-def fit(
-    state: TrainState,
-    step: Step,
-    loader: Iterable[tuple[int, Mapping[str, np.ndarray]]],
-    *,
-    key: jax.Array,
-    steps: int,
-    hooks: Sequence[Hook] = (),
-    log_every: int = 10,
-    evaluate: Evaluation | Mapping[str, Evaluation] | None = None,
-    eval_every: int = 0,
-    checkpointer: Checkpointer | None = None,
-    save_every: int = 0,
-    should_stop: Callable[[], bool] | None = None,
-    put: Callable[[Mapping[str, np.ndarray]], Batch] = put,
-) -> TrainState:
-    """Train until `steps` updates were made, in this run and those before it; returns the last state.
-
-    The host waits for the device only where it logs, evaluates or saves. A state that has made its `steps`
-    comes back as it is.
-
-    Args:
-      state: where to go on from; it is used up.
-      step: from `make_step`.
-      loader: gives (step, batch), beginning at `state.step`.
-      key: for dropout and the like; the same in a run that goes on.
-      steps: updates in all.
-      hooks: called with (step, "train", numbers) after the first step, every `log_every` and the last, and
-        with (step, "eval", numbers) after an evaluation.
-      log_every: steps between calls of the hooks.
-      evaluate: state -> numbers, or several by name (the split that hooks are told), every `eval_every` steps and
-        after the last.
-      eval_every: steps between evaluations; 0: only after the last.
-      checkpointer: saves every `save_every` steps and after the last.
-      save_every: steps between saves; 0: only after the last.
-      should_stop: asked after every step, and must answer alike in all processes; the state is saved first.
-      put: batch on the host -> batch on the devices, done one batch ahead.
-
-    Raises:
-      Diverged: loss or gradients are not finite where they are logged or would be saved.
-      InputError: the loader does not begin at `state.step`.
-      Retryable: `should_stop()` was true before the last step.
-    """
-    sets = evaluate if isinstance(evaluate, Mapping) else {} if evaluate is None else {"eval": evaluate}
-    done = int(state.step)
-    if done >= steps:
-        return state
-    batches = iter(loader)
-
-    def fetch(due: int) -> Batch:
-        index, batch = next(batches)
-        if index != due:
-            raise InputError(
-                f"the loader gave the batch of step {index} where that of {due} was due: begin it at state.step"
-            )
-        return put(batch)
-
-    def due(every: int) -> bool:
-        return done == steps or (every > 0 and done % every == 0)
-
-    ahead = fetch(done)
-    while done < steps:
-        state, sums = step(state, ahead, key)  # returns at once; the device works on
-        done += 1
-        if done < steps:
-            ahead = fetch(done)
-        if due(log_every) or done == 1:
-            _check_finite(done, sums)
-            numbers = pairs.finish(sums)
-            for hook in hooks:
-                hook(done, "train", numbers)
-        if due(eval_every):
-            for name, measure in sets.items():
-                numbers = measure(state)
-                for hook in hooks:
-                    hook(done, name, numbers)
-        stop = should_stop is not None and should_stop() and done < steps
-        if checkpointer is not None and (stop or due(save_every)):
-            _check_finite(done, sums)  # what has diverged must not replace what has not
-            checkpointer.save(done, state)
-        if stop:
-            if checkpointer is not None:
-                checkpointer.wait()
-            raise Retryable(f"stopped after step {done} of {steps}; the same command goes on from there")
-    if checkpointer is not None:
-        checkpointer.wait()
-    return state
-
-
-def _check_finite(step: int, sums: Metrics) -> None:
-    for name, (numerator, _) in pairs.to_host(sums).items():
-        if not math.isfinite(numerator):
-            raise Diverged(
-                f"step {step}: {name} is {numerator}; training has diverged. Lower optimizer.learning_rate, "
-                "lengthen optimizer.warmup, or set optimizer.clip_norm=1"
-            )

@@ -16,6 +16,8 @@ from jaxmodel.errors import InputError
 from recipes._flags import Command, Parsed, run
 
 TRIAL_STEPS = 2  # of a run that only shows that all of it works
+ENDED = "best.json"  # in the run's folder: it has ended with its best step
+RISING = ("accuracy", "top5_accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "r2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +88,10 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     from jaxmodel.data.loader import Loader, sequential
     from jaxmodel.evaluate import evaluate
     from jaxmodel.load import load
+    from jaxmodel.loop import Rollback, fit
     from jaxmodel.model import count, sharded
     from jaxmodel.sharding import Partitioning, make_mesh
-    from jaxmodel.train import fit, make_state, make_step, put
+    from jaxmodel.train import make_state, make_step, put
     from recipes._task import loss_of, task_of
 
     mesh = make_mesh(dataclasses.asdict(flags.mesh))
@@ -113,6 +116,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     assert data.train is not None, "a fraction of at most a half is held out"
     _check_data(workdir, data.fingerprint)
     task = task_of(flags.task, data.task)
+    watch = _watch(flags, task)
     model_config = asked.fitted(task.facts(data.facts))
     checkpoint.check_config(workdir, model_config)
     model = model_config.build()
@@ -130,9 +134,8 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     def measure(name, state):
         batches = sequential(data.heldout[name], flags.train.batch_size)
         batches = itertools.islice(batches, 1 if trial else flags.data.eval_batches)
-        found = evaluate(
-            loss, state.params, batches, state.model_state, put=to_devices, collect=task.row.collect
-        )
+        params = state.shipped(model.layout)
+        found = evaluate(loss, params, batches, state.model_state, put=to_devices, collect=task.row.collect)
         return found | (data.extra_metrics(found) if name == "eval" else {})
 
     if flags.optimizer.find_lr:
@@ -156,11 +159,23 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         jax.random.key(flags.train.seed) if source is None else None,
         params=source.params if source else None,
         model_state=source.model_state if source else None,
+        average=flags.train.average is not None,
+        count_skipped=flags.train.skip_nonfinite,
         partitioning=partitioning,
     )
     source = None  # its weights were copied: one copy is enough
     state = saver.restore(state)
     start = int(state.step)
+    before = checkpoint.info_of(workdir)
+    offset = before.get("offset", 0)
+    if watch is not None:
+        watch.resume(before.get("watch"))
+    if watch is not None and (workdir / ENDED).exists():
+        log(
+            f"{workdir} ended with its best step, {start}: delete {workdir / ENDED} to go on from there, or name "
+            "another --workdir"
+        )
+        return 0
     if start >= steps:
         log(f"{workdir} has made its {start} steps already: raise --train.steps, or name another --workdir")
     elif start:
@@ -182,6 +197,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         optimizer,
         flags.train.accumulate,
         schedule=schedule,
+        average=flags.train.average or 0.0,
         partitioning=partitioning,
     )
     peak = report.peak_flops(jax.devices()[0].device_kind)
@@ -193,12 +209,16 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         peak=peak and peak * mesh.size,
     )
     metrics = report.MetricsFile(workdir / "metrics.jsonl", start)
-    loader = Loader(data.train, flags.train.batch_size, flags.train.seed, start, stop_after=examples)
-    batches = loader
-    if flags.train.overfit_one_batch:
-        with Loader(data.train, flags.train.batch_size, flags.train.seed) as first:
-            batches = zip(itertools.count(start), itertools.repeat(next(first)[1]), strict=False)
-    with contextlib.closing(progress), contextlib.closing(metrics), saver, loader:
+
+    def batches(first, left_out):
+        end = None if examples is None else examples + left_out * flags.train.batch_size
+        order = (data.train, flags.train.batch_size, flags.train.seed)
+        if flags.train.overfit_one_batch:
+            _, batch = next(stack.enter_context(Loader(*order)))
+            return zip(itertools.count(first), itertools.repeat(batch), strict=False)
+        return stack.enter_context(Loader(*order, first, stop_after=end))
+
+    with contextlib.ExitStack() as stack, contextlib.closing(progress), contextlib.closing(metrics), saver:
         fit(
             state,
             step,
@@ -212,14 +232,38 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
             checkpointer=saver,
             save_every=flags.checkpoint.every,
             should_stop=should_stop,
+            watch=watch,
+            rollback=Rollback(flags.train.rollback, flags.train.spike) if flags.train.rollback else None,
+            offset=offset,
+            profile=(*flags.train.profile, workdir / "profile") if flags.train.profile else None,
             put=to_devices,
         )
     if trial:
         log(f"fast_dev_run: {last} steps, an evaluation and a checkpoint went through; nothing of it is kept")
         return 0
+    if watch is not None and watch.best:
+        value, best = watch.best[0]
+        found = {"monitor": watch.monitor, "value": value, "step": best, "stopped_early": watch.exhausted}
+        (workdir / ENDED).write_text(json.dumps(found) + "\n")
+        log(f"best {watch.monitor} {value:.4g} at step {best}: that is what the checkpoint holds")
+    if flags.train.profile:
+        log(f"trace: {workdir / 'profile'} (xprof, or ui.perfetto.dev)")
     log(report.plot_losses(workdir / "metrics.jsonl", workdir / "loss.png"))
     log(f"checkpoint: {workdir}\nnext: python -m recipes.eval --checkpoint={workdir}")
     return 0
+
+
+def _watch(flags, task):
+    """What the run watches; InputError for a metric that no evaluation of the task gives."""
+    from jaxmodel.loop import Watch
+    from recipes._task import check_monitor
+
+    train = flags.train
+    if train.monitor is None:
+        return None
+    check_monitor(task, train.monitor, ("bits_per_byte",) if task.name == "language_model" else ())
+    mode = train.mode or ("max" if train.monitor in RISING else "min")
+    return Watch(train.monitor, mode, train.patience, train.min_delta, flags.checkpoint.keep_best)
 
 
 def _find_lr(flags, workdir, source, model, loss, data, partitioning, to_devices) -> int:

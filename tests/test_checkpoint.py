@@ -19,12 +19,13 @@ from jaxmodel import checkpoint, weights
 from jaxmodel.checkpoint import Checkpointer
 from jaxmodel.config import replace
 from jaxmodel.errors import InputError
+from jaxmodel.loop import fit
 from jaxmodel.model import Model, chain, from_function
 from jaxmodel.optim import make_optimizer
 from jaxmodel.options import Optimizer
 from jaxmodel.sharding import Partitioning, make_mesh
 from jaxmodel.tasks import classification
-from jaxmodel.train import TrainState, fit, make_state, make_step
+from jaxmodel.train import TrainState, make_state, make_step
 from tests.contract import CONTRACT, GPT, batch_of, built, params_of, same
 
 KEY = jax.random.key(3)

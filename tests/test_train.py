@@ -13,12 +13,13 @@ import pytest
 
 from jaxmodel import metrics as pairs
 from jaxmodel.errors import InputError, Retryable
+from jaxmodel.loop import Diverged, fit
 from jaxmodel.model import sharded
 from jaxmodel.optim import make_optimizer, make_schedule
 from jaxmodel.options import Optimizer
 from jaxmodel.sharding import Partitioning, make_mesh
 from jaxmodel.tasks import Result, classification, language_model
-from jaxmodel.train import Diverged, fit, make_state, make_step, put
+from jaxmodel.train import make_state, make_step, put
 from jaxmodel.weights import frozen, lora, partition, quantize
 from tests.bigram import batch_of as bigram_batch
 from tests.bigram import bigram, routed

@@ -10,7 +10,7 @@ WORKDIR/checkpoints/STEP/
 
 from jaxmodel.checkpoint.manifest import damage, latest, steps
 from jaxmodel.checkpoint.migrations import MIGRATIONS, SCHEMA, Migration
-from jaxmodel.checkpoint.record import Record, check_config, read_record
+from jaxmodel.checkpoint.record import Record, check_config, info_of, read_record
 from jaxmodel.checkpoint.restore import restore_state, restore_weights
 from jaxmodel.checkpoint.save import Checkpointer
 
@@ -22,6 +22,7 @@ __all__ = [
     "Record",
     "check_config",
     "damage",
+    "info_of",
     "latest",
     "read_record",
     "restore_state",

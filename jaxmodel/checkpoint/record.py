@@ -113,6 +113,13 @@ def read_record(step: Path) -> Record:
     )
 
 
+def info_of(workdir: str | Path) -> dict[str, Any]:
+    """What was added to a run's newest step; {} where there is none."""
+    folder = manifest.steps_folder(workdir)
+    found = manifest.steps(folder)
+    return read_record(folder / str(found[-1])).info if found else {}
+
+
 def check_config(workdir: str | Path, config: Any) -> None:
     """InputError when a run's newest step is of another model than `config`, showing where they differ.
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -26,8 +26,9 @@ from jaxmodel.checkpoint.restore import at, restore_state
 from jaxmodel.data.fitted import Fitted, texts_of
 from jaxmodel.errors import InputError, Retryable
 from jaxmodel.model import Model
+from jaxmodel.train import TrainState
 
-S = TypeVar("S")
+S = TypeVar("S", bound=TrainState)
 
 _attempts = itertools.count()  # names barriers: all processes save the same steps in the same order
 _LEFTOVER = re.compile(r"\d+\.(saving|deleting)(\..*)?")
@@ -71,6 +72,7 @@ class Checkpointer:
         self.info = dict(info or {})
         self._texts = texts_of(fitted)
         self._folder = manifest.steps_folder(workdir)
+        self._protected: frozenset[int] = frozenset()
         self._writer: arrays.Writer | None = None
         self._thread: threading.Thread | None = None
         self._error: tuple[int, Exception] | None = None
@@ -87,6 +89,7 @@ class Checkpointer:
           InputError: this save or the one before failed: the disk is full, or the folder cannot be written.
         """
         self.wait()
+        state = state.exchanged(self.model.layout)
         items: dict[str, dict[str, Any]] = {item: {} for item in arrays.ITEMS}
         for path, array in flatten(state).items():
             items[item_of(path)][path] = array
@@ -134,10 +137,26 @@ class Checkpointer:
             return state
         folder = self._folder / str(step)
         compare_config(read_record(folder), self.model.config, self.workdir)
-        shapes = jax.tree.map(lambda array: at(array, array.sharding), state)
+        layout = self.model.layout
+        shapes = jax.tree.map(lambda array: at(array, array.sharding), state.exchanged(layout))
         for array in jax.tree.leaves(state):
             array.delete()
-        return restore_state(folder, shapes, self.model)
+        return restore_state(folder, shapes, self.model).exchanged(layout)
+
+    def protect(self, steps: Sequence[int]) -> None:
+        """Steps to keep, however old: the best ones. Holds until it is said again."""
+        self._protected = frozenset(steps)
+
+    def return_to(self, step: int, state: S) -> S:
+        """The state of `step`, which is the newest from now on: later ones are deleted; `state` is used up."""
+        self.wait()
+        if _first():
+            for each in manifest.steps(self._folder):
+                if each > step:
+                    (self._folder / str(each)).rename(self._folder / f"{each}.deleting")
+            self._sweep()
+        with processes.joined(f"{self._folder} returned to {step} {next(_attempts)}"):
+            return self.restore(state)
 
     def close(self) -> None:
         """Wait, and let go of threads."""
@@ -181,7 +200,7 @@ class Checkpointer:
         # Steps above this one, damaged or they would have been restored, are no reason to delete good ones.
         older = [each for each in manifest.steps(self._folder) if each < step]
         whole = [each for each in older if manifest.damage(self._folder / str(each), contents=False) is None]
-        for each in set(older) - set(whole[max(len(whole) - self.keep + 1, 0) :]):
+        for each in set(older) - set(whole[max(len(whole) - self.keep + 1, 0) :]) - self._protected:
             (self._folder / str(each)).rename(self._folder / f"{each}.deleting")
         self._sweep()
 

@@ -264,3 +264,49 @@ def test_a_range_test_suggests_a_rate_and_trains_nothing(files, tmp_path, capsys
     assert (tmp_path / "run" / "learning_rates.png").stat().st_size > 5000
     assert f"--optimizer.learning_rate={found['suggestion']:.2g}" in capsys.readouterr().out
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_ends_with_its_best_step_and_says_so(files, tmp_path, capsys):
+    """All habits at once: what is evaluated, shipped and loaded is the average at the best step."""
+    workdir = tmp_path / "run"
+    flags = [f"--flagfile={FLAGS / 'tabular.flags'}", f"--data.path={files / 'train.csv'}", "--mesh.data=8"]
+    habits = [
+        "--train.monitor=loss", "--train.patience=2", "--train.eval_every=25", "--train.average=0.9",
+        "--train.skip_nonfinite=true", "--train.rollback=2", "--optimizer.learning_rate=0.03", "--train.epochs=40",
+    ]  # fmt: skip
+    command = [*flags, *habits, f"--workdir={workdir}"]
+    assert call(train, *command) == 0
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    evaluations = {line["step"]: line for line in lines if line["split"] == "eval"}
+    best = json.loads((workdir / "best.json").read_text())
+    assert best["stopped_early"] and best["value"] == min(line["loss"] for line in evaluations.values())
+    assert max(evaluations) == best["step"] + 50 < 1000  # patience, in evaluations
+    assert all(line["skipped"] == 0 for line in lines if line["split"] == "train")
+    assert call(evaluate, f"--checkpoint={workdir}") == 0
+    found = json.loads((workdir / "eval.json").read_text())
+    assert (found["step"], found["loss"]) == (best["step"], pytest.approx(best["value"], rel=1e-5))
+    capsys.readouterr()
+    assert call(train, *command) == 0
+    assert f"ended with its best step, {best['step']}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (
+            ["--train.monitor=acuracy"],
+            "--train.monitor=acuracy is no metric of binary: did you mean accuracy?",
+        ),
+        (["--train.patience=3"], "train.patience=3 needs a metric: set train.monitor"),
+        (["--train.spike=3"], "train.spike=3 says when to go back: set train.rollback"),
+        (["--train.profile=5"], "train.profile=5: give the first and the last step"),
+        (["--train.average=1"], "train.average=1: must be between 0 and 1"),
+    ],
+    ids=["monitor", "patience", "spike", "profile", "average"],
+)
+def test_a_wrong_habit_is_one_line(args, words, files, tmp_path, capsys):
+    flags = [f"--flagfile={FLAGS / 'tabular.flags'}", f"--data.path={files / 'train.csv'}", "--mesh.data=8"]
+    assert call(train, *flags, *args, f"--workdir={tmp_path / 'run'}") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and words in err, err
+    assert not (tmp_path / "run").exists()
