@@ -113,7 +113,8 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         asked.fitted({"inputs": ("tokens",), "length": flags.data.length})
 
     data = open_dataset(flags.data, stored=source.fitted if source else None, task=flags.task.name, log=log)
-    assert data.train is not None, "a fraction of at most a half is held out"
+    rows = data.train
+    assert rows is not None, "a fraction of at most a half is held out"
     _check_data(workdir, data.fingerprint)
     task = task_of(flags.task, data.task)
     watch = _watch(flags, task)
@@ -123,7 +124,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     if partitioning is not None:
         model = sharded(model, mesh)
     loss = loss_of(task, model, data.facts, shards=mesh.size)
-    steps, examples = flags.train.length(len(data.train))
+    steps, examples = flags.train.length(len(rows))
     last = min(steps, TRIAL_STEPS) if trial else steps
     optimizer = optim.make_optimizer(flags.optimizer, steps, model.layout)
     schedule = optim.make_schedule(flags.optimizer, steps)
@@ -212,7 +213,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
 
     def batches(first, left_out):
         end = None if examples is None else examples + left_out * flags.train.batch_size
-        order = (data.train, flags.train.batch_size, flags.train.seed)
+        order = (rows, flags.train.batch_size, flags.train.seed)
         if flags.train.overfit_one_batch:
             _, batch = next(stack.enter_context(Loader(*order)))
             return zip(itertools.count(first), itertools.repeat(batch), strict=False)
@@ -235,7 +236,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
             watch=watch,
             rollback=Rollback(flags.train.rollback, flags.train.spike) if flags.train.rollback else None,
             offset=offset,
-            profile=(*flags.train.profile, workdir / "profile") if flags.train.profile else None,
+            profile=(window[0], window[1], workdir / "profile") if (window := flags.train.profile) else None,
             put=to_devices,
         )
     if trial:

@@ -93,7 +93,7 @@ def test_what_is_not_finite_is_skipped_and_counted():
         hooks=[lambda step, split, found: told.append((step, found["skipped"]))],
     )  # fmt: skip
     np.testing.assert_allclose(state.params["w"], walk([0, 2, 4]), rtol=1e-6)
-    assert (int(state.step), int(state.skipped)) == (5, 2)
+    assert state.skipped is not None and (int(state.step), int(state.skipped)) == (5, 2)
     assert told == [(1, 0), (2, 1), (4, 2), (5, 2)]
 
 
