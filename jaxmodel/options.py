@@ -156,6 +156,7 @@ class Train:
     profile: tuple[int, ...] = field(
         (), "first and last step to write a trace of, for xprof or Perfetto: 10,13", low=1
     )
+    writers: tuple[str, ...] = field((), "where else numbers go", choices=("tensorboard", "wandb", "trackio"))
     overfit_one_batch: bool = field(
         False, "train on the first batch alone: a model that can learn gets it right"
     )

@@ -92,6 +92,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     from jaxmodel.model import count, sharded
     from jaxmodel.sharding import Partitioning, make_mesh
     from jaxmodel.train import make_state, make_step, put
+    from jaxmodel.writers import make_writer
     from recipes._task import loss_of, task_of
 
     mesh = make_mesh(dataclasses.asdict(flags.mesh))
@@ -150,6 +151,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         "train": dataclasses.asdict(flags.train),
         "optimizer": dataclasses.asdict(flags.optimizer),
     }
+    writers = [make_writer(name, workdir, info) for name in flags.train.writers]
     workdir.mkdir(parents=True, exist_ok=True)  # only now: what was refused leaves nothing behind
     saver = checkpoint.Checkpointer(
         workdir, model, keep=flags.checkpoint.keep, fitted=data.fitted, info=info, log=log
@@ -220,13 +222,14 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         return stack.enter_context(Loader(*order, first, stop_after=end))
 
     with contextlib.ExitStack() as stack, contextlib.closing(progress), contextlib.closing(metrics), saver:
+        more = [stack.enter_context(contextlib.closing(each)) for each in writers]
         fit(
             state,
             step,
             batches,
             key=jax.random.key(flags.train.seed + 1),
             steps=last,
-            hooks=(metrics, progress),
+            hooks=(metrics, progress, *more),
             log_every=1 if trial else flags.train.log_every,
             evaluate={name: functools.partial(measure, name) for name in data.heldout},
             eval_every=flags.train.eval_every,
