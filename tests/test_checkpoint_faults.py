@@ -218,6 +218,52 @@ def test_a_disk_that_takes_no_more_is_told_and_what_was_there_stays(tmp_path):
         assert checkpoint.latest(tmp_path) == 4
 
 
+# Many arrays, so that some are still being written when the first one fails; then two mishaps of someone else.
+FULL = """
+import asyncio, logging, resource, sys
+import numpy as np
+from jaxmodel.checkpoint import Checkpointer
+from jaxmodel.errors import InputError
+from jaxmodel.model import from_function
+from jaxmodel.train import TrainState
+
+def zeros(key):
+    return {str(i): np.zeros(5000, np.float32) for i in range(100)}
+
+with Checkpointer(sys.argv[1], from_function(zeros, lambda p, b: b)) as checkpointer:
+    for size in (100, 4000, 20_000, 100_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        try:
+            checkpointer.save(1, TrainState(np.int32(1), zeros(None), (), {}))
+            checkpointer.wait()
+        except InputError as error:
+            print(error, flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print("others:", file=sys.stderr, flush=True)
+
+class Mishap:
+    def __del__(self):
+        closed.call_soon_threadsafe(print)
+
+closed = asyncio.new_event_loop()
+closed.close()
+Mishap()
+logging.getLogger("asyncio").error("a task of someone else")
+"""
+
+
+def test_a_full_disk_is_told_in_one_line_and_nothing_else_is_said(tmp_path):
+    """Nor is what others have to say swallowed: Python that finds a loop closed, tasks that are not Orbax's."""
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4 and all("step 1 could not be saved (File too large)" in line for line in lines)
+    ours, _, others = done.stderr.partition("others:\n")
+    assert ours == ""
+    assert "Exception ignored in: <function Mishap.__del__" in others and "Event loop is closed" in others
+    assert "a task of someone else" in others
+
+
 def test_a_manifest_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     folder = saved(tmp_path, 1)
 
