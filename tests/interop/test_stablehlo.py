@@ -15,6 +15,7 @@ from jax import export as jax_export
 from safetensors.numpy import load_file
 
 from jaxmodel import weights
+from jaxmodel.checkpoint import Checkpointer
 from jaxmodel.config import replace
 from jaxmodel.errors import InputError
 from jaxmodel.generate import generate
@@ -24,6 +25,7 @@ from jaxmodel.interop.signature import cache_of, flat, inputs_of, limits_of, of_
 from jaxmodel.load import load
 from jaxmodel.model import Model, Outputs, chain, from_function, frozen
 from jaxmodel.nn.stack import unstack, unstack_layout
+from jaxmodel.train import TrainState
 from tests.contract import CAUSAL, DIM, GPT, PATTERN, batch_of, built, params_of, same
 
 FEATURES = {"features": ("float32", ("batch", DIM))}
@@ -143,14 +145,23 @@ def test_what_is_read_computes_what_was_written(gpt):
         assert jnp.array_equal(found["logits"], want["logits"])
 
 
-def test_it_generates_from_the_export(gpt):
-    loaded = load(gpt.directory)
+@pytest.mark.parametrize("kind", ["dense", "int8", "int4"])
+def test_an_export_generates_what_its_checkpoint_does(tmp_path, kind):
+    """Token for token, drawn or the likeliest, past the window of the model's sliding layer."""
+    subject = write(tmp_path / "export", "shallow", kind)
+    with Checkpointer(tmp_path, subject.model) as checkpointer:
+        checkpointer.save(3, TrainState(jnp.int32(3), subject.params, (), {}))
+    exported, checkpoint = load(subject.directory), load(tmp_path)
+    assert kind == "dense" or any(
+        array.dtype in (jnp.int8, jnp.uint8) for array in jax.tree.leaves(exported.params)
+    )
     prompts = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3]]
-    texts = [
-        generate(model, params, prompts, max_new_tokens=6, temperature=0.7, seed=1)
-        for model, params in ((loaded.model, loaded.params), (gpt.model, gpt.params))
-    ]
-    assert texts[0] == texts[1]
+    for how in ({"temperature": 0.0}, {"temperature": 0.9, "top_k": 40, "seed": 1}):
+        found, want = (
+            generate(held.model, held.params, prompts, max_new_tokens=12, **how)
+            for held in (exported, checkpoint)
+        )
+        assert found == want and len({tuple(text) for text in want}) == len(prompts)
 
 
 def test_what_an_export_refuses(gpt):
