@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxmodel.config import field, validate
 from jaxmodel.data.corpus import token_dtype, write_stream
-from jaxmodel.data.plan import Cleaning, Plan, Units, plan_text
+from jaxmodel.data.plan import EVERY, Cleaning, Plan, Units, plan_text
 from jaxmodel.data.shards import (
     INDEX,
     JOURNAL,
@@ -35,7 +35,7 @@ from jaxmodel.data.tokenizer import Tokenizer, pieces
 from jaxmodel.errors import InputError
 
 LOCK = ".lock"
-EVERY = 5.0  # seconds between lines of progress
+EARLY = {LOCK, TOKENIZER, f"{TOKENIZER}.part", f"{JOURNAL}.part"}  # written before there is a journal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,14 +271,16 @@ def _before(folder: Path, settings: Mapping[str, Any]) -> _Before:
         index = read_index(folder, "output")
         shards = [each for part in PARTS for each in index.parts[part]]
         found, before = index.settings, _Before(index, shards, index.tokenizer)
-    elif others := sorted({path.name for path in folder.iterdir()} - {LOCK, TOKENIZER, f"{TOKENIZER}.part"}):
+    elif others := sorted({path.name for path in folder.iterdir()} - EARLY):
         raise InputError(f"output={folder} holds other files ({others[0]}): name an empty or a new folder")
-    if found is not None and found != settings:
-        name = next(name for name in settings if found.get(name) != settings[name])
-        if name == "source":
-            why = f"{found.get('input')}, and the text is now {settings['input']}, or has changed since"
-        else:
-            why = f"{name}={found.get(name)}, now it is {name}={settings[name]}"
+    if found is None:
+        return _Before()
+    other = next((name for name in settings if name != "input" and found.get(name) != settings[name]), None)
+    if other == "source":
+        why = f"text of {found.get('input')}, now it is {settings['input']}, or has changed since"
+    else:
+        why = f"{other}={found.get(other)}, now it is {other}={settings.get(other)}"
+    if other is not None:
         raise InputError(f"output={folder} was prepared with {why}: name another output, or delete that one")
     return before
 

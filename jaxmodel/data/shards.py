@@ -38,6 +38,7 @@ JOURNAL = "journal.jsonl"
 TOKENIZER = "tokenizer.json"
 PARTS = ("train", "heldout")
 AGAIN = "run recipes.prepare again with the same flags, what is whole is kept"
+ANEW = "delete the folder and prepare the text anew"
 Log = Callable[[str], None]
 
 
@@ -112,7 +113,7 @@ def read_index(folder: Path, flag: str = "data.path") -> Index:
     except FileNotFoundError:
         raise InputError(f"{flag}: '{folder}' is only half prepared: {AGAIN}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{flag}: '{folder / INDEX}' is damaged: {AGAIN}") from error
+        raise InputError(f"{flag}: '{folder / INDEX}' is damaged: {ANEW}") from error
 
 
 def is_prepared(path: str | Path) -> bool:
@@ -143,7 +144,7 @@ def open_shards(options: Any, tokenizer: Tokenizer | None = None, log: Log = pri
     data, files = assemble(folder, index.parts, index.dtype, own)
     if files != {name: list(marks) for name, marks in index.files.items()}:
         _check_shards(index, folder)
-        raise InputError(f"data.path: '{folder / INDEX}' is damaged: {AGAIN}")
+        raise InputError(f"data.path: '{folder / INDEX}' is damaged: {ANEW}")
     log(
         f"text: '{folder}', prepared before: {len(index.parts['train'])} shards, {len(data.train.tokens) / 1e6:.2f} M "
         f"tokens to train on, tokenizer {index.settings['tokenizer']} of {own.vocab_size} tokens"
