@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import commands, export_size, memory, startup
+from benchmarks import commands, export_size, memory, prepare, startup
 from benchmarks.duel import duel
 
 RESULTS = Path(__file__).parent / "results"
@@ -87,6 +87,11 @@ MEASUREMENTS = {
         "bytes of quantized weights over float32, GPT-2 124M shape",
         export_size.measure,
         {"int8": ("<=", 0.27, 0.27), "int4": ("<=", 0.17, 0.17)},
+    ),
+    "prepare": (
+        "recipes.prepare of 100 MB of text, one file, tokenizer trained on it: seconds, peak resident memory in MB",
+        prepare.measure,
+        {"seconds": ("<=", 60.0, 60.0), "MB": ("<=", 1000.0, 1000.0)},
     ),
 }
 
