@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +157,8 @@ def test_an_export_generates_what_its_checkpoint_does(tmp_path, kind):
         array.dtype in (jnp.int8, jnp.uint8) for array in jax.tree.leaves(exported.params)
     )
     prompts = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3]]
-    for how in ({"temperature": 0.0}, {"temperature": 0.9, "top_k": 40, "seed": 1}):
+    hows: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.9, "top_k": 40, "seed": 1}]
+    for how in hows:
         found, want = (
             generate(held.model, held.params, prompts, max_new_tokens=12, **how)
             for held in (exported, checkpoint)
