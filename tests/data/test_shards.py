@@ -171,7 +171,8 @@ def test_several_threads_write_the_same_bytes_as_one(tmp_path, small_pieces):
 
 def test_cleaning_is_counted_and_is_that_of_clean_text(tmp_path, small_pieces):
     source, clean = tmp_path / "in", tmp_path / "clean"
-    source.mkdir(), clean.mkdir()
+    source.mkdir()
+    clean.mkdir()
     texts = {
         "a": "ﬁrst e\u0301 " * 60,
         "b": "second document\n" * 5,

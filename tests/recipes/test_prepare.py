@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,8 @@ def call(monkeypatch, capsys):
     """Runs a recipe in this process: arguments -> (exit code, stdout, stderr)."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 
-    def call(*args: str, recipe=(main, COMMAND)):
-        return run(*recipe, ["recipe", *args]), *capsys.readouterr()
+    def call(*args: str, recipe: Any = (main, COMMAND)):
+        return run(recipe[0], recipe[1], ["recipe", *args]), *capsys.readouterr()
 
     return call
 
