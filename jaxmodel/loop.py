@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +33,24 @@ class Diverged(InputError):
     """The loss or the gradients are no longer finite, or leapt up."""
 
 
-class Checkpointer(Protocol):
+class Saver(Protocol):
     """What `fit` asks of whoever saves; once `save` returns, the next step reuses the state's memory."""
 
-    def save(self, step: int, state: TrainState, info: Mapping[str, Any] | None = None) -> None:
+    def save(self, step: int, state: TrainState) -> None:
         """Save the state after `step` updates; may go on in the background."""
         ...
 
     def wait(self) -> None:
         """Return when all is saved, or raise."""
+        ...
+
+
+@runtime_checkable
+class Checkpointer(Saver, Protocol):
+    """What it asks beside that to go back: `checkpoint.Checkpointer`, or yours."""
+
+    def save(self, step: int, state: TrainState, info: Mapping[str, Any] | None = None) -> None:
+        """Save, with `info` written down beside."""
         ...
 
     def restore(self, state: TrainState) -> TrainState:
@@ -137,7 +146,7 @@ def fit(
     log_every: int = 10,
     evaluate: Evaluation | Mapping[str, Evaluation] | None = None,
     eval_every: int = 0,
-    checkpointer: Checkpointer | None = None,
+    checkpointer: Saver | None = None,
     save_every: int = 0,
     should_stop: Callable[[], bool] | None = None,
     watch: Watch | None = None,
@@ -183,8 +192,9 @@ def fit(
     done = int(state.step)
     if done >= steps:
         return state
-    if (watch or rollback) is not None and checkpointer is None:
-        raise InputError("fit: watch and rollback go back to checkpoints: pass a checkpointer too")
+    back = checkpointer if isinstance(checkpointer, Checkpointer) else None
+    if (watch or rollback) is not None and back is None:
+        raise InputError("fit: watch and rollback go back to checkpoints: pass a checkpoint.Checkpointer too")
     if rollback is not None and not callable(loader):
         raise InputError(
             "fit: rollback begins the data anew: pass a loader that is a function of where to begin"
@@ -209,11 +219,12 @@ def fit(
             hook(done, split, numbers)
 
     def save() -> None:
-        assert checkpointer is not None
         info = ({"watch": watch.to_dict()} if watch else {}) | ({"offset": offset} if offset else {})
-        if watch is not None:
-            checkpointer.protect([each for _, each in watch.best])
-        checkpointer.save(done, state, info) if info else checkpointer.save(done, state)
+        if back is not None:
+            back.protect([each for _, each in watch.best] if watch else [])
+            back.save(done, state, info)
+        elif checkpointer is not None:
+            checkpointer.save(done, state)
 
     if rollback is not None and done == 0:
         save()  # something to go back to
@@ -235,10 +246,10 @@ def fit(
             except Diverged as error:
                 if rollback is None or tries == rollback.retries:
                     raise
-                assert checkpointer is not None and callable(loader)
+                assert back is not None and callable(loader)
                 failed, tries = done, tries + 1
-                checkpointer.wait()
-                state = checkpointer.restore(state)
+                back.wait()
+                state = back.restore(state)
                 done = int(state.step)
                 offset += failed - done
                 tell("rollback", {"from": failed, "retries": tries, "skipped_batches": offset})
@@ -267,8 +278,8 @@ def fit(
                 break
     if checkpointer is not None:
         checkpointer.wait()
-        if watch is not None and watch.best and watch.best[0][1] != done:
-            state = checkpointer.return_to(watch.best[0][1], state)
+    if back is not None and watch is not None and watch.best and watch.best[0][1] != done:
+        state = back.return_to(watch.best[0][1], state)
     return state
 
 

@@ -276,13 +276,13 @@ def _before(folder: Path, settings: Mapping[str, Any]) -> _Before:
     if found is None:
         return _Before()
     other = next((name for name in settings if name != "input" and found.get(name) != settings[name]), None)
+    if other is None:
+        return before
     if other == "source":
         why = f"text of {found.get('input')}, now it is {settings['input']}, or has changed since"
     else:
         why = f"{other}={found.get(other)}, now it is {other}={settings.get(other)}"
-    if other is not None:
-        raise InputError(f"output={folder} was prepared with {why}: name another output, or delete that one")
-    return before
+    raise InputError(f"output={folder} was prepared with {why}: name another output, or delete that one")
 
 
 def _settings(options: Preparation, source: Documents, tokenizer: Tokenizer | None) -> dict[str, Any]:
