@@ -34,6 +34,20 @@ class Chosen:
             found["vocab_size"] += 1  # what stands for a hidden token comes after all others
         return found
 
+    def check_model(self, config: Any) -> None:
+        """InputError for a model that sees the answer, or half of the question: both flags are named."""
+        causal = getattr(getattr(config, "attention", None), "causal", None)
+        if causal and self.name == "masked_language_model":
+            raise InputError(
+                "--task.name=masked_language_model looks both ways, and --model.attention.causal=true only back: set "
+                "--model.attention.causal=false, or --task.name=language_model"
+            )
+        if causal is False and self.name == "language_model":
+            raise InputError(
+                "--task.name=language_model with --model.attention.causal=false would see what it predicts: set "
+                "--model.attention.causal=true, or --task.name=masked_language_model"
+            )
+
 
 def task_of(section: options.Task, of_data: str) -> Chosen:
     """The task that was asked for, or that of the data; InputError where these are not for it."""

@@ -128,9 +128,9 @@ def main(parsed: Parsed[Flags]) -> int:
             put=lambda batch: put(batch, partitioning),
             collect=task.row.collect,
         )
-        if name == "eval":
+        if name == "eval" and task.name == data.task:
             found |= data.extra_metrics(found)
-        if data.text is not None:
+        if data.text is not None and "bits_per_byte" in found:
             found["gzip_bits_per_byte"] = gzip_bits_per_byte(data.text.heldout_bytes(GZIP_BYTES))
         log("  ".join(_told(found)))
         numbers |= found if name == "eval" else {f"{name}/{key}": value for key, value in found.items()}

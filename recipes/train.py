@@ -118,6 +118,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     assert rows is not None, "a fraction of at most a half is held out"
     _check_data(workdir, data.fingerprint)
     task = task_of(flags.task, data.task)
+    task.check_model(asked)
     watch = _watch(flags, task)
     model_config = asked.fitted(task.facts(data.facts))
     checkpoint.check_config(workdir, model_config)
@@ -138,7 +139,8 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         batches = itertools.islice(batches, 1 if trial else flags.data.eval_batches)
         params = state.shipped(model.layout)
         found = evaluate(loss, params, batches, state.model_state, put=to_devices, collect=task.row.collect)
-        return found | (data.extra_metrics(found) if name == "eval" else {})
+        of_data = name == "eval" and task.name == data.task  # bits per byte are those of a language model
+        return found | (data.extra_metrics(found) if of_data else {})
 
     if flags.optimizer.find_lr:
         return _find_lr(flags, workdir, source, model, loss, data, partitioning, to_devices)

@@ -310,3 +310,35 @@ def test_a_wrong_habit_is_one_line(args, words, files, tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and words in err, err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("loss", ["mse", "quantile"])
+def test_a_number_is_predicted_in_the_units_of_its_column(loss, tmp_path):
+    features = np.random.default_rng(0).normal(size=(400, 3))
+    prices = 100 + 20 * features[:, 0] - 5 * features[:, 1] + np.random.default_rng(1).normal(size=400)
+    with open(tmp_path / "prices.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["a", "b", "c", "price"])
+        writer.writerows(
+            [*(f"{v:.4f}" for v in x), f"{y:.3f}"] for x, y in zip(features, prices, strict=True)
+        )
+    workdir, output = tmp_path / "run", tmp_path / "out.csv"
+    flags = [
+        "--model=mlp",
+        f"--data.path={tmp_path / 'prices.csv'}",
+        "--data.label=price",
+        "--train.epochs=20",
+    ]
+    task = ["--task.name=regression", f"--task.loss={loss}", "--mesh.data=8"]
+    assert call(train, *flags, *task, f"--workdir={workdir}") == 0
+    assert evaluated(workdir)["mae_in_units"] < 3 and evaluated(workdir)["r2"] > 0.95
+    assert (
+        call(predict, f"--checkpoint={workdir}", f"--input={tmp_path / 'prices.csv'}", f"--output={output}")
+        == 0
+    )
+    found = np.array([[float(v) for v in row.values()] for row in answers(output)])
+    assert found.shape == (400, 3 if loss == "quantile" else 1)
+    assert np.abs(found[:, found.shape[1] // 2] - prices).mean() < 3
+    if loss == "quantile":
+        below = np.mean(prices[:, None] < found, axis=0)
+        assert below[0] < 0.25 and below[2] > 0.75

@@ -191,3 +191,19 @@ def test_a_refused_run_leaves_no_folder(tmp_path, corpus, capsys):
     assert run(train.main, train.COMMAND, wrong) == 2
     assert "--data.length=100000 is longer than --model.max_length" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_masked_language_model_is_trained_and_evaluated(tmp_path, corpus, capsys):
+    masked = ["--task.name=masked_language_model", "--model.vocab_size=258", "--train.steps=4"]
+    both_ways = [*masked, "--model.attention.causal=false"]
+    assert run(train.main, train.COMMAND, command(tmp_path / "run", corpus, *both_ways)) == 0
+    last = lines_of(tmp_path / "run")[-1]
+    assert last["split"] == "eval" and last["perplexity"] > 1 and "bits_per_byte" not in last
+    capsys.readouterr()
+    for flags, words in (
+        (masked, "--model.attention.causal=true only back: set --model.attention.causal=false"),
+        (["--model.attention.causal=false"], "would see what it predicts: set --model.attention.causal=true"),
+    ):
+        assert run(train.main, train.COMMAND, command(tmp_path / "other", corpus, *flags)) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and words in err
