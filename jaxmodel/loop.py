@@ -116,7 +116,7 @@ class Watch:
         return {"monitor": self.monitor, "best": [list(each) for each in self.best], "since": self.since}
 
     def resume(self, saved: Mapping[str, Any] | None) -> None:
-        """Go on from what was saved, if it was of the same metric."""
+        """Go back to, or on from, what was saved, if it was of the same metric."""
         if saved and saved.get("monitor") == self.monitor:
             self.best = [(float(value), int(step)) for value, step in saved["best"]]
             self.since = int(saved["since"])
@@ -201,6 +201,7 @@ def fit(
         )
     batches: Iterator[Any] = iter(loader(done + offset, offset) if callable(loader) else loader)
     guard, tries = _Guard(rollback.spike if rollback else None), 0
+    seen: dict[int, dict[str, Any]] = {}  # what was watched up to each step to go back to
 
     def fetch(due: int) -> Batch:
         index, batch = next(batches)
@@ -219,13 +220,17 @@ def fit(
             hook(done, split, numbers)
 
     def save() -> None:
-        info = ({"watch": watch.to_dict()} if watch else {}) | ({"offset": offset} if offset else {})
+        info: dict[str, Any] = {"offset": offset} if offset else {}
+        if watch is not None:
+            seen[done] = info["watch"] = watch.to_dict()
         if back is not None:
             back.protect([each for _, each in watch.best] if watch else [])
             back.save(done, state, info)
         elif checkpointer is not None:
             checkpointer.save(done, state)
 
+    if watch is not None:
+        seen[done] = watch.to_dict()
     if rollback is not None and done == 0:
         save()  # something to go back to
     with contextlib.ExitStack() as stack:
@@ -243,17 +248,20 @@ def fit(
             try:
                 if log or keep or stop:
                     guard.check(done, sums, state)  # what has diverged must not replace what has not
-            except Diverged as error:
+            except Diverged:
                 if rollback is None or tries == rollback.retries:
                     raise
                 assert back is not None and callable(loader)
+                stack.close()  # a trace that has begun ends here, and may begin anew
                 failed, tries = done, tries + 1
                 back.wait()
                 state = back.restore(state)
                 done = int(state.step)
+                if watch is not None:
+                    watch.resume(seen.get(done))
                 offset += failed - done
                 tell("rollback", {"from": failed, "retries": tries, "skipped_batches": offset})
-                guard.forget(str(error))
+                guard.forget()
                 batches = iter(loader(done + offset, offset))
                 ahead = fetch(done)
                 continue
@@ -288,11 +296,10 @@ class _Guard:
 
     def __init__(self, spike: float | None) -> None:
         self._spike = spike
-        self.forget("")
+        self.forget()
 
-    def forget(self, why: str) -> None:
+    def forget(self) -> None:
         """Begin anew, after going back."""
-        self.why = why
         self._losses: list[float] = []
         self._skipped, self._step, self._row = 0.0, 0, 0.0
 

@@ -186,7 +186,10 @@ def make_step(
         one = jnp.ones((), jnp.float32)
         metrics |= {"grad_norm": (global_norm(grads), one), "tokens": (weight, one)}
         if schedule is not None:
-            metrics["learning_rate"] = (effective(schedule(state.step), opt_state), one)
+            made = (
+                state.step if state.skipped is None else state.step - state.skipped
+            )  # as the optimizer counts
+            metrics["learning_rate"] = (effective(schedule(made), opt_state), one)
         after = TrainState(state.step + 1, params, opt_state, model_state)
         if state.average is not None:
             now = jnp.minimum(average, (1 + state.step) / (10 + state.step))

@@ -91,6 +91,32 @@ def test_a_damaged_step_is_named_and_the_one_before_is_used(tmp_path, harm):
         load(folder / "200", model=tiny()[0])
 
 
+@pytest.mark.parametrize("step, harm", [(100, flip_data), (150, lambda step: r"it has no manifest\.json")])
+def test_going_back_to_a_step_that_is_not_good_deletes_nothing(tmp_path, step, harm):
+    folder = saved(tmp_path, 100, 200)
+    reason = harm(folder / str(step))
+    model, state = tiny(300)
+    with (
+        Checkpointer(tmp_path, model) as checkpointer,
+        pytest.raises(InputError, match=rf"cannot go back to step {step}: {reason}; later steps stay"),
+    ):
+        checkpointer.return_to(step, state)
+    assert checkpoint.steps(folder) == [100, 200]
+
+
+@pytest.mark.parametrize("protected, kept", [((100,), [100, 400]), ((), [400])])
+def test_a_protected_step_stays_until_a_newer_one_is_there(tmp_path, protected, kept):
+    """What was the best stays while the step that is better is on its way, whatever is being committed meanwhile."""
+    with Checkpointer(tmp_path, tiny()[0], keep=1) as checkpointer:
+        for step, best in ((100, (100,)), (200, (100,)), (300, (100,))):
+            checkpointer.protect(best)
+            checkpointer.save(step, tiny(step)[1])
+        checkpointer.protect(protected)
+        assert checkpoint.steps(tmp_path / "checkpoints") == [100, 300]
+        checkpointer.save(400, tiny(400)[1])
+    assert checkpoint.steps(tmp_path / "checkpoints") == kept
+
+
 def test_the_flipped_bit_would_have_been_loaded_silently(tmp_path):
     """Why there are checksums: Orbax notices nothing."""
     model, state = long(10_000)

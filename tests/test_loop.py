@@ -14,6 +14,8 @@ from jaxmodel.errors import InputError, Retryable
 from jaxmodel.load import load
 from jaxmodel.loop import Diverged, Rollback, Watch, fit
 from jaxmodel.model import from_function
+from jaxmodel.optim import make_optimizer, make_schedule
+from jaxmodel.options import Optimizer
 from jaxmodel.tasks import Result
 from jaxmodel.train import make_state, make_step
 
@@ -95,6 +97,21 @@ def test_what_is_not_finite_is_skipped_and_counted():
     np.testing.assert_allclose(state.params["w"], walk([0, 2, 4]), rtol=1e-6)
     assert state.skipped is not None and (int(state.step), int(state.skipped)) == (5, 2)
     assert told == [(1, 0), (2, 1), (4, 2), (5, 2)]
+
+
+def test_what_is_skipped_does_not_move_the_schedule():
+    """The rate that is told is the one the update is made with: that of as many updates as were made."""
+    options = Optimizer(name="sgd", learning_rate=1.0, schedule="linear", warmup=0, clip_norm=None)
+    optimizer, schedule = make_optimizer(options, 4, MODEL.layout), make_schedule(options, 4)
+    state = make_state(MODEL, optimizer, KEY, count_skipped=True)
+    step = make_step(MODEL, loss, optimizer, schedule=schedule)
+    rates, where = [], []
+    for _, batch in itertools.islice(numbers(poisoned={1})(0), 3):
+        state, sums = step(state, {"x": batch["x"] + 1}, KEY)
+        rates.append(float(sums["learning_rate"][0]))
+        where.append(float(state.params["w"][0]))
+    assert rates == [float(schedule(0)), float(schedule(1)), float(schedule(1))]
+    np.testing.assert_allclose(where, [rates[0], rates[0], rates[0] + rates[1] * (3 - rates[0])], rtol=1e-6)
 
 
 def test_skipping_everything_is_no_training():
@@ -218,6 +235,19 @@ def test_a_run_that_went_back_is_resumed_where_it_was(tmp_path):
             keeper.restore(start()), STEP, loader, steps=6, checkpointer=keeper, offset=offset, **common
         )
     np.testing.assert_allclose(state.params["w"], walk([2, 3, 4, 5, 6, 7]), rtol=1e-6)
+
+
+def test_what_was_watched_goes_back_too_and_a_trace_may_begin_anew(tmp_path):
+    """Batch 4 is seen after step 5; the newest checkpoint is of step 3: the evaluation of step 4 counts once."""
+    watch, told = Watch("m", patience=5), []
+    with saver(tmp_path, keep=9) as keeper:
+        fit(
+            start(), STEP, numbers(poisoned={4}), key=KEY, steps=9, checkpointer=keeper, save_every=3, log_every=5,
+            evaluate=evaluate(range(9)), eval_every=1, watch=watch, rollback=Rollback(),
+            hooks=[lambda step, split, found: told.append((step, split))], profile=(5, 6, tmp_path / "profile"),
+        )  # fmt: skip
+    assert [step for step, split in told if split == "eval"] == [1, 2, 3, 4, 4, 5, 6]
+    assert (watch.best, watch.since) == ([(0.0, 1)], 5)
 
 
 def test_retries_are_bounded(tmp_path):

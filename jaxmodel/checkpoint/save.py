@@ -144,12 +144,22 @@ class Checkpointer:
         return restore_state(folder, shapes, self.model).exchanged(layout)
 
     def protect(self, steps: Sequence[int]) -> None:
-        """Steps to keep, however old: the best ones. Holds until it is said again."""
+        """Steps to keep, however old: the best ones. Holds until it is said again; waits for the save before."""
+        self.wait()
         self._protected = frozenset(steps)
 
     def return_to(self, step: int, state: S) -> S:
-        """The state of `step`, which is the newest from now on: later ones are deleted; `state` is used up."""
+        """The state of `step`, which is the newest from now on: later ones are deleted; `state` is used up.
+
+        Raises:
+          InputError: the step is damaged or not there; then nothing is deleted.
+        """
         self.wait()
+        if (reason := manifest.damage_of(self._folder / str(step))) is not None:
+            raise InputError(
+                f"{self._folder}: cannot go back to step {step}: {reason}; later steps stay. Restore it from a copy, "
+                "or use the newest"
+            )
         if _first():
             for each in manifest.steps(self._folder):
                 if each > step:
