@@ -173,19 +173,26 @@ class Train:
             )
         if self.epochs == 0:
             raise InputError("train.epochs=0: must be above 0")
-        if self.patience is not None and self.monitor is None:
-            raise InputError(
-                f"train.patience={self.patience} needs a metric: set train.monitor, as in loss, or leave it out"
-            )
-        if self.spike is not None and not self.rollback:
-            raise InputError(
-                f"train.spike={self.spike:g} says when to go back: set train.rollback, as in 3, or leave it out"
-            )
+        for name, other, why in (
+            ("patience", "monitor", "needs a metric: set train.monitor, as in loss"),
+            ("mode", "monitor", "needs a metric: set train.monitor, as in loss"),
+            ("min_delta", "monitor", "needs a metric: set train.monitor, as in loss"),
+            ("patience", "eval_every", "counts evaluations: set train.eval_every, as in 100"),
+            ("spike", "rollback", "says when to go back: set train.rollback, as in 3"),
+        ):
+            value = getattr(self, name)
+            if value != getattr(Train, name) and not getattr(self, other):
+                value = f"{value:g}" if isinstance(value, float) else value
+                raise InputError(f"train.{name}={value} {why}, or leave it out")
         if self.average in (0.0, 1.0):
             raise InputError(f"train.average={self.average:g}: must be between 0 and 1, as in 0.999")
         if self.profile and (len(self.profile) != 2 or self.profile[0] > self.profile[1]):
             raise InputError(
                 f"train.profile={to_text(self.profile)}: give the first and the last step, as in 10,13"
+            )
+        if self.profile and self.epochs is None and self.profile[1] > self.length(1)[0]:
+            raise InputError(
+                f"train.profile={to_text(self.profile)} ends after train.steps={self.length(1)[0]}: lower it"
             )
         if self.batch_size % self.accumulate:
             raise InputError(

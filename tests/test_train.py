@@ -234,21 +234,24 @@ def test_a_sharded_state_lies_beside_its_weights_and_trains_alike():
     partitioning = Partitioning(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
     model = sharded(plain._replace(layout=layout), partitioning.mesh)
     optimizer = make_optimizer(OPTIONS, STEPS, layout)
-    state = make_state(model, optimizer, jax.random.key(0), partitioning=partitioning)
+    state = make_state(
+        model, optimizer, jax.random.key(0), average=True, count_skipped=True, partitioning=partitioning
+    )
     step = make_step(model, classification(model), optimizer, 2, partitioning=partitioning)
 
     def check(state):
         specs = partitioning.shardings(layout, state.params)
-        for tree in (state.params, state.opt_state["mean"], state.opt_state["square"]):
+        for tree in (state.params, state.average, state.opt_state["mean"], state.opt_state["square"]):
             assert all(tree[name].sharding.is_equivalent_to(specs[name], tree[name].ndim) for name in specs)
         assert state.params["up"].addressable_shards[0].data.size * 4 == state.params["up"].size
         assert state.opt_state["count"].sharding.is_fully_replicated
+        assert state.skipped.sharding.is_fully_replicated
 
     check(state)
     state, metrics = step(state, put(batch_of("function"), partitioning), KEY)
     check(state)
     alone, wanted = step_of("function", 2)(start("function"), batch_of("function"), KEY)
-    del wanted["learning_rate"]
+    del wanted["learning_rate"], metrics["skipped"]
     assert relative(metrics, wanted) < 1e-5
     assert relative(state.params, alone.params) < 1e-4
 
