@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -200,6 +200,12 @@ def _saved(figure: Any, image: Path | str, what: str) -> str:
     return f"{what}: {image}"
 
 
+def curve(lines: Iterable[Mapping[str, Any]], split: str) -> list[tuple[int, float]]:
+    """(step, loss) of a split, by step; of a step that was made again, after going back, the last."""
+    found = {line["step"]: line["loss"] for line in lines if line["split"] == split and "loss" in line}
+    return sorted((step, loss) for step, loss in found.items() if loss is not None)
+
+
 def plot_losses(metrics: Path | str, image: Path | str) -> str:
     """Draw the train and eval losses of a metrics.jsonl against the step, as a PNG.
 
@@ -208,10 +214,9 @@ def plot_losses(metrics: Path | str, image: Path | str) -> str:
     figure, axes = _figure()
     if figure is None:
         return f"no {image}: {NO_PLOT}"
-    lines = [line for line in read_metrics(metrics) if line.get("loss") is not None]
+    lines = read_metrics(metrics)
     for split, style in (("train", "-"), ("eval", "o-")):
-        points = [(line["step"], line["loss"]) for line in lines if line["split"] == split]
-        if points:
+        if points := curve(lines, split):
             axes.plot(*zip(*points, strict=True), style, label=split, markersize=4)
     axes.set(xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)

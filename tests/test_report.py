@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from jaxmodel.report import MetricsFile, Progress, peak_flops, plot_losses, read_metrics
+from jaxmodel.report import MetricsFile, Progress, curve, peak_flops, plot_losses, read_metrics
 
 
 def lines(path):
@@ -126,6 +126,17 @@ def test_the_picture(tmp_path):
     empty = tmp_path / "empty.png"
     plot_losses(tmp_path / "none.jsonl", empty)
     assert empty.stat().st_size < image.stat().st_size
+
+
+def test_of_a_step_that_was_made_again_the_last_loss_is_drawn(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    for step, split, loss in ((1, "train", 4.0), (2, "train", 3.0), (2, "eval", 9.0), (3, "train", math.nan)):
+        file(step, split, {"loss": loss})
+    file(1, "rollback", {"from": 3.0})
+    file(2, "train", {"loss": 2.0})
+    file.close()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert curve(lines, "train") == [(1, 4.0), (2, 2.0)] and curve(lines, "eval") == [(2, 9.0)]
 
 
 def test_without_matplotlib_there_is_a_line_and_no_picture(tmp_path, monkeypatch):
