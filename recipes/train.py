@@ -40,6 +40,11 @@ class Flags:
 
     def check(self) -> None:
         """Raise InputError where two sections do not fit each other."""
+        if self.checkpoint.keep_best > 1 and self.train.monitor is None:
+            raise InputError(
+                f"--checkpoint.keep_best={self.checkpoint.keep_best} needs a metric: set --train.monitor, as in loss, "
+                "or leave it out"
+            )
         if self.train.epochs is None:
             self.optimizer.check(self.train.length(1)[0])
 
@@ -171,7 +176,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     source = None  # its weights were copied: one copy is enough
     state = saver.restore(state)
     start = int(state.step)
-    before = checkpoint.info_of(workdir)
+    before = checkpoint.info_of(workdir, start)  # of what was restored, which need not be the newest
     offset = before.get("offset", 0)
     if watch is not None:
         watch.resume(before.get("watch"))

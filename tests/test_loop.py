@@ -189,7 +189,7 @@ def test_a_watch_is_resumed(tmp_path):
         )  # fmt: skip
     with saver(tmp_path) as keeper:
         state, watch = keeper.restore(start()), Watch("m", patience=3)
-        watch.resume(checkpoint.info_of(tmp_path / "run")["watch"])
+        watch.resume(checkpoint.info_of(tmp_path / "run", 4)["watch"])
         assert (int(state.step), watch.best, watch.since) == (4, [(1.0, 2)], 2)
         state = fit(
             state, STEP, numbers(), checkpointer=keeper, evaluate=evaluate([4, 0]), watch=watch, **common
@@ -221,7 +221,7 @@ def test_a_run_goes_back_and_leaves_the_window_out(tmp_path, spoilt):
     np.testing.assert_allclose(state.params["w"], walk([0, 1, 2, 3, 6, 7, 8, 9]), rtol=1e-6)
     (back,) = [each for each in told if each[1] == "rollback"]
     assert back == (4, "rollback", {"from": 6, "retries": 1, "skipped_batches": 2})
-    assert checkpoint.info_of(tmp_path / "run")["offset"] == 2
+    assert checkpoint.info_of(tmp_path / "run", 8)["offset"] == 2
 
 
 def test_a_run_that_went_back_is_resumed_where_it_was(tmp_path):
@@ -230,7 +230,7 @@ def test_a_run_that_went_back_is_resumed_where_it_was(tmp_path):
     with saver(tmp_path) as keeper:
         fit(start(), STEP, loader, steps=4, checkpointer=keeper, **common)
     with saver(tmp_path) as keeper:
-        offset = checkpoint.info_of(tmp_path / "run")["offset"]
+        offset = checkpoint.info_of(tmp_path / "run", 4)["offset"]
         state = fit(
             keeper.restore(start()), STEP, loader, steps=6, checkpointer=keeper, offset=offset, **common
         )

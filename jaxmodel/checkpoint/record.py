@@ -113,11 +113,10 @@ def read_record(step: Path) -> Record:
     )
 
 
-def info_of(workdir: str | Path) -> dict[str, Any]:
-    """What was added to a run's newest step; {} where there is none."""
-    folder = manifest.steps_folder(workdir)
-    found = manifest.steps(folder)
-    return read_record(folder / str(found[-1])).info if found else {}
+def info_of(workdir: str | Path, step: int) -> dict[str, Any]:
+    """What was added to a step of a run; {} where there is no such step."""
+    folder = manifest.steps_folder(workdir) / str(step)
+    return read_record(folder).info if folder.exists() else {}
 
 
 def check_config(workdir: str | Path, config: Any) -> None:

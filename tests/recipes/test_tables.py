@@ -300,9 +300,10 @@ def test_a_run_ends_with_its_best_step_and_says_so(files, tmp_path, capsys):
         (["--train.patience=3"], "train.patience=3 needs a metric: set train.monitor"),
         (["--train.spike=3"], "train.spike=3 says when to go back: set train.rollback"),
         (["--train.profile=5"], "train.profile=5: give the first and the last step"),
+        (["--checkpoint.keep_best=3"], "--checkpoint.keep_best=3 needs a metric: set --train.monitor"),
         (["--train.average=1"], "train.average=1: must be between 0 and 1"),
     ],
-    ids=["monitor", "patience", "spike", "profile", "average"],
+    ids=["monitor", "patience", "spike", "profile", "keep_best", "average"],
 )
 def test_a_wrong_habit_is_one_line(args, words, files, tmp_path, capsys):
     flags = [f"--flagfile={FLAGS / 'tabular.flags'}", f"--data.path={files / 'train.csv'}", "--mesh.data=8"]
