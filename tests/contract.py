@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmodel.model import Model, from_function, from_nnx
-from jaxmodel.models.configs import MLP, Attention, ConvNet, MoE, Norm, Perceptron, Transformer, Variant
+from jaxmodel.models.configs import ConvNet, Perceptron, Transformer, Variant
+from jaxmodel.models.parts import MLP, Attention, Head, MoE, Norm, Stem
 
 VOCAB, LENGTH, BATCH, DIM = 64, 16, 8, 32
 
@@ -23,7 +24,7 @@ GPT = Transformer(
     attention=Attention(num_heads=8, bias=True, output_bias=True),
     mlp=MLP(dim=64, bias=True),
     norm=Norm(kind="layer", bias=True),
-    learned_positions=True,
+    stem=Stem(positions="learned"),
     tied=True,
 )
 
@@ -33,9 +34,9 @@ PATTERN = Transformer(
     max_length=32,
     embed_dim=DIM,
     num_layers=5,
-    attention=Attention(num_heads=8, num_kv_heads=2, rotary=True, qk_norm=True, softcap=50.0),
+    attention=Attention(num_heads=8, num_kv_heads=2, rotary=True, qk_norm="head", softcap=50.0),
     mlp=MLP(dim=64, activation="swiglu"),
-    logit_softcap=30.0,
+    head=Head(softcap=30.0),
     pattern=("local", "global"),
     variants=(
         Variant("local", (("attention.window", 6),)),

@@ -1,5 +1,6 @@
 """Old checkpoints still load: a golden one of every schema before this one."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,9 +9,11 @@ import pytest
 
 from jaxmodel import checkpoint
 from jaxmodel.checkpoint.migrations import MIGRATIONS, SCHEMA, Migration, migrate
+from jaxmodel.config import from_dict, replace, to_dict
 from jaxmodel.data.tokenizer import ByteTokenizer
 from jaxmodel.errors import InputError
 from jaxmodel.load import load
+from tests.contract import CAUSAL
 from tests.golden import make_checkpoints as golden
 from tests.test_checkpoint import equal, silent
 
@@ -48,8 +51,9 @@ def test_a_run_goes_on_from_a_golden_checkpoint(schema, tmp_path):
         set(checkpoint.read_record(tmp_path / "checkpoints" / str(step)).stored.values())
         for step in checkpoint.steps(tmp_path / "checkpoints")
     ]
+    old = "attn" if schema == 1 else "attention"
     assert (
-        "params/stack/0/block/attn/query" in names[0] and "params/stack/0/block/attention/query" in names[1]
+        f"params/stack/0/block/{old}/query" in names[0] and "params/stack/0/block/attention/query" in names[1]
     )
 
 
@@ -63,6 +67,21 @@ def test_schema_1_changes_only_the_attention_of_blocks():
         "step",
     ):
         assert path(name) == name
+
+
+def test_schema_2_had_no_stem_and_no_head():
+    old = to_dict(CAUSAL["pattern"])
+    wanted = replace(CAUSAL["pattern"], {"stem.norm": True, "stem.positions": "learned", "head.bias": True})
+    for name in ("stem", "head", "pool", "images"):
+        del old[name]
+    old |= {"embed_norm": True, "learned_positions": True, "head_bias": True, "logit_softcap": 30.0}
+    old["attention"]["qk_norm"] = True
+    old["variants"][0]["overrides"].append(["attention.qk_norm", False])
+    chained = {"type": "Chain", "parts": [["body", old]]}
+    found = from_dict(migrate({"config": chained}, 2)[0]["config"])
+    (_, transformer), variants = found.parts[0], wanted.variants
+    assert transformer.variants[0].overrides == (*variants[0].overrides, ("attention.qk_norm", "none"))
+    assert transformer == dataclasses.replace(wanted, variants=transformer.variants)
 
 
 def test_migrations_follow_one_another(monkeypatch):

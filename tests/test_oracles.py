@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmodel.models.configs import MLP, Attention, Norm, Transformer
+from jaxmodel.models.configs import Transformer
+from jaxmodel.models.parts import MLP, Attention, Norm, Stem
 from tests.contract import relative
 
 GOLDEN = Path(__file__).parent / "golden" / "models.npz"
@@ -20,7 +21,7 @@ GPT2 = Transformer(
     attention=Attention(num_heads=3, bias=True, output_bias=True),
     mlp=MLP(dim=96, bias=True),
     norm=Norm(kind="layer", bias=True),
-    learned_positions=True,
+    stem=Stem(positions="learned"),
     tied=True,
 )
 LLAMA = Transformer(

@@ -32,6 +32,7 @@ from safetensors.numpy import save_file
 import jaxmodel
 from jaxmodel import config as configs
 from jaxmodel import weights
+from jaxmodel.checkpoint.migrations import stem_and_head
 from jaxmodel.data.fitted import Fitted, texts_of
 from jaxmodel.errors import InputError
 from jaxmodel.interop import loader
@@ -51,7 +52,7 @@ from jaxmodel.models.inputs import check_batch
 from jaxmodel.nn.stack import unstack, unstack_layout
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-SCHEMA = 1
+SCHEMA = 2
 ABOUT, WEIGHTS, SUFFIX = "model.json", "weights.safetensors", ".stablehlo"
 CACHED = ("prefill", "decode")
 PACKED = ("segments", "positions")
@@ -229,7 +230,7 @@ def read_about(directory: Path) -> dict[str, Any]:
         raise InputError(
             f"{directory} was exported by jaxmodel {about['versions']['jaxmodel']}: upgrade to that"
         )
-    return about
+    return about if schema > 1 else about | {"config": stem_and_head(about["config"])}
 
 
 def read(directory: Path) -> Export:

@@ -9,89 +9,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxmodel import config as _config
 from jaxmodel.config import field, register
 from jaxmodel.errors import InputError
+from jaxmodel.models.parts import (
+    GATED,
+    MLP,
+    UNGATED,
+    Attention,
+    Execution,
+    Head,
+    Images,
+    MoE,
+    Norm,
+    Pool,
+    Stem,
+)
 from jaxmodel.models.sizes import fit_sizes
 
 if TYPE_CHECKING:
     from jaxmodel.model import Model
     from jaxmodel.sharding import Partitioning
 
-ACTIVATIONS = (
-    *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
-    *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu"),
-)
 Inputs = dict[str, tuple[str, tuple[int | str, ...]]]
-GATED = ("swiglu", "geglu")  # those with a gate, that is, a third matrix
-UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
-
-
-@register
-@dataclasses.dataclass(frozen=True)
-class Attention:
-    """Multi-head attention; fewer key/value heads make it grouped-query attention (arXiv:2305.13245)."""
-
-    num_heads: int = field(help="query heads", low=1)
-    num_kv_heads: int | None = field(None, help="key/value heads (default: num_heads)", low=1)
-    head_dim: int | None = field(None, help="width of a head (default: embed_dim / num_heads)", low=1)
-    causal: bool = field(True, help="a token sees only itself and earlier ones")
-    window: int | None = field(None, help="sliding window: sees this many tokens, itself included", low=1)
-    rotary: bool = field(False, help="rotary positions (arXiv:2104.09864)")
-    rope_theta: float = field(10000.0, help="base wavelength of the rotary positions", low=1.0)
-    qk_norm: bool = field(False, help="RMS-normalise queries and keys per head")
-    softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=0.0)
-    bias: bool = field(False, help="biases on query, key and value")
-    output_bias: bool = field(False, help="bias on the output projection")
-
-
-@register
-@dataclasses.dataclass(frozen=True)
-class MLP:
-    """The feed-forward half of a block; swiglu and geglu have a gate (arXiv:2002.05202)."""
-
-    dim: int = field(help="hidden width", low=1)
-    activation: str = field("gelu_tanh", help="non-linearity", choices=ACTIVATIONS)
-    bias: bool = field(False, help="biases on both projections")
-
-
-@register
-@dataclasses.dataclass(frozen=True)
-class MoE:
-    """Dropless mixture of experts in place of the MLP; losses are taken a sequence at a time."""
-
-    num_experts: int = field(help="experts in a layer", low=2)
-    dim: int = field(help="hidden width of one expert", low=1)
-    experts_per_token: int = field(2, help="experts a token is sent to", low=1)
-    activation: str = field("swiglu", help="non-linearity of an expert", choices=ACTIVATIONS)
-    normalize: bool = field(True, help="rescale the chosen experts' probabilities to sum to one")
-    balance_loss: float = field(
-        0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0
-    )
-    z_loss: float = field(0.001, help="coefficient of the router z-loss (arXiv:2202.08906)", low=0.0)
-
-
-@register
-@dataclasses.dataclass(frozen=True)
-class Norm:
-    """Normalisation: layer norm or RMS norm, before (pre) or after (post) each half of a block."""
-
-    kind: str = field("rms", help="layer norm or RMS norm", choices=("layer", "rms"))
-    epsilon: float = field(1e-5, help="added to the variance", low=0.0)
-    bias: bool = field(False, help="the norm has a bias")
-    placement: str = field("pre", help="before or after attention and MLP", choices=("pre", "post"))
-
-
-@register
-@dataclasses.dataclass(frozen=True)
-class Execution:
-    """How a model runs, not what it computes: two executions share every parameter."""
-
-    dtype: str = field("float32", help="compute dtype", choices=("float32", "bfloat16"))
-    scan: bool = field(True, help="scan over the layers (quick to compile) or unroll them (quicker on CPU)")
-    remat: bool = field(False, help="recompute each block in the backward pass instead of storing it")
-    query_pieces: int = field(
-        4,
-        help="pieces of the queries in causal training attention; each meets only the keys up to its end",
-        low=1,
-    )
 
 
 @register
@@ -106,13 +43,13 @@ class Variant:
 @register
 @dataclasses.dataclass(frozen=True)
 class Transformer:
-    """A stem, a stack of blocks and a head: GPT-2, Llama and their kin are presets of this one config.
+    """A stem, a stack of blocks and a head: GPT-2, Llama, BERT, ViT and their kin are presets of this one config.
 
     The layers are `first`, then `pattern` again and again until there are `num_layers`; each name is a
     `Variant`, and `block` is the model's own. `segments` is what that comes to.
     """
 
-    vocab_size: int = field(help="tokens in the vocabulary", low=1)
+    vocab_size: int | None = field(help="tokens in the vocabulary; none: it reads images", low=1)
     max_length: int = field(help="longest sequence in tokens", low=1)
     embed_dim: int = field(help="width of the residual stream", low=1)
     num_layers: int = field(help="blocks in the stack", low=1)
@@ -120,11 +57,11 @@ class Transformer:
     mlp: MLP = field(help="feed-forward half of a block")
     moe: MoE | None = field(None, help="mixture of experts in place of the MLP")
     norm: Norm = field(Norm(), help="normalisation")
-    embed_norm: bool = field(False, help="normalise the embeddings before the first block")
-    learned_positions: bool = field(False, help="a learned vector for each position, added to the embedding")
+    stem: Stem = field(Stem(), help="how tokens become vectors")
+    images: Images | None = field(None, help="images in place of tokens")
+    pool: Pool | None = field(None, help="one vector a sequence, which the head reads")
+    head: Head | None = field(Head(), help="from hidden to logits")
     tied: bool = field(False, help="the head is the embedding table")
-    head_bias: bool = field(False, help="bias on the logits")
-    logit_softcap: float | None = field(None, help="cap * tanh(logit / cap) on the logits", low=0.0)
     dropout: float = field(
         0.0, help="dropped fraction of each half block's output and of the embeddings", low=0.0, high=1.0
     )
@@ -158,17 +95,22 @@ class Transformer:
             segments.append((self.pattern[:rest], 1))
         return tuple(segments)
 
-    reads: ClassVar = ("tokens",)
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What it cannot do without in a batch."""
+        return ("tokens",) if self.images is None else ("images",)
 
     def fitted(self, facts: Mapping[str, Any]) -> Transformer:
-        """This config, if it holds the vocabulary and the length of the data; InputError otherwise."""
+        """This config, with as many outputs as the data have classes; InputError where it does not hold the data."""
         fit_sizes(self, facts)
-        if facts["length"] > self.max_length:
+        if self.head is not None and "num_outputs" in facts:
+            self = dataclasses.replace(self, head=fit_sizes(self.head, facts, "head.", outputs="num_outputs"))
+        if facts.get("length", 0) > self.max_length:
             raise InputError(
                 f"--data.length={facts['length']} is longer than --model.max_length={self.max_length}: "
                 "lower the one or raise the other"
             )
-        if facts.get("vocab_size", 0) > self.vocab_size:
+        if facts.get("vocab_size", 0) > (self.vocab_size or 0):
             raise InputError(
                 f"the tokenizer has {facts['vocab_size']} tokens, --model.vocab_size={self.vocab_size} is "
                 "smaller: raise it, or lower --data.vocab_size"
@@ -178,14 +120,29 @@ class Transformer:
     @property
     def inputs(self) -> Inputs:
         """What a batch may hold: dtype and dims by name, a dim that is a word being free."""
+        if self.images is not None:
+            size = self.images.size
+            return {"images": ("float32", ("batch", size, size, self.images.channels))}
         dims = ("batch", "length")
-        whole = dict.fromkeys(("tokens", "segments", "positions"), ("int32", dims))
-        return {**whole, "mask": ("bool", dims)}
+        names = ("tokens", "segments", "positions", *(("types",) if self.stem.num_types else ()))
+        return {**dict.fromkeys(names, ("int32", dims)), "mask": ("bool", dims)}
 
     @property
     def limits(self) -> dict[str, int]:
         """The largest that free dims may be; `capacity` is that of a cache, which rotary positions leave open."""
-        return {"length": self.max_length} | ({"capacity": self.max_length} if self.learned_positions else {})
+        learned = self.stem.positions == "learned"
+        return {"length": self.max_length} | ({"capacity": self.max_length} if learned else {})
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees a later one, in any block."""
+        kinds = {name for pattern, _ in self.segments for name in pattern}
+        return all(self.variant(name).attention.causal for name in kinds)
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits; 0 without a head."""
+        return 0 if self.head is None else self.head.outputs or self.vocab_size or 0
 
     def variant(self, name: str) -> Transformer:
         """This config as the block called `name` sees it; InputError when there is no such variant."""
@@ -203,7 +160,9 @@ class Transformer:
         The convention of arXiv:2204.02311, appendix B: products only, attention over the whole sequence (or the
         window), nothing for recomputation.
         """
-        products = self.vocab_size * self.embed_dim
+        products = self.num_outputs * self.embed_dim * (self.pool is None)
+        if self.images is not None:
+            products += self.images.patch**2 * self.images.channels * self.embed_dim
         for pattern, repeats in self.segments:
             for name in pattern:
                 block = self.variant(name)
@@ -224,14 +183,10 @@ class Transformer:
         _config.validate(self, "model.")
         if self.dropout == 1.0:
             raise InputError("model.dropout=1.0 drops everything: give a fraction below 1")
+        self._check_ends()
         for name in dict.fromkeys((*self.first, *self.pattern)):
             attention = self.variant(name).attention
-            for cap, value in (
-                ("attention.softcap", attention.softcap),
-                ("logit_softcap", self.logit_softcap),
-            ):
-                if value == 0.0:
-                    raise InputError(f"model.{cap}=0.0: a cap must be above 0; give none for no cap")
+            _check_cap("attention.softcap", attention.softcap)
             if attention.head_dim is None and self.embed_dim % attention.num_heads:
                 raise InputError(
                     f"model.embed_dim={self.embed_dim} is no multiple of model.attention.num_heads="
@@ -255,11 +210,44 @@ class Transformer:
                     f"{moe.num_experts}: change one of them"
                 )
 
+    def _check_ends(self) -> None:
+        """InputError when stem, pool and head do not fit together."""
+        if (self.vocab_size is None) == (self.images is None):
+            raise InputError(
+                f"model.vocab_size={_config.to_text(self.vocab_size)} beside model.images="
+                f"{'none' if self.images is None else 'Images(…)'}: a model reads tokens or images, give one of them"
+            )
+        if self.images is not None:
+            if self.images.size % self.images.patch:
+                raise InputError(
+                    f"model.images.size={self.images.size} is no multiple of model.images.patch="
+                    f"{self.images.patch}: change one of them"
+                )
+            if self.images.length > self.max_length:
+                raise InputError(
+                    f"an image becomes {self.images.length} tokens, model.max_length={self.max_length} is "
+                    "smaller: raise it"
+                )
+        if self.head is not None:
+            _check_cap("head.softcap", self.head.softcap)
+            if not self.num_outputs:
+                raise InputError("model.head.outputs is not known: set it, or model.head=none")
+        if self.tied and (self.head is None or self.num_outputs != self.vocab_size):
+            raise InputError(
+                "model.tied needs a head with one logit a token: leave model.head.outputs out, or set "
+                "model.tied=false"
+            )
+
     def build(self, partitioning: Partitioning | None = None) -> Model:
         """The model as pure functions, with activation constraints when it is bound to a mesh."""
         from jaxmodel.models import transformer
 
         return transformer.build(self, partitioning)
+
+
+def _check_cap(name: str, cap: float | None) -> None:
+    if cap == 0.0:
+        raise InputError(f"model.{name}=0.0: a cap must be above 0; give none for no cap")
 
 
 @register

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
+from jaxmodel.models import parts
 from jaxmodel.models.configs import Perceptron
 from jaxmodel.models.inputs import check_batch
 from jaxmodel.models.sizes import require_sizes
@@ -56,7 +57,8 @@ class _Network(Layer):
         if config.norm == "batch":
             return BatchNorm(self.partitioning, width, config.epsilon, config.momentum, name=name)(x, train)
         if config.norm == "layer":
-            return Norm(self.partitioning, width, "layer", config.epsilon, bias=True, name=name)(x)
+            kind = parts.Norm(kind="layer", epsilon=config.epsilon, bias=True)
+            return Norm(self.partitioning, width, kind, name=name)(x)
         return x
 
 

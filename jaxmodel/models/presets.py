@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxmodel.models.configs import MLP, Attention, ConvNet, Norm, Perceptron, Transformer
+from jaxmodel.models.configs import ConvNet, Perceptron, Transformer
+from jaxmodel.models.parts import MLP, Attention, Norm, Stem
 
 GPT2_VOCAB = 50257
 
@@ -16,7 +17,7 @@ def _gpt2(num_layers: int, embed_dim: int, num_heads: int, **overrides) -> Trans
         attention=Attention(num_heads=num_heads, bias=True, output_bias=True),
         mlp=MLP(dim=4 * embed_dim, activation="gelu_tanh", bias=True),
         norm=Norm(kind="layer", bias=True),
-        learned_positions=True,
+        stem=Stem(positions="learned"),
         tied=True,
         init_scale=0.02,
         **sizes,
@@ -42,9 +43,9 @@ PRESETS = {
         max_length=512,
         embed_dim=192,
         num_layers=4,
-        attention=Attention(num_heads=6, rotary=True, qk_norm=True),
+        attention=Attention(num_heads=6, rotary=True, qk_norm="head"),
         mlp=MLP(dim=768, activation="relu_squared"),
-        embed_norm=True,
+        stem=Stem(norm=True),
         residual_init=0.0,
     ),
     "gpt2": _gpt2(12, 768, 12),

@@ -11,18 +11,19 @@ from jaxmodel.errors import InputError
 READERS = {"tokens": "tiny", "features": "mlp", "categories": "mlp", "images": "resnet-tiny"}
 
 
-def fit_sizes(config: Any, facts: Mapping[str, Any], **sizes: str) -> Any:
+def fit_sizes(config: Any, facts: Mapping[str, Any], place: str = "", **sizes: str) -> Any:
     """A config with the sizes that were left to the data.
 
     Args:
       config: a model's; where it has a size, the data must have the same.
       facts: of the data; `inputs` are the names of the arrays in its batches.
+      place: of the config within the model's, as in "head."; then what it reads is not looked at.
       **sizes: which fact a field is, as in `num_classes="num_outputs"`.
 
     Raises:
       InputError: the data are not what the model reads, or of another size than it was told.
     """
-    unread = [name for name in facts["inputs"] if name not in config.reads]
+    unread = [] if place else [name for name in facts["inputs"] if name not in config.reads]
     if unread:
         raise InputError(
             f"the data are {unread[0]}, and --model reads {' and '.join(config.reads)}: choose one that reads "
@@ -33,8 +34,8 @@ def fit_sizes(config: Any, facts: Mapping[str, Any], **sizes: str) -> Any:
         here = getattr(config, name)
         if here is not None and here != value:
             raise InputError(
-                f"--model.{name}={to_text(here)}, and the data have {to_text(value)}: leave --model.{name} out, or "
-                "give other data"
+                f"--model.{place}{name}={to_text(here)}, and the data have {to_text(value)}: "
+                f"leave --model.{place}{name} out, or give other data"
             )
     return dataclasses.replace(config, **found)
 

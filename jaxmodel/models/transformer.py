@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
 from jaxmodel.models.configs import Transformer
@@ -17,64 +16,21 @@ from jaxmodel.models.inputs import check_batch
 from jaxmodel.nn import layer
 from jaxmodel.nn.block import Block
 from jaxmodel.nn.cache import make_cache
-from jaxmodel.nn.layer import STABLE, Layer, compact, einsum, normal, zeros
+from jaxmodel.nn.head import Head, Pool
 from jaxmodel.nn.mask import ABSENT, positions_of
 from jaxmodel.nn.norm import Norm
 from jaxmodel.nn.stack import init_stack, run_stack
+from jaxmodel.nn.stem import Stem
 from jaxmodel.sharding import Partitioning
-
-
-class Stem(Layer):
-    """tokens int32[B,T] to [B,T,D]."""
-
-    config: Transformer
-
-    @compact
-    def __call__(self, tokens: jax.Array, positions: jax.Array, train: bool) -> jax.Array:
-        config = self.config
-        dtype = jnp.dtype(config.execution.dtype)
-        init = normal(0.02 if config.init_scale is None else config.init_scale)
-        x = weights.take(self.table().leaf, tokens, dtype)
-        if config.learned_positions:
-            table = self.vector("positions", "length embed", (config.max_length, config.embed_dim), init)
-            x = x + jnp.take(table, jnp.maximum(positions, 0), axis=0).astype(dtype)
-        if config.embed_norm:
-            kind = {"kind": config.norm.kind, "epsilon": config.norm.epsilon, "bias": config.norm.bias}
-            x = Norm(self.partitioning, config.embed_dim, **kind, name="norm")(x)
-        return self.constrain(self.dropout(x, config.dropout, train), "batch", None, None)
-
-    def table(self) -> layer.Weight:
-        """The embedding table, which a tied head multiplies by."""
-        config = self.config
-        init = normal(0.02 if config.init_scale is None else config.init_scale)
-        return self.weight("tokens", "vocab <- embed", (config.embed_dim,), (config.vocab_size,), init)
-
-
-class Head(Layer):
-    """hidden [B,T,D] to float32 logits [B,T,V], through its own weight or the stem's table."""
-
-    config: Transformer
-
-    @compact
-    def __call__(self, hidden: jax.Array, tied: layer.Weight | None) -> jax.Array:
-        config = self.config
-        if tied is None:
-            sizes = (config.embed_dim,), (config.vocab_size,)
-            tied = self.weight("logits", "embed -> vocab", *sizes, normal(config.init_scale))
-        logits = einsum(hidden, tied).astype(STABLE)
-        if config.head_bias:
-            logits = logits + self.vector("bias", "vocab", (config.vocab_size,), zeros)
-        if config.logit_softcap is not None:
-            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
-        return self.constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
 
 
 def build(config: Transformer, partitioning: Partitioning | None = None) -> Model:
     """A transformer as pure functions.
 
     The batch holds `tokens` int32[B,T] and may hold `mask` bool[B,T] (true where real), `segments` int32[B,T]
-    (packed documents, 0 = padding) and `positions` int32[B,T]; values are `logits` float32[B,T,V] and `hidden`
-    [B,T,D]. A batch with `hidden` in place of `tokens` runs the head only.
+    (packed documents, 0 = padding), `positions` int32[B,T] and `types` int32[B,T]; or it holds `images`
+    float32[B,H,W,C]. Values are `hidden` [B,T,D]; with a pool, `embedding` [B,D]; with a head, `logits` float32[B,T,V],
+    or [B,V] of the embedding. A batch with `hidden` in place of tokens or images runs pool and head only.
 
     With `state=start(batch_size, length)` each call appends to the cache, so that a prompt may be read in one call
     and continued token by token; rows may be padded left or right, as `mask` says. The cache holds `length` tokens a
@@ -86,39 +42,52 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     """
     config.check()
     kinds = {name: config.variant(name) for pattern, _ in config.segments for name in pattern}
-    stem, blocks, norm, head = _modules(config, kinds, partitioning)
-    final_norm = config.norm.placement == "pre"
+    parts = _modules(config, kinds, partitioning)
+    (reads,) = config.reads
+    final_norm = config.norm.placement != "post"
     dtype = jnp.dtype(config.execution.dtype)
     one = jnp.zeros((1, 1), jnp.int32)
 
     def declare(key: jax.Array) -> Any:
-        """Params with their layouts, from modules without a mesh: their input here is a single token."""
-        stem, blocks, norm, head = _modules(config, kinds, None)
-        stem_key, stack_key, norm_key, head_key = jax.random.split(key, 4)
+        """Params with their layouts, from modules without a mesh: their input here is a single token, or image."""
+        stem, blocks, norm, pool, head = _modules(config, kinds, None)
+        stem_key, stack_key, norm_key, head_key, pool_key = jax.random.split(key, 5)
         x = jnp.zeros((1, 1, config.embed_dim), dtype)
+        shape = [1 if isinstance(dim, str) else dim for dim in config.inputs[reads][1]]
+        tokens = config.images.length if config.images else 1
 
         def block(kind: str, key: jax.Array) -> Any:
             return blocks[kind].init({"params": key}, x, one, None, one > 0, None, False)["params"]
 
-        made = {
-            "stem": stem.init({"params": stem_key}, one, one, False)["params"],
+        def made(module: Any, key: jax.Array, *args: Any) -> dict[str, Any]:
+            return module.init({"params": key}, *args).get("params", {})
+
+        types = jnp.zeros((1, tokens), jnp.int32)
+        found = {
+            "stem": made(stem, stem_key, jnp.zeros(shape, config.inputs[reads][0]), types, types, False),
             "stack": init_stack(stack_key, config.segments, {k: functools.partial(block, k) for k in kinds}),
         }
         if final_norm:
-            made["norm"] = norm.init({"params": norm_key}, x)["params"]
-        table = (
-            layer.Weight(jnp.zeros((1, config.embed_dim)), (config.embed_dim,), (1,), True)
-            if config.tied
-            else None
-        )
-        if not config.tied or config.head_bias:
-            made["head"] = head.init({"params": head_key}, x, table)["params"]
-        return made
+            found["norm"] = made(norm, norm_key, x)
+        if config.pool:
+            found["pool"] = made(pool, pool_key, x, None)
+        if config.head:
+            table = layer.Weight(jnp.zeros((1, config.embed_dim)), (config.embed_dim,), (1,), True)
+            found["head"] = made(head, head_key, x, table if config.tied else None)
+        return {name: each for name, each in found.items() if each}
 
-    def logits_of(params: Params, hidden: jax.Array) -> jax.Array:
-        table = stem.apply({"params": params["stem"]}, method="table") if config.tied else None
-        with jax.named_scope("head"):
-            return head.apply({"params": params.get("head", {})}, hidden, table)  # type: ignore[return-value]
+    def ends(params: Params, hidden: jax.Array, real: jax.Array | None) -> dict[str, jax.Array]:
+        """Embedding and logits of hidden [B,T,D], as far as the model has them."""
+        values: dict[str, jax.Array] = {}
+        if config.pool:
+            with jax.named_scope("pool"):
+                hidden = parts.pool.apply({"params": params.get("pool", {})}, hidden, real)  # type: ignore[assignment]
+            values["embedding"] = hidden
+        if config.head:
+            table = parts.stem.apply({"params": params["stem"]}, method="table") if config.tied else None
+            with jax.named_scope("head"):
+                values["logits"] = parts.head.apply({"params": params.get("head", {})}, hidden, table)  # type: ignore[assignment]
+        return values
 
     def block_runner(kind: str, where: _Where, train: bool) -> Any:
         # See `Attention`: what lies behind a piece of queries is hidden only where slots follow positions.
@@ -127,7 +96,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         def run(params: Params, x: jax.Array, cache: Any, key: jax.Array | None) -> Any:
             rngs = {} if key is None else {"dropout": key}
             seen = (where.positions, where.segments, where.real, cache, train, pieces)
-            return blocks[kind].apply({"params": params}, x, *seen, rngs=rngs)
+            return parts.blocks[kind].apply({"params": params}, x, *seen, rngs=rngs)
 
         return jax.checkpoint(run) if config.execution.remat and train else run
 
@@ -139,10 +108,10 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Outputs:
-        head_only = isinstance(batch, Mapping) and "hidden" in batch and "tokens" not in batch
-        check_batch(batch, config.inputs, needed=() if head_only else ("tokens",))
+        head_only = isinstance(batch, Mapping) and "hidden" in batch and reads not in batch
+        check_batch(batch, config.inputs, needed=() if head_only else (reads,))
         if head_only:
-            return Outputs({"logits": logits_of(params, batch["hidden"])})
+            return Outputs(ends(params, batch["hidden"], batch.get("mask")))
         if train and config.dropout and key is None:
             raise InputError(
                 f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)"
@@ -151,27 +120,26 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         where = _Where(config, batch, state)
         with jax.named_scope("stem"):
             rngs = {} if stem_key is None else {"dropout": stem_key}
-            x: Any = stem.apply(
-                {"params": params["stem"]}, batch["tokens"], where.positions, train, rngs=rngs
-            )
+            inputs = batch[reads], where.positions, batch.get("types"), train
+            x: Any = parts.stem.apply({"params": params["stem"]}, *inputs, rngs=rngs)
         runners = {k: block_runner(k, where, train) for k in kinds}
         caches = state["stack"] if state else None
         x, caches, losses = run_stack(
             params["stack"], x, caches, stack_key, config.segments, runners, scan=config.execution.scan
         )
         if final_norm:
-            x = norm.apply({"params": params["norm"]}, x)
+            x = parts.norm.apply({"params": params["norm"]}, x)
         changed = {"stack": caches, "length": where.after} if state else {}
-        return Outputs({"logits": logits_of(params, x), "hidden": x}, changed, losses)
+        return Outputs({**ends(params, x, where.mask), "hidden": x}, changed, losses)
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:
         if batch_size is None or length is None:
             return {}
-        if not all(kinds[kind].attention.causal for kind in kinds):
+        if not config.causal:
             raise InputError(
                 "a model whose attention is not causal has no cache: earlier tokens see later ones"
             )
-        if length > config.max_length and config.learned_positions:
+        if length > config.max_length and config.stem.positions == "learned":
             raise InputError(
                 f"a cache of {length} tokens is longer than model.max_length={config.max_length}"
             )
@@ -192,22 +160,33 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     return Model(lambda key: layer.params_of(declare(key)), apply, start, layout, config)
 
 
-def _modules(
-    config: Transformer, kinds: dict[str, Transformer], partitioning: Partitioning | None
-) -> tuple[Stem, dict[str, Block], Norm, Head]:
+class _Parts(NamedTuple):
+    """The modules of a model."""
+
+    stem: Stem
+    blocks: dict[str, Block]
+    norm: Norm
+    pool: Pool
+    head: Head
+
+
+def _modules(config: Transformer, kinds: dict[str, Transformer], partitioning: Partitioning | None) -> _Parts:
     blocks = {name: Block(partitioning, each) for name, each in kinds.items()}
-    norm = Norm(partitioning, config.embed_dim, config.norm.kind, config.norm.epsilon, config.norm.bias)
-    return Stem(partitioning, config), blocks, norm, Head(partitioning, config)
+    norm = Norm(partitioning, config.embed_dim, config.norm)
+    return _Parts(
+        Stem(partitioning, config), blocks, norm, Pool(partitioning, config), Head(partitioning, config)
+    )
 
 
 class _Where:
     """Positions, segments and reality of a batch's tokens, with what a cache already holds before them."""
 
     def __init__(self, config: Transformer, batch: Batch, state: State) -> None:
-        tokens = batch["tokens"]
-        if tokens.shape[1] > config.max_length:
+        (reads,) = config.reads
+        shape = batch[reads].shape[:2] if config.images is None else (len(batch[reads]), config.images.length)
+        if shape[1] > config.max_length:
             raise InputError(
-                f"a sequence of {tokens.shape[1]} tokens is longer than model.max_length={config.max_length}"
+                f"a sequence of {shape[1]} tokens is longer than model.max_length={config.max_length}"
             )
         mask, segments, positions = batch.get("mask"), batch.get("segments"), batch.get("positions")
         if segments is not None:
@@ -216,19 +195,17 @@ class _Where:
                 raise InputError("packed segments and a cache do not go together: give one sequence a row")
         if positions is None:
             # One row serves all where every row is alike: its mask is made once.
-            rows = 1 if mask is None and not state else tokens.shape[0]
-            positions = (
-                positions_of(rows, tokens.shape[1], mask) if segments is None else _restarted(segments)
-            )
+            rows = 1 if mask is None and not state else shape[0]
+            positions = positions_of(rows, shape[1], mask) if segments is None else _restarted(segments)
             if state:
                 positions = jnp.where(positions >= 0, positions + state["length"][:, None], ABSENT)
         elif mask is not None:
             positions = jnp.where(mask, positions, ABSENT)
         if state:
-            positions = jnp.broadcast_to(positions, tokens.shape)
-        self.positions, self.segments = positions, segments
+            positions = jnp.broadcast_to(positions, shape)
+        self.positions, self.segments, self.mask = positions, segments, mask
         self.ordered = not state and (batch.get("positions") is None or segments is not None)
-        self.real = jnp.ones(tokens.shape, bool) if mask is None else mask
+        self.real = jnp.ones(shape, bool) if mask is None else mask
         self.after = state["length"] + jnp.sum(self.real, axis=1, dtype=jnp.int32) if state else None
 
 

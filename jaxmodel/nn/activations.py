@@ -49,4 +49,5 @@ ACTIVATIONS: dict[str, tuple[Elementwise, bool]] = {
     "relu_squared": (lambda x: jnp.square(jax.nn.relu(x)), False),  # arXiv:2109.08668
     "swiglu": (silu, True),
     "geglu": (gelu_tanh, True),
+    "geglu_exact": (gelu, True),
 }

@@ -1,4 +1,4 @@
-"""Multi-head, grouped-query and sliding-window attention with rotary positions.
+"""Multi-head, grouped-query and sliding-window attention.
 
 B batch, T queries, S keys, D model dim, H query heads, G key/value heads, R = H/G, K head dim.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxmodel.models import configs
+from jaxmodel.models import parts
+from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.cache import Cache
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, ones, zeros
+from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, zeros
 from jaxmodel.nn.mask import attention_mask
-from jaxmodel.nn.norm import rms_normalize
+from jaxmodel.nn.norm import norm_scale, rms_normalize
+from jaxmodel.nn.rope import rotate
 
 SHORTEST_PIECE = 32  # queries; below it more pieces cost more than they save
 
@@ -33,16 +35,6 @@ def _softmax_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple
     return y, y * (dx - jnp.sum(y * dx, axis=-1, keepdims=True))
 
 
-def rotate(x_BTHK: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions (arXiv:2104.09864), the two halves of a head forming the pairs; positions int32[B,T]."""
-    half = x_BTHK.shape[-1] // 2
-    wavelength = theta ** (jnp.arange(half, dtype=STABLE) / half)
-    angle = jnp.maximum(positions, 0)[..., None, None].astype(STABLE) / wavelength
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    low, high = jnp.split(x_BTHK.astype(STABLE), 2, axis=-1)
-    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x_BTHK.dtype)
-
-
 def dot_product_attention(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,
@@ -51,10 +43,12 @@ def dot_product_attention(
     *,
     scale: float,
     softcap: float | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Attention in plain array code, which every backend and export can run: float32 softmax, [B,T,H,K] out.
 
-    `mask` is bool[B or 1,T,S]; a query that may see nothing (padding) gets a finite, meaningless answer.
+    `mask` is bool[B or 1,T,S]; a query that may see nothing (padding) gets a finite, meaningless answer. `sinks`
+    float32[H] are scores of nothing: they take weight away from what is seen (arXiv:2309.17453).
     """
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
@@ -67,7 +61,12 @@ def dot_product_attention(
     if mask is not None:
         # Added, not selected: the backward pass then need not look at the mask again.
         scores = scores + jnp.where(mask[:, None, None], 0.0, UNSEEN)
+    if sinks is not None:
+        column = jnp.broadcast_to(sinks.reshape(G, H // G, 1, 1), (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, column], axis=-1)
     weights = softmax(scores).astype(v_BGSK.dtype)
+    if sinks is not None:
+        weights = weights[..., :-1]
     out_BGRTK = jnp.einsum("bgrts,bgsk->bgrtk", weights, v_BGSK)
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
@@ -75,7 +74,8 @@ def dot_product_attention(
 class Attention(Layer):
     """The attention half of a block, x [B,T,D] to [B,T,D]; with a cache, also its successor."""
 
-    config: configs.Attention
+    config: parts.Attention
+    model: Transformer
     dim: int
     init_input: Initializer
     init_output: Initializer
@@ -95,10 +95,12 @@ class Attention(Layer):
         q = self._project(x, "query", "heads", H, K)
         k = self._project(x, "key", "kv_heads", G, K)
         v = self._project(x, "value", "kv_heads", G, K)
-        if config.qk_norm:
+        if config.qk_norm != "none":
             q, k = self._normalize(q, "query_norm"), self._normalize(k, "key_norm")
         if config.rotary:
-            q, k = rotate(q, positions, config.rope_theta), rotate(k, positions, config.rope_theta)
+            q, k = (rotate(each, positions, config, self.model.max_length) for each in (q, k))
+        sinks = self.vector("sinks", "heads", (H,), zeros) if config.sinks else None
+        scale = K**-0.5 if config.scale is None else config.scale
         if cache is None:
             key_positions = positions
         else:
@@ -121,7 +123,7 @@ class Attention(Layer):
                 window=config.window,
             )
             part = q[:, begin:end], k[:, :last], v[:, :last]
-            return dot_product_attention(*part, mask, scale=K**-0.5, softcap=config.softcap)
+            return dot_product_attention(*part, mask, scale=scale, softcap=config.softcap, sinks=sinks)
 
         with jax.named_scope("attend"):
             if pieces == 1:
@@ -145,5 +147,10 @@ class Attention(Layer):
         return self.constrain(y, "batch", None, heads, None)
 
     def _normalize(self, x: jax.Array, name: str) -> jax.Array:
-        scale = self.vector(name, "head_dim", (x.shape[-1],), ones)
-        return (rms_normalize(x, 1e-6) * scale).astype(x.dtype)
+        """RMS norm [B,T,H,K] over each head, or over all of them together."""
+        config, flat = self.config, x
+        layout = "head_dim"
+        if config.qk_norm == "all":
+            flat, layout = x.reshape(*x.shape[:2], -1), "heads_norm"
+        scale = norm_scale(self, name, layout, flat.shape[-1], self.model.norm.offset)
+        return (rms_normalize(flat, config.qk_norm_epsilon) * scale).astype(x.dtype).reshape(x.shape)

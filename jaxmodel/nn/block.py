@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxmodel.models import configs
+from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.attention import Attention
 from jaxmodel.nn.cache import Cache
 from jaxmodel.nn.layer import Initializer, Layer, compact, normal
@@ -17,7 +17,7 @@ from jaxmodel.nn.norm import Norm
 class Block(Layer):
     """x [B,T,D] to ([B,T,D], cache, router losses float32[B]); `config` is one variant of the model's."""
 
-    config: configs.Transformer
+    config: Transformer
 
     @property
     def init_input(self) -> Initializer:
@@ -44,29 +44,30 @@ class Block(Layer):
         pieces: int = 1,
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         config = self.config
-        pre = config.norm.placement == "pre"
         shared: dict[str, Any] = {"partitioning": self.partitioning, "dim": config.embed_dim}
         halves: dict[str, Any] = {"init_input": self.init_input, "init_output": self.init_output}
 
-        def norm(name: str) -> Norm:
-            kind: dict[str, Any] = {
-                "kind": config.norm.kind,
-                "epsilon": config.norm.epsilon,
-                "bias": config.norm.bias,
-            }
-            return Norm(**shared, **kind, name=name)
+        def norm(wanted: bool, name: str, x: jax.Array) -> jax.Array:
+            return Norm(**shared, config=config.norm, name=name)(x) if wanted else x
 
-        attention = Attention(**shared, **halves, config=config.attention, name="attention")
-        a, cache = attention(norm("attention_norm")(x) if pre else x, positions, segments, cache, pieces)
-        x = x + self.dropout(a, config.dropout, train)
-        x = self.constrain(x if pre else norm("attention_norm")(x), "batch", None, None)
+        def before(x: jax.Array, half: str) -> jax.Array:
+            return norm(config.norm.before, f"{half}_norm", x)
 
-        h = norm("mlp_norm")(x) if pre else x
+        def after(x: jax.Array, y: jax.Array, half: str) -> jax.Array:
+            y = norm(config.norm.on_output, f"{half}_output_norm", y)
+            x = norm(
+                config.norm.placement == "post", f"{half}_norm", x + self.dropout(y, config.dropout, train)
+            )
+            return self.constrain(x, "batch", None, None)
+
+        attention = Attention(**shared, **halves, config=config.attention, model=config, name="attention")
+        y, cache = attention(before(x, "attention"), positions, segments, cache, pieces)
+        x = after(x, y, "attention")
+
+        h = before(x, "mlp")
         losses: dict[str, jax.Array] = {}
         if config.moe is None:
-            m = MLP(**shared, **halves, config=config.mlp, name="mlp")(h)
+            y = MLP(**shared, **halves, config=config.mlp, name="mlp")(h)
         else:
-            m, losses = MoE(**shared, **halves, config=config.moe, name="moe")(h, real)
-        x = x + self.dropout(m, config.dropout, train)
-        x = self.constrain(x if pre else norm("mlp_norm")(x), "batch", None, None)
-        return x, cache, losses
+            y, losses = MoE(**shared, **halves, config=config.moe, name="moe")(h, real)
+        return after(x, y, "mlp"), cache, losses

@@ -89,8 +89,8 @@ class Layer(nn.Module):
         return Weight(leaf, contracted, produced, table)
 
     def vector(self, name: str, layout: str, shape: tuple[int, ...], init: Initializer) -> jax.Array:
-        """Declare a norm scale, a bias, a router or positions: never quantized, adapted or decayed."""
-        value = self._declare(name, layout, shape, init)
+        """Declare a norm scale, a bias, a router or positions, float32: never quantized, adapted or decayed."""
+        value = self._declare(name, layout, shape, init).astype(STABLE)  # however narrow it is stored
         return value if self.partitioning is None else self.partitioning.gather(value, layout)
 
     def _declare(self, name: str, layout: str, shape: tuple[int, ...], init: Initializer) -> Any:

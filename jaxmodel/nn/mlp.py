@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxmodel import weights
 from jaxmodel.errors import InputError
-from jaxmodel.models import configs
+from jaxmodel.models import parts
 from jaxmodel.nn.activations import ACTIVATIONS
 from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, zeros
 
@@ -22,7 +22,7 @@ from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, zeros
 class MLP(Layer):
     """x [..., D] to [..., D] through F hidden units."""
 
-    config: configs.MLP
+    config: parts.MLP
     dim: int
     init_input: Initializer
     init_output: Initializer
@@ -51,7 +51,7 @@ class MoE(Layer):
     A token's result depends on that token alone and the losses on one sequence, never on what shares the device.
     """
 
-    config: configs.MoE
+    config: parts.MoE
     dim: int
     init_input: Initializer
     init_output: Initializer

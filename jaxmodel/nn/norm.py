@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
+from jaxmodel.models import parts
 from jaxmodel.nn.layer import STABLE, Layer, compact, ones, zeros
 
 
@@ -17,22 +18,26 @@ def rms_normalize(x: jax.Array, epsilon: float) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
 
 
+def norm_scale(layer: Layer, name: str, layout: str, dim: int, offset: float) -> jax.Array:
+    """The scale of a norm, float32[dim], which starts at 1 and is stored without `offset`."""
+    scale = layer.vector(name, layout, (dim,), lambda key, shape, dtype: ones(key, shape, dtype) - offset)
+    return scale + offset if offset else scale
+
+
 class Norm(Layer):
     """Layer norm (arXiv:1607.06450) or RMS norm over the last axis, x [..., D] to the same shape and dtype."""
 
     dim: int
-    kind: str
-    epsilon: float
-    bias: bool = False
+    config: parts.Norm
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(STABLE)
-        if self.kind == "layer":
+        config, y = self.config, x.astype(STABLE)
+        if config.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = rms_normalize(y, self.epsilon)
-        y = y * self.vector("scale", "embed_norm", (self.dim,), ones)
-        if self.bias:
+        y = rms_normalize(y, config.epsilon)
+        y = y * norm_scale(self, "scale", "embed_norm", self.dim, config.offset)
+        if config.bias:
             y = y + self.vector("bias", "embed_norm", (self.dim,), zeros)
         return y.astype(x.dtype)
 

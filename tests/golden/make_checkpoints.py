@@ -1,4 +1,8 @@
-"""Makes the golden checkpoints: `python -m tests.golden.make_checkpoints`. One that is there stays as it is."""
+"""What the golden checkpoints hold. One that is there stays as it is: what old versions wrote does not change.
+
+Schema 1 is made by `python -m tests.golden.make_checkpoints`; schema 2 was written by the last version that wrote it,
+with `training_state(CONFIG.build())`.
+"""
 
 import zlib
 from pathlib import Path
@@ -12,7 +16,8 @@ from jaxmodel import weights
 from jaxmodel.checkpoint import Checkpointer, record
 from jaxmodel.data.tokenizer import ByteTokenizer
 from jaxmodel.model import Model
-from jaxmodel.models.configs import MLP, Attention, Transformer
+from jaxmodel.models.configs import Transformer
+from jaxmodel.models.parts import MLP, Attention
 from jaxmodel.train import TrainState
 
 HERE = Path(__file__).parent

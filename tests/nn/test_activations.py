@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmodel.models.configs import ACTIVATIONS as NAMES
-from jaxmodel.models.configs import GATED
+from jaxmodel.models.parts import ACTIVATIONS as NAMES
+from jaxmodel.models.parts import GATED
 from jaxmodel.nn.activations import ACTIVATIONS
 
 erfc = np.vectorize(math.erfc)
@@ -69,7 +69,11 @@ REFERENCES = {  # name -> (value, slope)
     "softplus": (softplus, sigmoid),
     "relu_squared": (lambda x: np.maximum(x, 0) ** 2, lambda x: 2 * np.maximum(x, 0)),
 }
-REFERENCES |= {"swiglu": REFERENCES["silu"], "geglu": REFERENCES["gelu_tanh"]}
+REFERENCES |= {
+    "swiglu": REFERENCES["silu"],
+    "geglu": REFERENCES["gelu_tanh"],
+    "geglu_exact": REFERENCES["gelu"],
+}
 X = np.concatenate([np.linspace(-6, 6, 41) + 0.013, [1e-20, 9, 12.5, 20, 88, 89, 150, 1e3, 1e4, 1e9]])
 X = np.asarray(np.concatenate([X, -X]), np.float32)
 

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 
 from jaxmodel.config import replace
-from jaxmodel.nn.attention import dot_product_attention, rotate
+from jaxmodel.nn.attention import dot_product_attention
 from tests.contract import CAUSAL, relative
 
 
+@pytest.mark.parametrize("sunk", [False, True])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_dot_product_attention_against_loops(groups, softcap):
+def test_dot_product_attention_against_loops(groups, softcap, sunk):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, 5, h, 8)) for h in (4, groups, groups))
     mask = np.tril(np.ones((5, 5), bool))[None] & (rng.random((2, 5, 5)) < 0.8) | np.eye(5, dtype=bool)
+    sinks = rng.normal(size=4) if sunk else None
     expected = np.zeros_like(q)
     for b in range(2):
         for t in range(5):
@@ -24,20 +26,12 @@ def test_dot_product_attention_against_loops(groups, softcap):
                 scores = k[b, :, group] @ q[b, t, h] * 0.3
                 scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
                 weights = np.exp(np.where(mask[b, t], scores, -np.inf))
-                expected[b, t, h] = weights / weights.sum() @ v[b, :, group]
+                nothing = 0.0 if sinks is None else np.exp(sinks[h])
+                expected[b, t, h] = weights / (weights.sum() + nothing) @ v[b, :, group]
     a, b, c = (jnp.asarray(array, jnp.float32) for array in (q, k, v))
-    assert (
-        relative(dot_product_attention(a, b, c, jnp.asarray(mask), scale=0.3, softcap=softcap), expected)
-        < 1e-5
-    )
-
-
-def test_rotation_keeps_lengths_and_depends_on_distance_only():
-    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-    where = [jnp.asarray([[p]]) for p in (3, 7, 103, 107)]
-    near, far = (jnp.sum(rotate(q, a, 100.0) * rotate(k, b, 100.0)) for a, b in (where[:2], where[2:]))
-    assert relative(near, far) < 1e-5
-    assert relative(jnp.linalg.norm(rotate(q, where[1], 100.0)), jnp.linalg.norm(q)) < 1e-6
+    sinks = None if sinks is None else jnp.asarray(sinks, jnp.float32)
+    found = dot_product_attention(a, b, c, jnp.asarray(mask), scale=0.3, softcap=softcap, sinks=sinks)
+    assert relative(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["gpt", "pattern"])

@@ -104,7 +104,7 @@ def test_partition_leaves_plain_params_whole_and_frozen_ones_still():
 
 def test_a_new_head_trains_beside_adapters():
     """LoRA in the body, the head and its bias plain: both move under a gradient, and nothing else has one."""
-    config = replace(CAUSAL["gpt"], {"tied": False, "head_bias": True})
+    config = replace(CAUSAL["gpt"], {"tied": False, "head.bias": True})
     model = trained(config.build(), "head/*")
     params = jax.jit(config.build().init)(jax.random.key(0))
     adapted = weights.lora(

@@ -1,0 +1,203 @@
+"""The parts of a transformer, as frozen dataclasses: no jax here, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxmodel.config import field, register
+
+ACTIVATIONS = (
+    *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
+    *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu", "geglu_exact"),
+)
+GATED = ("swiglu", "geglu", "geglu_exact")  # those with a gate, that is, a third matrix
+UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
+SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """How rotary positions are made to reach further than they were trained, and which part of a head they turn."""
+
+    fraction: float = field(1.0, help="part of a head that is turned", low=0.0, high=1.0)
+    interleaved: bool = field(False, help="pairs are neighbours (0, 1), not halves (0, head_dim / 2)")
+    scaling: str = field(
+        "none",
+        help="linear (arXiv:2306.15595), dynamic NTK, llama3 (arXiv:2407.21783), yarn (arXiv:2309.00071) or longrope "
+        "(arXiv:2402.13753)",
+        choices=SCALINGS,
+    )
+    factor: float = field(1.0, help="how much further than trained", low=0.0)
+    original_length: int | None = field(None, help="tokens it was trained for", low=1)
+    low_frequency: float = field(
+        1.0, help="llama3: turns within original_length below which all is stretched"
+    )
+    high_frequency: float = field(4.0, help="llama3: turns above which nothing is")
+    beta_fast: float = field(32.0, help="yarn: turns above which nothing is stretched")
+    beta_slow: float = field(1.0, help="yarn: turns below which all is")
+    truncate: bool = field(True, help="yarn: the bounds fall on whole frequencies")
+    attention_factor: float | None = field(
+        None, help="yarn, longrope: scale of sines and cosines (default: by factor)"
+    )
+    short_factors: tuple[float, ...] = field(
+        (), help="longrope: stretch of each frequency up to original_length"
+    )
+    long_factors: tuple[float, ...] = field((), help="longrope: the same beyond it")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Multi-head attention; fewer key/value heads make it grouped-query attention (arXiv:2305.13245)."""
+
+    num_heads: int = field(help="query heads", low=1)
+    num_kv_heads: int | None = field(None, help="key/value heads (default: num_heads)", low=1)
+    head_dim: int | None = field(None, help="width of a head (default: embed_dim / num_heads)", low=1)
+    causal: bool = field(True, help="a token sees only itself and earlier ones")
+    window: int | None = field(None, help="sliding window: sees this many tokens, itself included", low=1)
+    rotary: bool = field(False, help="rotary positions (arXiv:2104.09864)")
+    rope_theta: float = field(10000.0, help="base wavelength of the rotary positions", low=1.0)
+    rope: Rope = field(Rope(), help="how far rotary positions reach")
+    qk_norm: str = field(
+        "none",
+        help="RMS norm of queries and keys: of each head, or of all together",
+        choices=("none", "head", "all"),
+    )
+    qk_norm_epsilon: float = field(1e-6, help="added to their variance", low=0.0)
+    scale: float | None = field(None, help="of the scores (default: 1 / sqrt(head_dim))", low=0.0)
+    softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=0.0)
+    sinks: bool = field(False, help="a learned score a head that only takes weight away (arXiv:2309.17453)")
+    bias: bool = field(False, help="biases on query, key and value")
+    output_bias: bool = field(False, help="bias on the output projection")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class MLP:
+    """The feed-forward half of a block; swiglu and geglu have a gate (arXiv:2002.05202)."""
+
+    dim: int = field(help="hidden width", low=1)
+    activation: str = field("gelu_tanh", help="non-linearity", choices=ACTIVATIONS)
+    bias: bool = field(False, help="biases on both projections")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class MoE:
+    """Dropless mixture of experts in place of the MLP; losses are taken a sequence at a time."""
+
+    num_experts: int = field(help="experts in a layer", low=2)
+    dim: int = field(help="hidden width of one expert", low=1)
+    experts_per_token: int = field(2, help="experts a token is sent to", low=1)
+    activation: str = field("swiglu", help="non-linearity of an expert", choices=ACTIVATIONS)
+    normalize: bool = field(True, help="rescale the chosen experts' probabilities to sum to one")
+    balance_loss: float = field(
+        0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0
+    )
+    z_loss: float = field(0.001, help="coefficient of the router z-loss (arXiv:2202.08906)", low=0.0)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """Layer norm or RMS norm, and where each half of a block has it.
+
+    `pre`: x + f(norm(x)). `post`: norm(x + f(x)). `output`: x + norm(f(x)). `both`: x + norm(f(norm(x))).
+    """
+
+    kind: str = field("rms", help="layer norm or RMS norm", choices=("layer", "rms"))
+    epsilon: float = field(1e-5, help="added to the variance", low=0.0)
+    bias: bool = field(False, help="the norm has a bias")
+    offset: float = field(0.0, help="added to the scale, which is stored without it (Gemma: 1)")
+    placement: str = field(
+        "pre",
+        help="before each half, after its residual, on its output, or before and on its output",
+        choices=("pre", "post", "output", "both"),
+    )
+
+    @property
+    def before(self) -> bool:
+        """Whether a half block's input is normalised."""
+        return self.placement in ("pre", "both")
+
+    @property
+    def on_output(self) -> bool:
+        """Whether its output is, before the residual."""
+        return self.placement in ("output", "both")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Stem:
+    """How tokens become vectors, beside their table; positions and norm are for images too."""
+
+    scale: float | None = field(None, help="of the embeddings (Gemma: sqrt(embed_dim))", low=0.0)
+    positions: str = field(
+        "none", help="a vector for each position, added to the embedding", choices=("none", "learned")
+    )
+    position_offset: int = field(0, help="rows of the table of positions before that of the first", low=0)
+    num_types: int = field(0, help="kinds of segments, each with a vector (BERT); 0: none", low=0)
+    norm: bool = field(False, help="normalise the embeddings before the first block")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images as sequences of patches, each a vector (arXiv:2010.11929)."""
+
+    size: int = field(help="height and width in pixels", low=1)
+    patch: int = field(help="height and width of a patch in pixels", low=1)
+    channels: int = field(3, help="channels of a pixel", low=1)
+    class_token: bool = field(True, help="a learned vector before the patches")
+    bias: bool = field(True, help="bias on the projection of patches")
+
+    @property
+    def length(self) -> int:
+        """Tokens an image becomes."""
+        return (self.size // self.patch) ** 2 + self.class_token
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """One vector a sequence, the value `embedding` [B, D], which then is what the head reads."""
+
+    kind: str = field(
+        "first", help="the first token, the mean or the last one", choices=("first", "mean", "last")
+    )
+    activation: str = field(
+        "none", help="non-linearity after a dense layer; none: no dense layer", choices=("none", *UNGATED)
+    )
+    normalize: bool = field(False, help="bring the embedding to length 1")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """From hidden, or the pooled embedding, to logits."""
+
+    outputs: int | None = field(None, help="logits (default: one for each token of the vocabulary)", low=1)
+    activation: str = field(
+        "none",
+        help="non-linearity after a dense layer, and a norm, before the logits (BERT); none: neither",
+        choices=("none", *UNGATED),
+    )
+    bias: bool = field(False, help="bias on the logits")
+    scale: float | None = field(None, help="of the logits", low=0.0)
+    softcap: float | None = field(None, help="cap * tanh(logit / cap) on the logits", low=0.0)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a model runs, not what it computes: two executions share every parameter."""
+
+    dtype: str = field("float32", help="compute dtype", choices=("float32", "bfloat16"))
+    scan: bool = field(True, help="scan over the layers (quick to compile) or unroll them (quicker on CPU)")
+    remat: bool = field(False, help="recompute each block in the backward pass instead of storing it")
+    query_pieces: int = field(
+        4,
+        help="pieces of the queries in causal training attention; each meets only the keys up to its end",
+        low=1,
+    )

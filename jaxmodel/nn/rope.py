@@ -1,0 +1,125 @@
+"""Rotary positions (arXiv:2104.09864), and the ways to make them reach further than they were trained.
+
+B batch, T time, H heads, K head dim, R = pairs that are turned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmodel.models.parts import Attention, Rope
+from jaxmodel.nn.layer import STABLE
+
+
+def rotate(x_BTHK: jax.Array, positions: jax.Array, attention: Attention, max_length: int) -> jax.Array:
+    """Turn the pairs of each head by their positions, int32[B,T]; what lies beyond `rope.fraction` stays as it is.
+
+    Args:
+      x_BTHK: queries or keys.
+      positions: negative ones (padding) count as 0.
+      attention: whose `rope_theta` and `rope` apply.
+      max_length: tokens the model is made for.
+    """
+    rope, width = attention.rope, x_BTHK.shape[-1]
+    turned = turned_width(rope, width)
+    positions = jnp.maximum(positions, 0)
+    # A row's own length, so that what shares the batch changes nothing.
+    length = jnp.max(positions, axis=1)[:, None, None] + 1
+    frequency = SCALINGS[rope.scaling](rope, attention.rope_theta, turned, max_length, length)
+    angle_BTHR = (positions[..., None].astype(STABLE) * frequency)[:, :, None]
+    factor = attention_factor(rope, max_length)
+    sin, cos = jnp.sin(angle_BTHR) * factor, jnp.cos(angle_BTHR) * factor
+    x = x_BTHK[..., :turned].astype(STABLE)
+    low, high = (x[..., ::2], x[..., 1::2]) if rope.interleaved else jnp.split(x, 2, axis=-1)
+    pair = low * cos - high * sin, high * cos + low * sin
+    out = jnp.stack(pair, axis=-1).reshape(x.shape) if rope.interleaved else jnp.concatenate(pair, axis=-1)
+    out = out.astype(x_BTHK.dtype)
+    return out if turned == width else jnp.concatenate([out, x_BTHK[..., turned:]], axis=-1)
+
+
+def turned_width(rope: Rope, head_dim: int) -> int:
+    """How many of a head's dims are turned."""
+    return int(head_dim * rope.fraction)
+
+
+def attention_factor(rope: Rope, max_length: int) -> float:
+    """What sines and cosines are scaled by: a longer context wants sharper attention."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.scaling == "yarn":
+        return 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+    if rope.scaling == "longrope":
+        original = rope.original_length or max_length
+        return math.sqrt(1 + math.log(rope.factor) / math.log(original)) if rope.factor > 1 else 1.0
+    return 1.0
+
+
+# (rope, theta, turned, max_length, length int32[B,1,1]) -> radians a token, float32 [R], or [B,1,R] by length.
+Scaling = Callable[[Rope, float, int, int, jax.Array], Any]
+
+
+def _plain(rope: Rope, theta: float, turned: int, max_length: int, length: jax.Array) -> np.ndarray:
+    exponent = np.arange(0, turned, 2, dtype=np.float32) / np.float32(turned)
+    return (np.float32(1) / np.float32(theta) ** exponent).astype(np.float32)
+
+
+def _linear(rope: Rope, *sizes: Any) -> np.ndarray:
+    """Positions pressed together (arXiv:2306.15595)."""
+    return _plain(rope, *sizes) / np.float32(rope.factor)
+
+
+def _dynamic(rope: Rope, theta: float, turned: int, max_length: int, length: jax.Array) -> jax.Array:
+    """A larger base once a row is longer than `max_length` ("NTK-aware", as published by bloc97 and emozilla)."""
+    longer = jnp.maximum(length, max_length).astype(STABLE)
+    stretch = rope.factor * longer / max_length - (rope.factor - 1)
+    base = theta * stretch ** (turned / (turned - 2))
+    return 1.0 / base ** (jnp.arange(0, turned, 2, dtype=STABLE) / turned)
+
+
+def _llama3(rope: Rope, theta: float, turned: int, max_length: int, length: jax.Array) -> np.ndarray:
+    """Slow turns stretched, quick ones not, those between by degrees (arXiv:2407.21783)."""
+    plain = _plain(rope, theta, turned, max_length, length)
+    turns = (rope.original_length or max_length) * plain / (2 * math.pi)
+    kept = np.clip((turns - rope.low_frequency) / (rope.high_frequency - rope.low_frequency), 0, 1)
+    return ((1 - kept) * plain / rope.factor + kept * plain).astype(np.float32)
+
+
+def _yarn(rope: Rope, theta: float, turned: int, max_length: int, length: jax.Array) -> np.ndarray:
+    """As llama3, by degrees over the index of the pair (arXiv:2309.00071)."""
+    plain = _plain(rope, theta, turned, max_length, length)
+    original = rope.original_length or max_length
+
+    def index(turns: float) -> float:
+        """The pair, as a real number, that turns so often within the original length."""
+        return turned * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = index(rope.beta_fast), index(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, turned - 1)
+    ramp = (np.arange(turned // 2, dtype=np.float32) - low) / max(high - low, 1e-3)
+    stretched = np.clip(ramp, 0, 1)
+    return (plain / rope.factor * stretched + plain * (1 - stretched)).astype(np.float32)
+
+
+def _longrope(rope: Rope, theta: float, turned: int, max_length: int, length: jax.Array) -> jax.Array:
+    """A stretch for each pair, one list up to the original length and one beyond (arXiv:2402.13753)."""
+    plain = _plain(rope, theta, turned, max_length, length)
+    short, long = (np.asarray(each, np.float32) for each in (rope.short_factors, rope.long_factors))
+    return jnp.asarray(plain) / jnp.where(length > (rope.original_length or max_length), long, short)
+
+
+SCALINGS: dict[str, Scaling] = {
+    "none": _plain,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}

@@ -1,0 +1,71 @@
+"""The stem: tokens or images become vectors.
+
+B batch, T time, D model dim; of an image H height, W width, C channels, P patch.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxmodel import weights
+from jaxmodel.models.configs import Transformer
+from jaxmodel.models.parts import Images
+from jaxmodel.nn.layer import Initializer, Layer, Weight, compact, einsum, normal, zeros
+from jaxmodel.nn.norm import Norm
+
+
+class Stem(Layer):
+    """Tokens int32[B,T], or images float32[B,H,W,C] of T patches, to [B,T,D]."""
+
+    config: Transformer
+
+    @property
+    def init_table(self) -> Initializer:
+        """Tables start small whatever their width."""
+        return normal(0.02 if self.config.init_scale is None else self.config.init_scale)
+
+    @compact
+    def __call__(
+        self, inputs: jax.Array, positions: jax.Array, types: jax.Array | None, train: bool
+    ) -> jax.Array:
+        config, stem = self.config, self.config.stem
+        dtype = jnp.dtype(config.execution.dtype)
+        if config.images is None:
+            x = weights.take(self.table().leaf, inputs, dtype)
+            if stem.scale is not None:
+                x = x * jnp.asarray(stem.scale, dtype)
+        else:
+            x = self._patches(inputs.astype(dtype), config.images)
+        if stem.num_types:
+            table = self.vector("types", "types embed", (stem.num_types, config.embed_dim), self.init_table)
+            types = jnp.zeros((1, 1), jnp.int32) if types is None else types
+            x = x + jnp.take(table, types, axis=0).astype(dtype)
+        if stem.positions == "learned":
+            rows = config.max_length + stem.position_offset
+            table = self.vector("positions", "length embed", (rows, config.embed_dim), self.init_table)
+            x = x + jnp.take(table, jnp.maximum(positions, 0) + stem.position_offset, axis=0).astype(dtype)
+        if stem.norm:
+            x = Norm(self.partitioning, config.embed_dim, config.norm, name="norm")(x)
+        return self.constrain(self.dropout(x, config.dropout, train), "batch", None, None)
+
+    def table(self) -> Weight:
+        """The embedding table, which a tied head multiplies by."""
+        config = self.config
+        assert config.vocab_size is not None
+        return self.weight("tokens", "vocab <- embed", (config.embed_dim,), (config.vocab_size,), self.init_table)
+
+    def _patches(self, images: jax.Array, config: Images) -> jax.Array:
+        """[B,H,W,C] to [B,T,D]: row by row, each patch flattened and projected; a class token before them."""
+        B, H, W, C = images.shape
+        P, D = config.patch, self.config.embed_dim
+        patches = (
+            images.reshape(B, H // P, P, W // P, P, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * C)
+        )
+        x = einsum(patches, self.weight("patches", "pixels -> embed", (P * P * C,), (D,), normal(None)))
+        if config.bias:
+            x = x + self.vector("patches_bias", "embed_bias", (D,), zeros).astype(x.dtype)
+        if not config.class_token:
+            return x
+        first = self.vector("class_token", "embed_bias", (D,), self.init_table).astype(x.dtype)
+        return jnp.concatenate([jnp.broadcast_to(first, (B, 1, D)), x], axis=1)
