@@ -17,5 +17,5 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 hypothesis.settings.register_profile("here", database=None, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("here")
 
-# Needs torch and transformers, and is no test: it made what tests/test_oracles.py reads.
-collect_ignore = ["golden/make_models.py"]
+# These need torch and transformers, and are no tests: they made what other tests read.
+collect_ignore = ["golden/make_chats.py", "golden/make_models.py"]

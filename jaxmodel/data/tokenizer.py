@@ -1,31 +1,59 @@
 """Tokenizers: plain bytes, and byte-level BPE; both give back exactly the text they were given."""
 
 import abc
+import copy
+import dataclasses
+import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
 
+from jaxmodel.data import chat
 from jaxmodel.errors import InputError
 
 SEPARATOR = "<|endoftext|>"
+SPEC = "tokenizer.json"
 SMALLEST_BPE = 257  # every byte, and the separator
 
 # After a newline, or before a space, that stands alone between two words: no byte-level BPE joins across it.
 _BETWEEN_WORDS = re.compile(r"(?<=\S)(?:\n(?=\S)|(?= \S))")
 
 
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What a Hugging Face directory says of a tokenizer beside what `tokenizers` runs.
+
+    Attributes:
+      tokens: the special tokens by role, as chat templates call them: `{"bos_token": "<s>", …}`.
+      stop: the ids that end a text; empty: the separator alone.
+      chat_template: one, several by name, or None; see `chat.render`.
+      files: what was read, by name, so that an export writes the same again.
+    """
+
+    tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    stop: tuple[int, ...] = ()
+    chat_template: chat.Template | None = None
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> "Extras":
+        """What `dataclasses.asdict` said, after JSON made a list of the ids."""
+        return cls(**{**said, "stop": tuple(said["stop"])})
+
+
 class Tokenizer(abc.ABC):
     """Text to ids and back. A document starts with the separator: a stream reads `<sep> doc <sep> doc …`.
 
     `vocab_size` counts the separator, whose id is `separator_id`. Text that happens to spell the separator
-    is encoded as ordinary text.
+    is encoded as ordinary text. `extras` tells what is known besides.
     """
 
     vocab_size: int
     separator_id: int
+    extras = Extras()
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -43,6 +71,29 @@ class Tokenizer(abc.ABC):
         """The ids of `text`, int32[N], without a separator."""
         return self.encode_batch([text])[0]
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end a text."""
+        return self.extras.stop or (self.separator_id,)
+
+    def encode_input(self, text: str) -> np.ndarray:
+        """The ids by which a model is given `text`, int32[N]: `encode`, and around it whatever belongs there."""
+        return self.encode(text)
+
+    def render_chat(self, messages: Sequence[chat.Message], **options: Any) -> str:
+        """The text of a conversation, by the tokenizer's template; `options` and InputError as for `chat.render`."""
+        if self.extras.chat_template is None:
+            raise InputError(
+                "the tokenizer has no chat template: take a checkpoint that was tuned to chat, or put its template "
+                "beside tokenizer.json as chat_template.jinja"
+            )
+        return chat.render(self.extras.chat_template, messages, **{**self.extras.tokens, **options})
+
+    def encode_chat(self, messages: Sequence[chat.Message], **options: Any) -> np.ndarray:
+        """The ids of `render_chat`, int32[N]. Special tokens count as such wherever they are spelled, as in
+        transformers: by the template, but by a message too."""
+        return self.encode(self.render_chat(messages, **options))
+
     @staticmethod
     def from_json(text: str, separator: str | None = None) -> "Tokenizer":
         """The tokenizer that `to_json` described, or a Hugging Face `tokenizer.json`.
@@ -58,8 +109,10 @@ class Tokenizer(abc.ABC):
             raise InputError("the tokenizer is not a JSON object; give a tokenizer.json")
         if spec.get("kind") == "byte":
             return ByteTokenizer()
-        if "tokenizer" in spec:  # see BpeTokenizer.to_json
-            return BpeTokenizer(json.dumps(spec["tokenizer"]), spec["separator"])
+        if "separator" in spec:  # see BpeTokenizer.to_json
+            extras = Extras.of(spec["extras"]) if "extras" in spec else Extras()
+            inner = extras.files.get(SPEC) or json.dumps(spec["tokenizer"])
+            return BpeTokenizer(inner, spec["separator"], extras)
         return BpeTokenizer(text, separator or SEPARATOR)
 
 
@@ -88,7 +141,7 @@ class ByteTokenizer(Tokenizer):
 class BpeTokenizer(Tokenizer):
     """Any tokenizer that Hugging Face `tokenizers` runs, from its `tokenizer.json`; see `train_bpe`."""
 
-    def __init__(self, spec: str, separator: str = SEPARATOR):
+    def __init__(self, spec: str, separator: str = SEPARATOR, extras: Extras | None = None):
         """`spec` is a tokenizer.json, `separator` one of its tokens. Raises InputError if they are not."""
         import tokenizers
 
@@ -109,6 +162,7 @@ class BpeTokenizer(Tokenizer):
                 f"name one of its special tokens: {', '.join(special) or 'it has none'}"
             )
         self.separator, self.separator_id = separator, separator_id
+        self.extras = extras or Extras()
         # Not the count: ids may have holes, and every id must fit in the embedding.
         self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -116,15 +170,37 @@ class BpeTokenizer(Tokenizer):
         encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    def encode_input(self, text: str) -> np.ndarray:
+        return np.array(self._inner.encode(text).ids, np.int32)
+
+    def encode_chat(self, messages: Sequence[chat.Message], **options: Any) -> np.ndarray:
+        text = self.render_chat(messages, **options)
+        return np.array(self._marked.encode(text, add_special_tokens=False).ids, np.int32)
+
+    @functools.cached_property
+    def _marked(self) -> Any:
+        """The tokenizer that takes text which spells a special token for that token."""
+        inner = copy.deepcopy(self._inner)
+        inner.encode_special_tokens = False
+        return inner
+
     def decode(self, ids: Iterable[int]) -> str:
         return self._inner.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def to_json(self) -> str:
-        """A Hugging Face tokenizer.json; wrapped with the separator's name if that is not `<|endoftext|>`."""
-        spec = self._inner.to_str()
-        if self.separator == SEPARATOR:
-            return spec
-        return json.dumps({"separator": self.separator, "tokenizer": json.loads(spec)})
+        """A Hugging Face tokenizer.json; wrapped with a separator other than `<|endoftext|>`, and with extras."""
+        said: dict[str, Any] = {"separator": self.separator}
+        if self.extras != Extras():
+            said["extras"] = dataclasses.asdict(self.extras)
+        elif self.separator == SEPARATOR:
+            return self.tokenizer_json()
+        if SPEC not in self.extras.files:
+            said["tokenizer"] = json.loads(self.tokenizer_json())
+        return json.dumps(said)
+
+    def tokenizer_json(self) -> str:
+        """A Hugging Face tokenizer.json: to the letter the one that was read from a directory, if it was."""
+        return self.extras.files.get(SPEC) or self._inner.to_str()
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:

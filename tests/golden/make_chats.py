@@ -1,7 +1,8 @@
-"""Makes chats/expected.json and tokenizers.json: what transformers makes of conversations and texts. Needs transformers.
+"""Makes chats/expected.json and tokenizers.json: what transformers makes of conversations and texts.
 
-Run it as `python tests/golden/make_chats.py`. Each template of chats/ meets each of its conversations; the day is fixed. The
-tokenizers are tiny, and saved as transformers does; two are also written in the older formats.
+Run it as `python tests/golden/make_chats.py`; it needs transformers. Each template of chats/ meets each of its
+conversations; the day is fixed. The tokenizers are tiny, and saved as transformers does; two are also written in the
+older formats.
 """
 
 import datetime
@@ -25,7 +26,10 @@ TEXTS = [
     "Größe — 数学 🙂 e\u0301 It's 12,345.67",
     "<s>[CLS] spelled<|endoftext|> out</s> [SEP]",
 ]
-WORDS = [*TEXTS, "the cat and the dog sat on the mat, and the rat sat on the cat, cats, dogs, unsaid, sitting"] * 3
+WORDS = [
+    *TEXTS,
+    "the cat and the dog sat on the mat, and the rat sat on the cat, cats, dogs, unsaid, sitting",
+] * 3
 
 
 def chats() -> dict:
@@ -34,15 +38,12 @@ def chats() -> dict:
     found = {}
     for path in sorted((HERE / "chats").glob("*.jinja")):
         inner = tokenizers.Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1}))
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=inner, chat_template=path.read_text(), **SPECIAL
-        )
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=path.read_text(), **SPECIAL)
         for name, options in conversations.items():
             with mock.patch.object(chat_template_utils, "datetime", mock.Mock(now=lambda: DAY)):
                 try:
-                    text = tokenizer.apply_chat_template(tokenize=False, **{"conversation": options["messages"]} | {
-                        key: value for key, value in options.items() if key != "messages"
-                    })  # fmt: skip
+                    rest = {key: value for key, value in options.items() if key != "messages"}
+                    text = tokenizer.apply_chat_template(options["messages"], tokenize=False, **rest)
                 except Exception as error:
                     print(path.name, name, "refused:", error)
                     text = None
@@ -64,30 +65,51 @@ def bpe() -> tokenizers.Tokenizer:
 
 
 def wordpiece() -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    small = " ".join(WORDS).lower()
+    letters = sorted({each for each in small if each.isalnum()} - {"x"})
+    parts = [
+        *letters,
+        *"[].,#'",
+        *(f"##{each}" for each in letters),
+        *("the", "cat", "sit", "##ting", "##s", "spell"),
+    ]
+    vocab = {part: i for i, part in enumerate(dict.fromkeys([*special, *parts]))}
+    inner = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer()
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    inner.train_from_iterator(
-        WORDS, trainers.WordPieceTrainer(vocab_size=150, special_tokens=special, show_progress=False)
-    )
     inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    inner.add_special_tokens(special)
     return inner
 
 
 def unigram() -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(models.Unigram())
+    special = ["<s>", "</s>", "<unk>"]
+    parts = [
+        "▁",
+        "▁the",
+        "▁cat",
+        "▁s",
+        "its",
+        "it",
+        "at",
+        "s",
+        "▁def",
+        "return",
+        "▁1",
+        "数学",
+        *sorted(set("".join(WORDS)) - {"x", " "}),
+    ]
+    vocab = [
+        *((each, 0.0) for each in special),
+        *((each, -2 - 0.125 * i) for i, each in enumerate(dict.fromkeys(parts))),
+    ]
+    inner = tokenizers.Tokenizer(models.Unigram(vocab, unk_id=2))
     inner.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
-    special = ["<s>", "</s>", "<unk>"]
-    inner.train_from_iterator(
-        WORDS,
-        trainers.UnigramTrainer(
-            vocab_size=110, special_tokens=special, unk_token="<unk>", show_progress=False
-        ),
-    )
+    inner.add_special_tokens(special)
     return inner
 
 
@@ -98,13 +120,18 @@ def encodings() -> dict:
     for name, made, options in (
         ("bpe", bpe(), dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")),
         ("wordpiece", wordpiece(), words),
-        ("unigram", unigram(), {**SPECIAL, "unk_token": "<unk>", "add_bos_token": True}),
+        ("unigram", unigram(), {**SPECIAL, "unk_token": "<unk>"}),
     ):
         with tempfile.TemporaryDirectory() as directory:
             template = (HERE / "chats" / "chatml.jinja").read_text() if name == "bpe" else None
-            PreTrainedTokenizerFast(tokenizer_object=made, chat_template=template, **options).save_pretrained(directory)
+            PreTrainedTokenizerFast(tokenizer_object=made, chat_template=template, **options).save_pretrained(
+                directory
+            )
             files[name] = {path.name: path.read_text() for path in sorted(Path(directory).iterdir())}
-    # As those of sentence embedders do.
+    # Llama's say this, which counts for nothing beside a tokenizer.json.
+    config = json.loads(files["unigram"]["tokenizer_config.json"]) | {"add_bos_token": True}
+    files["unigram"]["tokenizer_config.json"] = json.dumps(config, indent=2)
+    # Those of sentence embedders do this.
     cut = tokenizers.Tokenizer.from_str(files["wordpiece"]["tokenizer.json"])
     cut.enable_truncation(4)
     cut.enable_padding(length=6)
@@ -122,9 +149,7 @@ def encoded(files: dict[str, str]) -> list:
             # Text that spells a special token is that token: as in encode_chat.
             ids = tokenizer(text, add_special_tokens=False, truncation=False, padding=False)["input_ids"]
             # Text that spells one is text: as in encode_input.
-            tokenizer.backend_tokenizer.encode_special_tokens = True
-            framed = tokenizer(text, truncation=False, padding=False)["input_ids"]
-            tokenizer.backend_tokenizer.encode_special_tokens = False
+            framed = tokenizer(text, truncation=False, padding=False, split_special_tokens=True)["input_ids"]
             decoded = tokenizer.decode(framed, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             rows.append({"text": text, "ids": ids, "framed": framed, "decoded": decoded})
         return rows

@@ -1,0 +1,1 @@
+"""Directories as Hugging Face transformers writes and reads them."""
