@@ -61,10 +61,14 @@ def generate(
       separator: the id that stands in for an empty prompt; documents start with it.
 
     Raises:
-      InputError: an option out of bounds, no prompt, an empty one without a separator, an id outside the
+      InputError: the model is not causal, an option out of bounds, no prompt, an empty one without a separator, an id outside the
         vocabulary, or a prompt that with the new tokens is longer than the model's `max_length`.
     """
     _check_options(max_new_tokens, temperature, top_k, top_p)
+    if of_config(model.config, "causal") is False:
+        raise InputError(
+            "the model's attention is not causal, so it cannot continue a text: earlier tokens would see later ones"
+        )
     rows = _rows(prompts, separator)
     limit = limits_of(model).get("length")
     _check_rows(rows, max_new_tokens, limit, of_config(model.config, "vocab_size"))

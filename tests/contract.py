@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmodel.model import Model, from_function, from_nnx
 from jaxmodel.models.configs import ConvNet, Perceptron, Transformer, Variant
-from jaxmodel.models.parts import MLP, Attention, Head, MoE, Norm, Stem
+from jaxmodel.models.parts import MLP, Attention, Head, Images, MoE, Norm, Pool, Stem
 
 VOCAB, LENGTH, BATCH, DIM = 64, 16, 8, 32
 
@@ -54,6 +54,33 @@ MIXTURE = Transformer(
     moe=MoE(num_experts=8, dim=32),
     first=("dense",),
     variants=(Variant("dense", (("moe", None),)),),
+)
+
+# BERT's block, read by its first token; and ViT's, of images of 8 x 8 pixels.
+ENCODER = Transformer(
+    vocab_size=VOCAB,
+    max_length=32,
+    embed_dim=DIM,
+    num_layers=2,
+    attention=Attention(num_heads=8, causal=False, bias=True, output_bias=True),
+    mlp=MLP(dim=64, activation="gelu", bias=True),
+    norm=Norm(kind="layer", bias=True, placement="post"),
+    stem=Stem(positions="learned", num_types=2, norm=True),
+    pool=Pool(activation="tanh"),
+    head=Head(outputs=10, bias=True),
+)
+VISION = Transformer(
+    vocab_size=None,
+    max_length=17,
+    embed_dim=DIM,
+    num_layers=2,
+    attention=Attention(num_heads=8, causal=False, bias=True, output_bias=True),
+    mlp=MLP(dim=64, activation="gelu", bias=True),
+    norm=Norm(kind="layer", bias=True),
+    stem=Stem(positions="learned"),
+    images=Images(size=8, patch=2, channels=1),
+    pool=Pool(),
+    head=Head(outputs=10, bias=True),
 )
 
 CONV = ConvNet(num_classes=10, channels=1, widths=(16, 32), dropout=0.2)
@@ -103,6 +130,8 @@ CONTRACT: dict[str, Entry] = {
     "gpt": Entry(GPT.build, "language_model", "tokens"),
     "pattern": Entry(PATTERN.build, "language_model", "tokens"),
     "mixture": Entry(MIXTURE.build, "language_model", "tokens"),
+    "encoder": Entry(ENCODER.build, "classification", "tokens"),
+    "vision": Entry(VISION.build, "classification", "images"),
     "conv": Entry(CONV.build, "classification", "images"),
     "perceptron": Entry(PERCEPTRON.build, "classification", "features categories"),
     "nnx": Entry(functools.partial(from_nnx, _Net, "features"), "classification", "features"),
@@ -130,7 +159,7 @@ def batch_of(name: str, step: int = 0, rows: int = BATCH) -> dict[str, np.ndarra
     """A fixed host batch; row i of step k is always the same."""
     rng = np.random.default_rng((7, step))
     inputs = CONTRACT[name].inputs
-    if inputs == "tokens":
+    if CONTRACT[name].task == "language_model":
         stream = rng.integers(0, VOCAB, (rows, LENGTH + 1)).astype(np.int32)
         # Something to learn: every other token repeats the one before it.
         stream[:, 1::2] = stream[:, :-1:2]
@@ -141,6 +170,9 @@ def batch_of(name: str, step: int = 0, rows: int = BATCH) -> dict[str, np.ndarra
     if inputs == "images":
         noise = rng.normal(size=(rows, 8, 8, 1)).astype(np.float32)
         values = noise + targets[:, None, None, None].astype(np.float32)
+    elif inputs == "tokens":
+        values = rng.integers(10, VOCAB, (rows, LENGTH)).astype(np.int32)
+        values[:, 0] = targets
     else:
         values = rng.normal(size=(rows, DIM)).astype(np.float32)
         values[np.arange(rows), targets] += 3.0

@@ -216,12 +216,6 @@ def test_a_config_that_does_not_fit_is_refused(overrides, words):
         config.build()
 
 
-def test_a_cache_needs_causal_attention():
-    model = replace(GPT, {"attention.causal": False}).build()
-    with pytest.raises(InputError, match="not causal has no cache"):
-        model.start(1, 8)
-
-
 def test_equal_widths_need_no_skip_but_at_a_stride():
     model = ConvNet(num_classes=3, channels=1, widths=(4, 4, 4, 4)).build()
     params = model.init(jax.random.key(0))

@@ -37,8 +37,8 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     row, padding included: whoever appends more overwrites the last ones.
 
     Raises InputError (when built or called) for fields that contradict each other, a batch that is not as
-    `config.inputs` says, a sequence or a cache longer than `max_length`, dropout without a key, packed segments with
-    a cache, and a cache for attention that is not causal. Token ids must be in the vocabulary: others give NaN.
+    `config.inputs` says, a sequence or a cache longer than `max_length`, dropout without a key, or packed
+    segments with a cache. A model that is not causal has no cache. Token ids must be in the vocabulary: others give NaN.
     """
     config.check()
     kinds = {name: config.variant(name) for pattern, _ in config.segments for name in pattern}
@@ -133,12 +133,8 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         return Outputs({**ends(params, x, where.mask), "hidden": x}, changed, losses)
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:
-        if batch_size is None or length is None:
-            return {}
-        if not config.causal:
-            raise InputError(
-                "a model whose attention is not causal has no cache: earlier tokens see later ones"
-            )
+        if batch_size is None or length is None or not config.causal:
+            return {}  # where earlier tokens see later ones, there is nothing to keep
         if length > config.max_length and config.stem.positions == "learned":
             raise InputError(
                 f"a cache of {length} tokens is longer than model.max_length={config.max_length}"

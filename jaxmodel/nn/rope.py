@@ -75,9 +75,10 @@ def _linear(rope: Rope, *sizes: Any) -> np.ndarray:
 
 
 def _dynamic(rope: Rope, theta: float, turned: int, max_length: int, length: jax.Array) -> jax.Array:
-    """A larger base once a row is longer than `max_length` ("NTK-aware", as published by bloc97 and emozilla)."""
-    longer = jnp.maximum(length, max_length).astype(STABLE)
-    stretch = rope.factor * longer / max_length - (rope.factor - 1)
+    """A larger base once a row is longer than the model was trained ("NTK-aware", by bloc97 and emozilla)."""
+    original = rope.original_length or max_length
+    longer = jnp.maximum(length, original).astype(STABLE)
+    stretch = rope.factor * longer / original - (rope.factor - 1)
     base = theta * stretch ** (turned / (turned - 2))
     return 1.0 / base ** (jnp.arange(0, turned, 2, dtype=STABLE) / turned)
 

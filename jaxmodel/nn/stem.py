@@ -53,7 +53,9 @@ class Stem(Layer):
         """The embedding table, which a tied head multiplies by."""
         config = self.config
         assert config.vocab_size is not None
-        return self.weight("tokens", "vocab <- embed", (config.embed_dim,), (config.vocab_size,), self.init_table)
+        return self.weight(
+            "tokens", "vocab <- embed", (config.embed_dim,), (config.vocab_size,), self.init_table
+        )
 
     def _patches(self, images: jax.Array, config: Images) -> jax.Array:
         """[B,H,W,C] to [B,T,D]: row by row, each patch flattened and projected; a class token before them."""
