@@ -52,6 +52,7 @@ class Tokenizer(abc.ABC):
     """
 
     vocab_size: int
+    separator: str = SEPARATOR
     separator_id: int
     extras = Extras()
 
@@ -66,6 +67,14 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def to_json(self) -> str:
         """All there is to say about this tokenizer; `Tokenizer.from_json` reads it back."""
+
+    @abc.abstractmethod
+    def tokenizer_json(self) -> str:
+        """A Hugging Face tokenizer.json: to the letter the one that was read from a directory, if it was."""
+
+    @abc.abstractmethod
+    def encode_marked(self, text: str) -> np.ndarray:
+        """The ids of a text in which every special token that is spelled is that token, int32[N]."""
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of `text`, int32[N], without a separator."""
@@ -92,7 +101,7 @@ class Tokenizer(abc.ABC):
     def encode_chat(self, messages: Sequence[chat.Message], **options: Any) -> np.ndarray:
         """The ids of `render_chat`, int32[N]. Special tokens count as such wherever they are spelled, as in
         transformers: by the template, but by a message too."""
-        return self.encode(self.render_chat(messages, **options))
+        return self.encode_marked(self.render_chat(messages, **options))
 
     @staticmethod
     def from_json(text: str, separator: str | None = None) -> "Tokenizer":
@@ -107,10 +116,10 @@ class Tokenizer(abc.ABC):
             raise InputError(f"the tokenizer is not JSON ({error}); give a tokenizer.json") from error
         if not isinstance(spec, dict):
             raise InputError("the tokenizer is not a JSON object; give a tokenizer.json")
+        extras = Extras.of(spec["extras"]) if "extras" in spec else Extras()
         if spec.get("kind") == "byte":
-            return ByteTokenizer()
+            return ByteTokenizer(extras)
         if "separator" in spec:  # see BpeTokenizer.to_json
-            extras = Extras.of(spec["extras"]) if "extras" in spec else Extras()
             inner = extras.files.get(SPEC) or json.dumps(spec["tokenizer"])
             return BpeTokenizer(inner, spec["separator"], extras)
         return BpeTokenizer(text, separator or SEPARATOR)
@@ -127,14 +136,37 @@ class ByteTokenizer(Tokenizer):
     vocab_size = 257
     separator_id = 256
 
+    def __init__(self, extras: Extras | None = None):
+        self.extras = extras or Extras()
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if 0 <= i < 256).decode(errors="replace")
 
+    def encode_marked(self, text: str) -> np.ndarray:
+        first, *rest = map(self.encode, text.split(SEPARATOR))
+        return np.concatenate([first, *(np.insert(each, 0, self.separator_id) for each in rest)])
+
     def to_json(self) -> str:
-        return json.dumps({"kind": "byte"})
+        more = {} if self.extras == Extras() else {"extras": dataclasses.asdict(self.extras)}
+        return json.dumps({"kind": "byte", **more})
+
+    def tokenizer_json(self) -> str:
+        """A byte-level BPE with nothing to merge."""
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers
+
+        # GPT-2's character of a byte is its own if that can be seen, and else the next from 256 on.
+        seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
+        hidden = [byte for byte in range(256) if byte not in seen]
+        vocab = {chr(byte if byte in seen else 256 + hidden.index(byte)): byte for byte in range(256)}
+        inner: Any = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        inner.decoder = decoders.ByteLevel()
+        inner.add_special_tokens([SEPARATOR])
+        return inner.to_str()
 
 
 @final
@@ -173,8 +205,7 @@ class BpeTokenizer(Tokenizer):
     def encode_input(self, text: str) -> np.ndarray:
         return np.array(self._inner.encode(text).ids, np.int32)
 
-    def encode_chat(self, messages: Sequence[chat.Message], **options: Any) -> np.ndarray:
-        text = self.render_chat(messages, **options)
+    def encode_marked(self, text: str) -> np.ndarray:
         return np.array(self._marked.encode(text, add_special_tokens=False).ids, np.int32)
 
     @functools.cached_property
@@ -199,7 +230,6 @@ class BpeTokenizer(Tokenizer):
         return json.dumps(said)
 
     def tokenizer_json(self) -> str:
-        """A Hugging Face tokenizer.json: to the letter the one that was read from a directory, if it was."""
         return self.extras.files.get(SPEC) or self._inner.to_str()
 
 

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
-from jaxmodel.data.tokenizer import SEPARATOR, ByteTokenizer, Tokenizer, pieces, train_bpe
+from jaxmodel.data.tokenizer import SEPARATOR, ByteTokenizer, Extras, Tokenizer, pieces, train_bpe
 from jaxmodel.errors import InputError
 
 WORDS = "def f(x):\n    return x + 1\n\n\nclass Größe:\n\t'''naïve — 数 🙂'''\n"
 TEXTS = [WORDS * 3, json.dumps(list(range(300))), "for each of the words in the world " * 20]
 BPE = train_bpe(TEXTS, 400)
+SAY = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 BOTH = pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BPE], ids=["byte", "bpe"])
 texts = (
     st.text() | st.text(alphabet=" \n\t\r\x1c\x85aé'1.,🙂") | st.text().map(lambda text: text + WORDS + text)
@@ -40,6 +41,23 @@ def test_text_that_spells_the_separator_is_only_text(tokenizer):
     ids = tokenizer.encode(f"a{SEPARATOR}b")
     assert tokenizer.separator_id not in ids
     assert tokenizer.decode(ids) == f"a{SEPARATOR}b"
+
+
+@BOTH
+def test_a_chat_has_separators_where_the_template_and_the_messages_spell_them(tokenizer):
+    tokens = {"bos_token": SEPARATOR, "eos_token": SEPARATOR}
+    spoken = Tokenizer.from_json(tokenizer.to_json())
+    spoken.extras = Extras(tokens, chat_template=SAY)
+    spoken = Tokenizer.from_json(spoken.to_json())
+    mark, hi, there = tokenizer.separator_id, tokenizer.encode("Hi"), tokenizer.encode("there é")
+    ids = spoken.encode_chat([{"content": "Hi"}, {"content": f"{SEPARATOR}there é"}])
+    assert ids.dtype == np.int32 and ids.tolist() == [mark, *hi, mark, mark, *there, mark]
+    assert spoken.render_chat([{"content": "Hi"}], eos_token="|") == f"{SEPARATOR}Hi|"
+    assert spoken.encode_marked("").shape == (0,) and spoken.stop_ids == (mark,)
+    with pytest.raises(
+        InputError, match=r"the tokenizer has no chat template: take a checkpoint .* chat_template\.jinja"
+    ):
+        tokenizer.render_chat([{"content": "Hi"}])
 
 
 @BOTH

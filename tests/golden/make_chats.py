@@ -7,6 +7,7 @@ older formats.
 
 import datetime
 import json
+import re
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -175,5 +176,7 @@ def old_wordpiece() -> dict[str, str]:
 
 if __name__ == "__main__":
     for path, found in ((HERE / "chats" / "expected.json", chats()), (HERE / "tokenizers.json", encodings())):
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+        text = json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True)
+        text = re.sub(r"(?<=[\[,\d])\n +(?=[\d\]])", "", text)  # the ids of a text on one line
+        path.write_text(text + "\n")
         print(path, path.stat().st_size, "bytes")

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jaxmodel.data.chat import Template
-from jaxmodel.data.tokenizer import SEPARATOR, SPEC, BpeTokenizer, ByteTokenizer, Extras, Tokenizer
+from jaxmodel.data.tokenizer import SEPARATOR, SPEC, BpeTokenizer, Extras, Tokenizer
 from jaxmodel.errors import InputError
 
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
@@ -23,6 +23,7 @@ ADDED, GENERATION = "added_tokens.json", "generation_config.json"
 TEMPLATE, TEMPLATES, OLD_TEMPLATE = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
 KEPT = (SPEC, CONFIG, SPECIAL, ADDED, GENERATION, TEMPLATE, OLD_TEMPLATE)
 VOCAB, MERGES, WORDS = "vocab.json", "merges.txt", "vocab.txt"
+VOCABULARIES = (".model", ".spm", ".tiktoken")
 
 ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 # What directories of BERT and GPT-2 leave unsaid.
@@ -86,30 +87,13 @@ def write_tokenizer(directory: str | Path, tokenizer: Tokenizer) -> None:
 
 
 def _new_files(tokenizer: Tokenizer) -> dict[str, str]:
-    separator = tokenizer.separator if isinstance(tokenizer, BpeTokenizer) else SEPARATOR
-    roles = {"bos_token": separator, "eos_token": separator, **tokenizer.extras.tokens}
+    roles = dict.fromkeys(("bos_token", "eos_token"), tokenizer.separator) | dict(tokenizer.extras.tokens)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **roles}
     template = tokenizer.extras.chat_template or {}
     named = {"default": template} if isinstance(template, str) else template
-    return {SPEC: _spec(tokenizer), CONFIG: json.dumps(config, indent=2)} | {
+    return {SPEC: tokenizer.tokenizer_json(), CONFIG: json.dumps(config, indent=2)} | {
         TEMPLATE if name == "default" else f"{TEMPLATES}/{name}.jinja": text for name, text in named.items()
     }
-
-
-def _spec(tokenizer: Tokenizer) -> str:
-    if isinstance(tokenizer, BpeTokenizer):
-        return tokenizer.tokenizer_json()
-    assert isinstance(tokenizer, ByteTokenizer)
-    # Byte-level BPE with nothing to merge. GPT-2's character of a byte is its own if that can be seen, and else the
-    # next from 256 on.
-    seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    hidden = [byte for byte in range(256) if byte not in seen]
-    vocab = {chr(byte if byte in seen else 256 + hidden.index(byte)): byte for byte in range(256)}
-    inner: Any = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens([SEPARATOR])
-    return inner.to_str()
 
 
 def _text(path: Path) -> str:
@@ -147,23 +131,23 @@ def _content(token: Any) -> str | None:
 
 def _made(directory: Path, said: Mapping[str, Any]) -> str | None:
     """A tokenizer.json out of older files; None where there are none."""
-    if (directory / VOCAB).is_file() and (directory / MERGES).is_file():
+    names = {path.name for path in directory.iterdir()}
+    plain = ADDED not in names and not said.get("added_tokens_decoder")
+    if plain and {VOCAB, MERGES} <= names:
         vocab = _json(directory, VOCAB)
-        lines = [
-            line
-            for line in _text(directory / MERGES).splitlines()
-            if line and not line.startswith("#version")
-        ]
-        if SEPARATOR in vocab and all(len(line.split(" ")) == 2 for line in lines):
-            return _gpt2(directory, vocab, lines, said)
-    elif (directory / WORDS).is_file():
+        lines = _text(directory / MERGES).split("\n")
+        merges = [line.rstrip("\r").split(" ") for line in lines if line and not line.startswith("#version")]
+        if SEPARATOR in vocab and all(len(pair) == 2 for pair in merges):
+            return _gpt2(directory, vocab, merges, said)
+    elif plain and WORDS in names:
         words = _text(directory / WORDS).removesuffix("\n").split("\n")
         vocab = {word.rstrip("\r"): i for i, word in enumerate(words)}
         roles = WORD_ROLES | {role: content for role in WORD_ROLES if (content := _content(said.get(role)))}
         if vocab.keys() >= set(roles.values()):
             return _bert(vocab, roles, said)
-    vocabularies = ("*.model", "*.spm", "*.tiktoken", "tekken.json", VOCAB, WORDS)
-    found = sorted(path.name for pattern in vocabularies for path in directory.glob(pattern))
+    found = sorted(
+        name for name in names if name in (VOCAB, WORDS, "tekken.json") or name.endswith(VOCABULARIES)
+    )
     if not found:
         return None
     raise InputError(
@@ -172,18 +156,16 @@ def _made(directory: Path, said: Mapping[str, Any]) -> str | None:
     )
 
 
-def _gpt2(directory: Path, vocab: dict[str, int], merges: list[str], said: Mapping[str, Any]) -> str:
-    pairs: Any = [tuple(line.split(" ")) for line in merges]
+def _gpt2(directory: Path, vocab: dict[str, int], merges: list[list[str]], said: Mapping[str, Any]) -> str:
     try:
-        inner: Any = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs))
+        inner: Any = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[(a, b) for a, b in merges]))
     except Exception as error:  # a merge of what is no token
         raise InputError(
             f"{directory / MERGES} does not fit {VOCAB} ({error}): download both again"
         ) from error
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(said.get("add_prefix_space")))
     inner.decoder = decoders.ByteLevel()
-    added = {SEPARATOR: vocab[SEPARATOR], **_json(directory, ADDED)}
-    inner.add_special_tokens(sorted(added, key=lambda token: added[token]))
+    inner.add_special_tokens([SEPARATOR])
     return inner.to_str()
 
 

@@ -1,6 +1,5 @@
 """Tokenizers of Hugging Face directories: the ids of transformers, made by tests/golden/make_chats.py; and back."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -41,11 +40,10 @@ def files_in(directory) -> dict[str, bytes]:
 def test_ids_and_text_as_transformers(name, tmp_path):
     tokenizer = read(tmp_path, GOLDEN[name]["files"])
     tokenizer = Tokenizer.from_json(tokenizer.to_json())  # what a checkpoint does
-    tokenizer.extras = dataclasses.replace(tokenizer.extras, chat_template="{{ messages[0].content }}")
     assert len(GOLDEN[name]["encoded"]) > 3
     for row in GOLDEN[name]["encoded"]:
         np.testing.assert_array_equal(tokenizer.encode_input(row["text"]), row["framed"])
-        np.testing.assert_array_equal(tokenizer.encode_chat([{"content": row["text"]}]), row["ids"])
+        np.testing.assert_array_equal(tokenizer.encode_marked(row["text"]), row["ids"])
         assert tokenizer.decode(row["framed"]) == row["decoded"]
 
 
@@ -101,6 +99,25 @@ def test_special_tokens_of_the_map_and_of_dicts(tmp_path):
         "tokenizer_config.json": {"eos_token": "</s>", "pad_token": None},
     }
     assert read(tmp_path, files).extras.tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def test_a_token_that_is_said_to_be_none_is_none(tmp_path):
+    said = {"bos_token": None, "eos_token": SEPARATOR}
+    tokenizer = read(tmp_path, {**GOLDEN["bpe"]["files"], "tokenizer_config.json": said})
+    assert tokenizer.extras.tokens == {"eos_token": SEPARATOR} and tokenizer.separator == SEPARATOR
+
+
+def test_old_files_and_what_their_config_says(tmp_path):
+    bert, gpt2 = GOLDEN["bert"]["files"], GOLDEN["gpt2"]["files"]
+    cased = {"tokenizer_config.json": {"do_lower_case": False}}
+    ids = [read(tmp_path, {**bert, **more}).encode("cat Cat").tolist() for more in ({}, cased)]
+    assert ids[0][0] == ids[0][1] == ids[1][0] and ids[1][1] == 1
+    (tmp_path / "windows").mkdir()
+    (tmp_path / "windows" / "vocab.txt").write_bytes(bert["vocab.txt"].replace("\n", "\r\n").encode())
+    assert read(tmp_path / "windows").encode("cat Cat").tolist() == ids[0]
+    spaced = read(tmp_path / "gpt2", {**gpt2, "tokenizer_config.json": {"add_prefix_space": True}})
+    plain = read(tmp_path / "plain", gpt2)
+    assert spaced.encode("cat").tolist() == plain.encode(" cat").tolist() != plain.encode("cat").tolist()
 
 
 def test_chat_templates(tmp_path):
@@ -187,6 +204,10 @@ CONVERT = r"AutoTokenizer.from_pretrained\(DIR\).save_pretrained\(DIR\)$"
         (
             {"vocab.json": {SEPARATOR: 0, "a": 1}, "merges.txt": "a b"},
             r"merges.txt does not fit vocab.json .*again$",
+        ),
+        (
+            {**GOLDEN["gpt2"]["files"], "added_tokens.json": {"<pad>": 900}},
+            f"only as vocab.json: .*{CONVERT}",
         ),
         ({"vocab.txt": "a\nb\n"}, f"only as vocab.txt: .*{CONVERT}"),
         ({"tokenizer.json": "{}"}, "tokenizer.json is not a tokenizer.json of Hugging Face tokenizers: "),
