@@ -61,8 +61,8 @@ def generate(
       separator: the id that stands in for an empty prompt; documents start with it.
 
     Raises:
-      InputError: the model is not causal, an option out of bounds, no prompt, an empty one without a separator, an id outside the
-        vocabulary, or a prompt that with the new tokens is longer than the model's `max_length`.
+      InputError: the model is not causal, an option out of bounds, no prompt, an empty one without a separator, an
+        id outside the vocabulary, or a prompt that with the new tokens is longer than the model's `max_length`.
     """
     _check_options(max_new_tokens, temperature, top_k, top_p)
     if of_config(model.config, "causal") is False:

@@ -38,7 +38,8 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
 
     Raises InputError (when built or called) for fields that contradict each other, a batch that is not as
     `config.inputs` says, a sequence or a cache longer than `max_length`, dropout without a key, or packed
-    segments with a cache. A model that is not causal has no cache. Token ids must be in the vocabulary: others give NaN.
+    segments with a cache. A model that is not causal has no cache. Token ids must be in the vocabulary: others give
+    NaN.
     """
     config.check()
     kinds = {name: config.variant(name) for pattern, _ in config.segments for name in pattern}

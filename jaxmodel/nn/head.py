@@ -44,17 +44,18 @@ class Head(Layer):
         if head.activation != "none":
             hidden = ACTIVATIONS[head.activation][0](dense(self, hidden, config))
             hidden = Norm(self.partitioning, config.embed_dim, config.norm, name="norm")(hidden)
+        outputs = "vocab" if head.outputs is None else "classes"  # a few classes are not worth splitting
         if tied is None:
             sizes = (config.embed_dim,), (config.num_outputs,)
-            tied = self.weight("logits", "embed -> vocab", *sizes, normal(config.init_scale))
+            tied = self.weight("logits", f"embed -> {outputs}", *sizes, normal(config.init_scale))
         logits = einsum(hidden, tied).astype(STABLE)
         if head.bias:
-            logits = logits + self.vector("bias", "vocab", (config.num_outputs,), zeros)
+            logits = logits + self.vector("bias", outputs, (config.num_outputs,), zeros)
         if head.scale is not None:
             logits = logits * head.scale
         if head.softcap is not None:
             logits = head.softcap * jnp.tanh(logits / head.softcap)
-        return self.constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
+        return self.constrain(logits, "batch", *(None,) * (logits.ndim - 2), outputs)
 
 
 def pooled(hidden: jax.Array, real: jax.Array | None, kind: str) -> jax.Array:
