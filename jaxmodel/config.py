@@ -105,17 +105,21 @@ def fields(config_type: type) -> dict[str, FieldInfo]:
     hints = typing.get_type_hints(config_type)
     found = {}
     for each in dataclasses.fields(config_type):
-        default = each.default
-        if each.default_factory is not MISSING:
-            default = each.default_factory()
+        default = each.default if each.default_factory is MISSING else each.default_factory()
         found[each.name] = FieldInfo(type=hints[each.name], default=default, **each.metadata)
     return found
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the one type there is; None is `NoneType`."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if union else (hint,)
+    """The members of a union, or the one type there is; None is `NoneType`, and a `Literal` is its words."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(each for member in typing.get_args(hint) for each in _options(member))
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else (hint,)
+
+
+def _words(hint: Any) -> list[str]:
+    """What may stand for a value: of `int | Literal["auto"]` that is auto."""
+    return [option for option in _options(hint) if isinstance(option, str)]
 
 
 def _nested(hint: Any) -> type | None:
@@ -124,11 +128,10 @@ def _nested(hint: Any) -> type | None:
 
 
 def _element(hint: Any) -> Any:
-    """What one element of a homogeneous tuple is, or the hint itself without None."""
-    hint = next((option for option in _options(hint) if option is not type(None)), hint)
-    if typing.get_origin(hint) is tuple:
-        return typing.get_args(hint)[0]
-    return hint
+    """What one element of a homogeneous tuple is, or the hint itself without None and words."""
+    others = (option for option in _options(hint) if option is not type(None) and not isinstance(option, str))
+    hint = next(others, hint)
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
 
 
 def _is_tuple(hint: Any) -> bool:
@@ -138,8 +141,8 @@ def _is_tuple(hint: Any) -> bool:
 def allowed(info: FieldInfo) -> str:
     """What a field may be, in words.
 
-    >>> allowed(FieldInfo(int | None, low=1))
-    'a whole number of at least 1, or none'
+    >>> allowed(FieldInfo(int | typing.Literal["auto"] | None, low=1))
+    'a whole number of at least 1, or auto, or none'
     """
     element = _element(info.type)
     if info.choices is not None:
@@ -157,14 +160,17 @@ def allowed(info: FieldInfo) -> str:
             words += f" of at most {info.high:g}"
     if _is_tuple(info.type):
         words += ", or several with commas between"
-    return words + (", or none" if type(None) in _options(info.type) else "")
+    others = _words(info.type) + (["none"] if type(None) in _options(info.type) else [])
+    return ", or ".join([words, *others])
 
 
 def _fit(value: Any, hint: Any) -> Any:
     """The value as its hint wants it (int to float, list to tuple), or `MISSING` if it cannot be that."""
-    if len(_options(hint)) > 1:
+    if _options(hint) != (hint,):
         fits = (_fit(value, option) for option in _options(hint))
         return next((fit for fit in fits if fit is not MISSING), MISSING)
+    if isinstance(hint, str):
+        return value if value == hint else MISSING
     if typing.get_origin(hint) is tuple or hint is tuple:
         if not isinstance(value, tuple | list):
             return MISSING
@@ -188,7 +194,7 @@ def _check(value: Any, info: FieldInfo, name: str) -> Any:
     """The value, fitted to its field; raises InputError if it is of another type or out of bounds."""
     fit = _fit(value, info.type)
     if fit is MISSING or not _within(fit, info):
-        near = closest(str(value), map(str, info.choices or ()))
+        near = closest(str(value), [*map(str, info.choices or ()), *_words(info.type)])
         hint = f" (did you mean {near}?)" if near else ""
         raise InputError(f"{name}={to_text(value)}: must be {allowed(info)}{hint}")
     return fit
@@ -344,12 +350,9 @@ def parse(text: str, info: FieldInfo, name: str = "value") -> Any:
     """
     if type(None) in _options(info.type) and text.lower() == "none":
         return None
-    element = _element(info.type)
-    if _is_tuple(info.type):
-        value = tuple(_scalar(part.strip(), element) for part in text.split(",") if text)
-    else:
-        value = _scalar(text, element)
-    return _check(value, info, name)
+    element, several = _element(info.type), _is_tuple(info.type)
+    parts = tuple(_scalar(part.strip(), element) for part in text.split(",") if text) if several else ()
+    return _check(parts if several else _scalar(text, element), info, name)
 
 
 def _scalar(text: str, kind: Any) -> Any:

@@ -15,6 +15,8 @@ import numpy as np
 
 Pair = tuple[Any, Any]  # float32 arrays on the device, float64 on the host; scalars but for counts of classes
 Metrics = dict[str, Pair]
+# Those of which more is better.
+RISING = ("accuracy", "top5_accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "r2")
 
 
 def add(first: Mapping[str, Pair], second: Mapping[str, Pair]) -> Metrics:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 from jaxmodel.config import field, register, to_text, validate
 from jaxmodel.errors import InputError
@@ -111,7 +112,11 @@ class Train:
 
     steps: int | None = field(None, "optimizer steps; none: 1000, or as many as the epochs have", low=1)
     epochs: float | None = field(None, "passes over the training data, in place of steps", low=0.0)
-    batch_size: int = field(16, "sequences, rows or images in a step, over all devices", low=1)
+    batch_size: int | Literal["auto"] = field(
+        16,
+        "sequences, rows or images in a step, over all devices; auto: as many as memory holds, found by compiling",
+        low=1,
+    )
     accumulate: int = field(1, "pieces a batch is computed in, one after the other, to save memory", low=1)
     seed: int = field(0, "decides the initial weights, the order of the data and dropout", low=0)
     dtype: str | None = field(
@@ -194,16 +199,20 @@ class Train:
             raise InputError(
                 f"train.profile={to_text(self.profile)} ends after train.steps={self.length(1)[0]}: lower it"
             )
-        if self.batch_size % self.accumulate:
+        if self.batch_size != "auto" and self.batch_size % self.accumulate:
             raise InputError(
                 f"train.batch_size={self.batch_size} does not divide into train.accumulate={self.accumulate} "
                 "equal pieces: make train.batch_size a multiple, or change train.accumulate"
             )
 
     def length(self, num_examples: int) -> tuple[int, int | None]:
-        """(optimizer steps, examples after which all that follow count nothing; None: no end) of a run on the data."""
+        """(optimizer steps, examples after which all that follow count nothing; None: no end) of a run on the data.
+
+        With epochs, the batch size must be a number by then.
+        """
         if self.epochs is None:
             return self.steps or 1000, None
+        assert self.batch_size != "auto", "found before"
         examples = max(round(self.epochs * num_examples), 1)
         return -(-examples // self.batch_size), examples
 

@@ -17,7 +17,6 @@ from recipes._flags import Command, Parsed, run
 
 TRIAL_STEPS = 2  # of a run that only shows that all of it works
 ENDED = "best.json"  # in the run's folder: it has ended with its best step
-RISING = ("accuracy", "top5_accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "r2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +97,14 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     from jaxmodel.sharding import Partitioning, make_mesh
     from jaxmodel.train import make_state, make_step, put
     from jaxmodel.writers import make_writer
+    from recipes._batch_size import resolved
     from recipes._task import loss_of, task_of
 
     mesh = make_mesh(dataclasses.asdict(flags.mesh))
     partitioning = Partitioning(mesh) if mesh.size > 1 else None
-    if partitioning is not None:
-        partitioning.check_batch(
-            flags.train.batch_size // flags.train.accumulate, "train.batch_size / train.accumulate"
-        )
+    asked_size, pieces = flags.train.batch_size, flags.train.accumulate
+    if partitioning is not None and asked_size != "auto":
+        partitioning.check_batch(asked_size // pieces, "train.batch_size / train.accumulate")
     asked = _model_config(parsed)
     source = None
     if flags.init_from is not None:
@@ -131,6 +130,9 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     if partitioning is not None:
         model = sharded(model, mesh)
     loss = loss_of(task, model, data.facts, shards=mesh.size)
+    trained = augmented(loss, flags.data.augment)
+    batch_size = resolved(flags.train, flags.optimizer, workdir, model, trained, rows, partitioning)
+    flags = dataclasses.replace(flags, train=dataclasses.replace(flags.train, batch_size=batch_size))
     steps, examples = flags.train.length(len(rows))
     last = min(steps, TRIAL_STEPS) if trial else steps
     optimizer = optim.make_optimizer(flags.optimizer, steps, model.layout)
@@ -140,7 +142,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         return put(batch, partitioning)
 
     def measure(name, state):
-        batches = sequential(data.heldout[name], flags.train.batch_size)
+        batches = sequential(data.heldout[name], batch_size)
         batches = itertools.islice(batches, 1 if trial else flags.data.eval_batches)
         params = state.shipped(model.layout)
         found = evaluate(loss, params, batches, state.model_state, put=to_devices, collect=task.row.collect)
@@ -148,7 +150,8 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         return found | (data.extra_metrics(found) if of_data else {})
 
     if flags.optimizer.find_lr:
-        return _find_lr(flags, workdir, source, model, loss, data, partitioning, to_devices)
+        order = (rows, batch_size, flags.train.seed)
+        return _find_lr(flags, workdir, source, model, trained, order, partitioning, to_devices)
 
     info = {
         "task": task.name,
@@ -194,7 +197,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         (workdir / "train.flags").write_text("\n".join(parsed.lines()) + "\n")
     log(
         f"{count(model):,} parameters on {mesh.size} {jax.devices()[0].device_kind} device(s); "
-        f"{data.num_train:,} training {data.noun}, {flags.train.batch_size * data.per_example:,} a step"
+        f"{data.num_train:,} training {data.noun}, {batch_size * data.per_example:,} a step"
     )
     if flags.optimizer.state_dtype not in (None, "float32"):
         log(
@@ -203,7 +206,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
 
     step = make_step(
         model,
-        augmented(loss, flags.data.augment),
+        trained,
         optimizer,
         flags.train.accumulate,
         schedule=schedule,
@@ -221,8 +224,8 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     metrics = report.MetricsFile(workdir / "metrics.jsonl", start)
 
     def batches(first, left_out):
-        end = None if examples is None else examples + left_out * flags.train.batch_size
-        order = (rows, flags.train.batch_size, flags.train.seed)
+        end = None if examples is None else examples + left_out * batch_size
+        order = (rows, batch_size, flags.train.seed)
         if flags.train.overfit_one_batch:
             _, batch = next(stack.enter_context(Loader(*order)))
             return zip(itertools.count(first), itertools.repeat(batch), strict=False)
@@ -267,6 +270,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
 def _watch(flags, task):
     """What the run watches; InputError for a metric that no evaluation of the task gives."""
     from jaxmodel.loop import Watch
+    from jaxmodel.metrics import RISING
     from recipes._task import check_monitor
 
     train = flags.train
@@ -277,20 +281,19 @@ def _watch(flags, task):
     return Watch(train.monitor, mode, train.patience, train.min_delta, flags.checkpoint.keep_best)
 
 
-def _find_lr(flags, workdir, source, model, loss, data, partitioning, to_devices) -> int:
+def _find_lr(flags, workdir, source, model, loss, order, partitioning, to_devices) -> int:
     """A learning rate range test in place of training."""
     import jax
 
     from jaxmodel import report
-    from jaxmodel.data.augment import augmented
     from jaxmodel.data.loader import Loader
     from jaxmodel.lr_finder import find_learning_rate
     from recipes._runtime import log
 
-    with Loader(data.train, flags.train.batch_size, flags.train.seed) as loader:
+    with Loader(*order) as loader:
         found = find_learning_rate(
             model,
-            augmented(loss, flags.data.augment),
+            loss,
             flags.optimizer,
             (batch for _, batch in loader),
             jax.random.key(flags.train.seed),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -309,3 +310,23 @@ def test_configs_load_without_jax():
     code = "import sys, jaxmodel.options; print(sorted({'jax', 'numpy', 'absl'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_word_may_stand_for_a_number():
+    info = FieldInfo(int | Literal["auto"] | None, low=2)
+    assert [config.parse(text, info) for text in ("3", "auto", "none")] == [3, "auto", None]
+    for text in ("1", "atuo", "3.5", ""):
+        with pytest.raises(InputError, match="must be a whole number of at least 2, or auto, or none"):
+            config.parse(text, info, "size")
+
+    @register
+    @dataclasses.dataclass(frozen=True)
+    class Sized:
+        size: int | Literal["auto"] = field(4, "how many", low=1)
+
+    for size in (3, "auto"):
+        assert config.from_dict(json.loads(json.dumps(config.to_dict(Sized(size))))) == Sized(size)
+        assert config.replace(Sized(), {"size": size}) == Sized(size)
+    assert config.to_text("auto") == "auto" and config.flatten(Sized)["size"].default == 4
+    with pytest.raises(InputError, match="size=automatic: must be a whole number of at least 1, or auto"):
+        config.create(Sized, {"size": "automatic"})

@@ -114,12 +114,16 @@ class Partitioning:
         axes = self.mesh_axes(("batch",))
         return NamedSharding(self.mesh, PartitionSpec(axes or None, *(None,) * (rank - 1)))
 
+    @property
+    def batch_pieces(self) -> int:
+        """How many devices share a batch."""
+        return math.prod(self.mesh.shape[axis] for axis in self.mesh_axes(("batch",)))
+
     def check_batch(self, batch_size: int, name: str = "train.batch_size") -> None:
         """InputError when the mesh does not divide the batch."""
-        axes = self.mesh_axes(("batch",))
-        pieces = math.prod(self.mesh.shape[a] for a in axes)
+        pieces = self.batch_pieces
         if batch_size % pieces:
-            flags = " * ".join(f"mesh.{a}={self.mesh.shape[a]}" for a in axes)
+            flags = " * ".join(f"mesh.{a}={self.mesh.shape[a]}" for a in self.mesh_axes(("batch",)))
             raise InputError(
                 f"{flags} does not divide {name}={batch_size}: make it a multiple of {pieces}, or change the mesh"
             )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -207,3 +208,38 @@ def test_a_masked_language_model_is_trained_and_evaluated(tmp_path, corpus, caps
         assert run(train.main, train.COMMAND, command(tmp_path / "other", corpus, *flags)) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and words in err
+
+
+def test_the_batch_is_as_large_as_memory_holds(corpus, tmp_path, monkeypatch, capsys):
+    """Half the memory, half the batch; a run that goes on keeps its own, whatever the memory is by then."""
+    monkeypatch.setattr("jaxmodel.batch_size.memory_of_a_device", lambda: memory)
+    short = ("--train.batch_size=auto", "--train.epochs=1", "--train.accumulate=2", "--train.log_every=1")
+    asked = [each for each in command(tmp_path / "run", corpus, *short) if "steps" not in each]
+    memory = 10**12
+    assert run(train.main, train.COMMAND, [*asked, "--optimizer.find_lr=true", "--train.epochs=50"]) == 0
+    whole = int(re.search(r"batch size (\d+): of 1, 2, 4, … times 16", capsys.readouterr().out)[1])
+    memory = 2_000_000
+    assert run(train.main, train.COMMAND, asked) == 0
+    out = capsys.readouterr().out
+    found = int(re.search(r"batch size (\d+): of", out)[1])
+    tokens, a_step = (
+        int(re.search(words, out)[1].replace(",", "")) for words in (r"(\S+) training", r"(\S+) a step")
+    )
+    rows = -(-tokens // 32)
+    assert 16 <= found < whole <= rows < 2 * whole and a_step == found * 32
+    info = checkpoint.read_record(tmp_path / "run" / "checkpoints" / str(-(-rows // found))).info
+    assert info["train"]["batch_size"] == found
+    memory = 10**12
+    assert run(train.main, train.COMMAND, [*asked, "--train.epochs=2"]) == 0
+    assert f"batch size {found}: that of the run in" in capsys.readouterr().out
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == -(-2 * rows // found)
+
+
+def test_a_batch_that_no_memory_holds_is_refused(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxmodel.batch_size.memory_of_a_device", lambda: 1000)
+    assert run(train.main, train.COMMAND, command(tmp_path / "run", corpus, "--train.batch_size=auto")) == 2
+    error = capsys.readouterr().err
+    assert "train.batch_size=auto: a batch of 8 needs" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert run(train.main, train.COMMAND, command(tmp_path / "run", corpus, "--train.batch_size=atuo")) == 2
+    assert "a whole number of at least 1, or auto (did you mean auto?)" in capsys.readouterr().err
