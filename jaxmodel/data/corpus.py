@@ -70,16 +70,16 @@ class TextData:
 
 
 class Joined:
-    """Arrays [N] of one dtype as if they lay end to end, none of them copied: a number or a slice of it is read."""
+    """Arrays [N], its `parts`, of one dtype as if they lay end to end, none copied: a number or a slice is read."""
 
     def __init__(self, parts: Sequence[np.ndarray]):
         """Raises AssertionError without a part."""
         assert parts, "there is a shard of every part"
-        self._parts = [
+        self.parts = [
             np.asarray(part) for part in parts
         ]  # a slice of a plain view is quicker than of a memmap
         self._ends = list(itertools.accumulate(map(len, parts)))
-        self.dtype = self._parts[0].dtype
+        self.dtype = self.parts[0].dtype
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -96,10 +96,10 @@ class Joined:
         start, stop, _ = slice(key.start, key.stop).indices(len(self))
         found, i = [], bisect.bisect_right(self._ends, start)
         while start < stop:
-            part, begin = self._parts[i], self._ends[i] - len(self._parts[i])
+            part, begin = self.parts[i], self._ends[i] - len(self.parts[i])
             found.append(part[start - begin : stop - begin])
             start, i = self._ends[i], i + 1
-        return found[0] if len(found) == 1 else np.concatenate([self._parts[0][:0], *found])
+        return found[0] if len(found) == 1 else np.concatenate([self.parts[0][:0], *found])
 
 
 def write_stream(

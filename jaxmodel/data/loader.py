@@ -1,5 +1,6 @@
 """Batches: gathered ahead in a thread for training, in order for evaluation, from anything with a length."""
 
+import collections
 import contextlib
 import itertools
 import queue
@@ -14,7 +15,8 @@ from jaxmodel.data.order import order, stretch
 from jaxmodel.errors import InputError
 
 Batch = dict[str, np.ndarray]
-AHEAD = 4096  # examples whose order is found out at once
+AHEAD = 1 << 14  # examples whose order is found out at once
+BLOCK = 4 << 20  # bytes of batches that are gathered at once
 
 
 class Source(Protocol):
@@ -25,7 +27,10 @@ class Source(Protocol):
         ...
 
     def gather(self, indices: np.ndarray) -> Batch:
-        """The examples `indices` (int64[B]) as arrays [B, …]; `sequential` needs "weights" among them."""
+        """The examples `indices` (int64[B]) as new arrays [B, …]; `sequential` needs "weights" among them.
+
+        Row i is what `indices[i]` alone makes it: batches are gathered several at once and cut apart.
+        """
         ...
 
 
@@ -58,6 +63,9 @@ class ArraySource:
 class Loader:
     """(step, batch) from `start_step` on; the batches ahead are gathered in a thread.
 
+    Small batches are gathered by the block, and are views of it: a single one at first, then twice as many each
+    time, up to 4 MiB; larger ones, each by itself. At most `prefetch` blocks wait, and one more is in the making.
+
     The batch of a step depends on `seed` and the step alone (see `order`): what starts at step k sees what a
     run that never stopped sees. `rows` is this process's share of the global batch of `batch_size`: the
     shares of all processes, in order, are that batch, however many they are.
@@ -82,8 +90,9 @@ class Loader:
         order(seed, start_step, batch_size, len(source))  # what is wrong with these is said at once
         self._ready: queue.Queue[Any] = queue.Queue(prefetch)
         self._stop = threading.Event()
-        batches = _batches(source, batch_size, seed, start_step, rows or slice(None), stop_after)
-        arguments = (batches, self._ready, self._stop)
+        self._taken: collections.deque[tuple[int, Batch]] = collections.deque()
+        blocks = _blocks(source, batch_size, seed, start_step, rows or slice(None), stop_after)
+        arguments = (blocks, self._ready, self._stop)
         self._thread = threading.Thread(target=_gather_ahead, args=arguments, name="loader", daemon=True)
         self._thread.start()
         weakref.finalize(self, self._stop.set)  # a forgotten loader takes its thread along
@@ -93,13 +102,14 @@ class Loader:
 
     def __next__(self) -> tuple[int, Batch]:
         while not self._stop.is_set():  # by now and then looking up, it notices a close from another thread
+            with contextlib.suppress(IndexError):
+                return self._taken.popleft()
             with contextlib.suppress(queue.Empty):
-                # Waiting with a limit costs more than gathering a small batch: only where there is none.
-                item = self._ready.get(block=self._ready.empty(), timeout=0.1)
-                if isinstance(item, BaseException):
+                block = self._ready.get(timeout=0.1)
+                if isinstance(block, BaseException):
                     self.close()
-                    raise item
-                return item
+                    raise block
+                self._taken.extend(block)
         raise StopIteration
 
     def close(self) -> None:
@@ -118,31 +128,58 @@ class Loader:
         self.close()
 
 
-def _batches(
+def _blocks(
     source: Source, batch_size: int, seed: int, start: int, rows: slice, stop_after: int | None
-) -> Iterator[tuple[int, Batch]]:
-    """The batches of a `Loader`, one after the other."""
-    ahead = max(AHEAD // batch_size, 1)
-    for step in itertools.count(start):
-        places = np.arange(step * batch_size, (step + 1) * batch_size)
-        if stop_after is not None and places[0] >= stop_after:
-            return
-        turn = (step - start) % ahead
-        if not turn:
-            indices = stretch(seed, step * batch_size, ahead * batch_size, len(source))
-            batches = indices.reshape(ahead, batch_size)
-        batch = source.gather(batches[turn][rows])
-        if stop_after is not None and places[-1] >= stop_after:
-            _discount(batch, places[rows] >= stop_after)
-        yield step, batch
+) -> Iterator[list[tuple[int, Batch]]]:
+    """The batches of a `Loader`, one after the other, as many at once as were gathered at once."""
+    end = None if stop_after is None else -(-stop_after // batch_size)
+    indices = _indices(batch_size, seed, start, len(source))
+    step, size = start, 1
+    while end is None or step < end:
+        count = size if end is None else min(size, end - step)
+        for batches in _gathered(source, [next(indices)[rows] for _ in range(count)]):
+            block = list(enumerate(batches, step))
+            step += len(block)
+            num_bytes = sum(array.nbytes for array in batches[0].values())
+            # Within `AHEAD` too: bytes alone would not bound the block of a process whose share is empty.
+            size = max(min(2 * size, BLOCK // max(num_bytes, 1), AHEAD // batch_size), 1)
+            if stop_after is not None and step * batch_size > stop_after:
+                places = np.arange((step - 1) * batch_size, step * batch_size)
+                _discount(batches[-1], places[rows] >= stop_after)
+            yield block
+
+
+def _indices(batch_size: int, seed: int, start: int, num_examples: int) -> Iterator[np.ndarray]:
+    """The examples of each step's global batch, int64[batch_size], from step `start` on."""
+    count = max(AHEAD // batch_size, 1)
+    for step in itertools.count(start, count):
+        ahead = stretch(seed, step * batch_size, count * batch_size, num_examples)
+        yield from ahead.reshape(count, batch_size)
+
+
+def _gathered(source: Source, indices: list[np.ndarray]) -> Iterator[list[Batch]]:
+    """A batch for each of `indices` (int64[B]): all in one call, or, where that fails, one by one.
+
+    So an error is raised at the batch that it belongs to, after those before it.
+    """
+    whole = None
+    if len(indices) > 1:
+        with contextlib.suppress(Exception):  # it comes again below
+            whole = source.gather(np.concatenate(indices))
+    if whole is None:
+        yield from ([source.gather(each)] for each in indices)
+    else:
+        size = len(indices[0])
+        cuts = [slice(i * size, (i + 1) * size) for i in range(len(indices))]
+        yield [{name: array[cut] for name, array in whole.items()} for cut in cuts]
 
 
 def _gather_ahead(
-    batches: Iterator[tuple[int, Batch]], ready: queue.Queue[Any], stop: threading.Event
+    blocks: Iterator[list[tuple[int, Batch]]], ready: queue.Queue[Any], stop: threading.Event
 ) -> None:
     while not stop.is_set():
         try:
-            item = next(batches)
+            item = next(blocks)
         except BaseException as error:  # StopIteration too: it ends the iteration of the loader
             item = error
         while not stop.is_set():

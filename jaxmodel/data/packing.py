@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxmodel.data.text import Corpus
+from jaxmodel.data.corpus import Corpus, Joined
 from jaxmodel.errors import InputError
 
 
@@ -24,6 +24,11 @@ class Windows:
                 "less than one sequence; give a shorter data.length, or more text"
             )
         self.corpus, self.length, self.partial = corpus, length, partial
+        parts = corpus.tokens.parts if isinstance(corpus.tokens, Joined) else [np.asarray(corpus.tokens)]
+        sizes = np.array([len(part) for part in parts])
+        self._begins = np.cumsum(sizes) - sizes
+        self._streams = [_sliding(part, length + 1) for part in parts]
+        self._ends = self._begins + [len(streams) for streams in self._streams]
 
     def __len__(self) -> int:
         full, rest = divmod(self.corpus.num_targets, self.length)
@@ -39,22 +44,18 @@ class Windows:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"windows {indices.min()} to {indices.max()} of {len(self)}")
         first, last = np.asarray(indices, np.int64) * self.length, self.corpus.num_targets
-        stream = np.full((len(first), self.length + 1), self.corpus.tokens[last], np.int32)
-        for row, begin in zip(stream, first.tolist(), strict=True):  # a window lies in one piece
-            piece = self.corpus.tokens[begin : begin + self.length + 1]
-            row[: len(piece)] = piece
-
-        starts = np.zeros((len(first), self.length), np.int32)  # where a document begins within its window
-        starts[self._starts(first)] = 1
-        starts[:, :1] = 1
-        runs = np.flatnonzero(starts)  # each at one position after the other, over all rows laid end to end
-        since = np.repeat(runs, np.diff(runs, append=starts.size))
+        stream, (runs, lengths) = self._stream(first), self._runs(first)
+        columns = runs % self.length
+        # A run's number, less that of the first in its row.
+        segments = np.arange(1, len(runs) + 1) - np.searchsorted(runs, runs - columns)
+        shape = len(first), self.length
+        since = np.repeat(columns.astype(np.int32), lengths).reshape(shape)
         batch = {
             "tokens": stream[:, :-1],
             "targets": stream[:, 1:],
-            "weights": np.ones(starts.shape, np.float32),
-            "segments": np.cumsum(starts, axis=1, dtype=np.int32),
-            "positions": (np.arange(starts.size) - since).astype(np.int32).reshape(starts.shape),
+            "weights": np.ones(shape, np.float32),
+            "segments": np.repeat(segments.astype(np.int32), lengths).reshape(shape),
+            "positions": np.subtract(np.arange(self.length, dtype=np.int32), since, out=since),
         }
         if len(first) and first.max() + self.length > last:
             padding = first[:, None] + np.arange(self.length) >= last
@@ -62,11 +63,37 @@ class Windows:
                 batch[name][padding] = 0
         return batch
 
-    def _starts(self, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the documents' starts in the windows at `first` (int64[B])."""
-        low, high = np.searchsorted(self.corpus.starts, [first, first + self.length])
-        counts = high - low
-        rows = np.repeat(np.arange(len(first)), counts)
-        # The starts of all rows in one list: low[row], low[row] + 1, … high[row] - 1.
-        which = np.arange(len(rows)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
-        return rows, self.corpus.starts[which] - first[rows]
+    def _stream(self, first: np.ndarray) -> np.ndarray:
+        """The tokens from each of `first` (int64[B]) on, int32[B, T+1], filled up with the separator."""
+        stream = np.empty((len(first), self.length + 1), np.int32)
+        part = np.searchsorted(self._begins, first, "right") - 1
+        whole = first < self._ends[part]
+        for i in np.unique(part[whole]):
+            rows = np.flatnonzero(whole & (part == i))
+            stream[rows] = self._streams[i][first[rows] - self._begins[i]]
+        for row in np.flatnonzero(~whole):  # from one part into the next, or beyond the last
+            piece = self.corpus.tokens[first[row] : first[row] + self.length + 1]
+            stream[row, : len(piece)] = piece
+            stream[row, len(piece) :] = self.corpus.tokens[self.corpus.num_targets]
+        return stream
+
+    def _runs(self, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where one document goes on within one of the windows at `first` (int64[B]): begins and lengths, int64[R].
+
+        Places in all windows laid end to end, in order.
+        """
+        low = np.searchsorted(self.corpus.starts, first, "right")
+        counts = np.searchsorted(self.corpus.starts, first + self.length) - low
+        heads = np.arange(len(first)) * self.length
+        # The starts of all rows in one list: low[row], low[row] + 1, … low[row] + counts[row] - 1.
+        which = np.arange(counts.sum()) + np.repeat(low - (np.cumsum(counts) - counts), counts)
+        starts = self.corpus.starts[which] + np.repeat(heads - first, counts)
+        runs = np.sort(np.concatenate([heads, starts]), kind="stable")  # which merges what is in order
+        return runs, np.diff(runs, append=len(first) * self.length)
+
+
+def _sliding(tokens: np.ndarray, length: int) -> np.ndarray:
+    """What lies in `tokens` [N] from each place on, [N-length+1, length], without a copy; none if that is too short."""
+    if len(tokens) < length:
+        return np.empty((0, length), tokens.dtype)
+    return np.lib.stride_tricks.sliding_window_view(tokens, length)

@@ -9,6 +9,7 @@ import traceback
 import numpy as np
 import pytest
 
+from jaxmodel.data import loader as loader_module
 from jaxmodel.data.loader import ArraySource, Loader, sequential
 from jaxmodel.data.order import order
 from jaxmodel.data.packing import Windows
@@ -97,6 +98,50 @@ def test_an_end_is_the_same_for_a_resumed_run_and_for_several_processes(windows)
     assert take(Loader(windows, 8, seed=1, start_step=len(whole), stop_after=stop), None) == []
 
 
+class Counting(ArraySource):
+    """Remembers how many examples were asked for at once."""
+
+    def __init__(self, arrays):
+        super().__init__(arrays)
+        self.counts = []
+
+    def gather(self, indices):
+        self.counts.append(len(indices))
+        return super().gather(indices)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(1, 3), slice(0, 0)])
+@pytest.mark.parametrize("ahead", [3, 64, 1 << 14])
+def test_batches_do_not_depend_on_how_many_are_gathered_at_once(source, monkeypatch, ahead, rows):
+    monkeypatch.setattr(loader_module, "AHEAD", ahead)
+    for step, batch in take(Loader(source, 6, seed=3, start_step=5, rows=rows), 90):
+        assert same(batch, source.gather(order(3, step, 6, 23)[rows]))
+
+
+def test_a_batch_is_its_own_to_change(source):
+    batches = take(Loader(source, 6, seed=3), 40)
+    for _, batch in batches:
+        assert not np.any(batch["targets"] < 0)
+        batch["targets"][:] = -1
+
+
+def test_the_first_batch_is_gathered_alone_and_no_block_is_larger_than_its_bound(monkeypatch):
+    source = Counting({"features": np.zeros((50, 256), np.float32)})
+    monkeypatch.setattr(loader_module, "BLOCK", 20 * 1028)  # of the features, and a weight
+    take(Loader(source, 3, seed=0), 60)
+    assert source.counts[:6] == [3, 6, 12, 18, 18, 18]
+    monkeypatch.setattr(loader_module, "BLOCK", 1)
+    source.counts.clear()
+    take(Loader(source, 3, seed=0), 9)
+    assert set(source.counts) == {3}  # a batch that is too large for a block comes by itself
+
+
+def test_no_block_reaches_beyond_the_end(source):
+    source = Counting(source.arrays)
+    take(Loader(source, 4, seed=0, stop_after=38), None)
+    assert source.counts == [4, 8, 16, 12]
+
+
 class Failing(ArraySource):
     def gather(self, indices):
         raise OSError("the disk is gone")
@@ -110,6 +155,24 @@ def test_an_error_comes_out_with_the_place_it_came_from(source):
     assert frames[-1].line == 'raise OSError("the disk is gone")'
     assert list(loader) == []
     assert not loaders()
+
+
+@pytest.mark.parametrize("due", [0, 1, 5, 6, 20])
+def test_an_error_comes_at_the_batch_that_it_belongs_to(due):
+    class Gap(ArraySource):
+        def gather(self, indices):
+            if bad in indices:
+                raise OSError("the disk is gone")
+            return super().gather(indices)
+
+    source = Gap({"targets": np.arange(1000)})
+    bad = order(0, due, 4, 1000)[2]
+    with Loader(source, 4, seed=0) as loader:
+        for step in range(due):
+            assert next(loader)[0] == step
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(loader)
+        assert list(loader) == []
 
 
 def test_close_stops_a_thread_that_is_waiting_to_hand_over(source):
@@ -151,20 +214,14 @@ def test_a_forgotten_loader_stops_too(source):
 
 
 def test_no_more_than_asked_for_is_gathered_ahead(source):
-    gathered = []
-
-    class Counting(ArraySource):
-        def gather(self, indices):
-            gathered.append(indices)
-            return super().gather(indices)
-
-    with Loader(Counting(source.arrays), 4, seed=0, prefetch=2) as loader:
+    source = Counting(source.arrays)
+    with Loader(source, 4, seed=0, prefetch=2) as loader:
         next(loader)
         deadline = time.monotonic() + 5
-        while len(gathered) < 4 and time.monotonic() < deadline:
+        while len(source.counts) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)
-        assert len(gathered) == 4  # the one taken, two in the queue, one in hand
+        assert len(source.counts) == 4  # the block taken, two in the queue, one in hand
 
 
 def test_a_bad_request_fails_at_once(source):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxmodel.data.corpus import Corpus, Joined
 from jaxmodel.data.packing import Windows
-from jaxmodel.data.text import Corpus
 from jaxmodel.errors import InputError
 
 SEPARATOR = 0
@@ -43,6 +43,17 @@ def test_windows_agree_with_a_slow_loop(corpus, length, random):
             if expected[0] is None:
                 expected = (SEPARATOR, SEPARATOR, *expected[2:])
             assert found == expected, (index, column)
+
+
+@given(corpora, st.integers(1, 12), st.lists(st.integers(0, 70), max_size=6))
+def test_windows_of_several_files_are_those_of_one(corpus, length, cuts):
+    parts = np.split(corpus.tokens, sorted(min(cut, len(corpus.tokens)) for cut in cuts))
+    several = Windows(Corpus(Joined(parts), corpus.starts, 0), length, partial=True)
+    one = Windows(corpus, length, partial=True)
+    indices = np.arange(len(one))[::-1]
+    found = several.gather(indices)
+    for name, values in one.gather(indices).items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
 @given(corpora, st.integers(1, 12))
