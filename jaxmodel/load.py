@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxmodel import checkpoint
 from jaxmodel import config as configs
-from jaxmodel.checkpoint.manifest import MANIFEST, Log, damage, damage_of, log_to_stderr, newest, steps
+from jaxmodel.checkpoint.manifest import MANIFEST, Log, damage, damage_of, log_to_stderr, standing, steps
 from jaxmodel.checkpoint.record import RECORD
 from jaxmodel.data.fitted import Fitted, read_fitted
 from jaxmodel.data.table import Table
@@ -91,7 +91,8 @@ def load(
 ) -> Loaded:
     """Load whatever holds a model: a workdir, its checkpoints folder, one step, or an export.
 
-    Nothing else need be known. Of a run, the newest step is taken of which every file is as it was written.
+    Nothing else need be known. Of a run, the step is taken that it ended with as its best; of any other, the newest of
+    which every file is as it was written.
 
     Args:
       path: where it is.
@@ -143,7 +144,7 @@ def _described(path: Path, config: dict[str, Any]) -> Any:
 
 def _read_run(path: Path, request: Request) -> Loaded:
     folder = _steps_folder(path)
-    step = newest(folder, request.log, contents=request.select == "*")
+    step = standing(folder, request.log, contents=request.select == "*")
     if step is None:
         raise InputError(f"{path} holds no committed step: looked for {folder / 'STEP' / MANIFEST}")
     return _read_checked(folder / str(step), request)

@@ -57,8 +57,8 @@ class Checkpointer(Saver, Protocol):
         """The newest state that was saved; the one that is given is used up."""
         ...
 
-    def return_to(self, step: int, state: TrainState) -> TrainState:
-        """The state of `step`, which becomes the newest: later ones are deleted; the one given is used up."""
+    def choose(self, step: int, state: TrainState, info: Mapping[str, Any] | None = None) -> TrainState:
+        """The state of `step`, which stands for the run from now on; the one given is used up."""
         ...
 
     def protect(self, steps: Sequence[int]) -> None:
@@ -151,7 +151,7 @@ def fit(
     should_stop: Callable[[], bool] | None = None,
     watch: Watch | None = None,
     rollback: Rollback | None = None,
-    offset: int = 0,
+    before: Mapping[str, Any] | None = None,
     profile: tuple[int, int, Path] | None = None,
     put: Callable[[Mapping[str, np.ndarray]], Batch] = put,
 ) -> TrainState:
@@ -163,8 +163,8 @@ def fit(
     Args:
       state: where to go on from; it is used up.
       step: from `make_step`.
-      loader: gives (number, batch), beginning at `state.step` + `offset`; or a function of the
-        number to begin at, and of the offset in it.
+      loader: gives (number, batch), beginning at `state.step` and the batches that were left out; or a function of
+        the number to begin at, and of how many in it were left out.
       key: for dropout and the like; the same in a run that goes on.
       steps: updates in all.
       hooks: called with (step, "train", numbers) after the first step, every `log_every` and the last, with
@@ -177,9 +177,11 @@ def fit(
       save_every: steps between saves; 0: only after the last.
       should_stop: asked after every step, and must answer alike in all processes; the state is saved first.
       watch: of the first evaluation: its best steps are saved and kept, the run stops when its patience is at its end,
-        and it ends with the best state. Needs a checkpointer; its own state is saved along.
+        and it ends with the best state, which stands for the run from then on. Needs a checkpointer; its own state is
+        saved along.
       rollback: goes back where training diverges; needs a checkpointer, and a loader that can be begun anew.
-      offset: batches that were left out before, as `info["offset"]` of the checkpoint says.
+      before: what the checkpoint that `state` comes from says of it, `checkpoint.info_of(workdir, step)`: what was
+        watched, how often it went back, which batches were left out.
       profile: (first, last, folder): steps of which a trace is written, for xprof or Perfetto.
       put: batch on the host -> batch on the devices, done one batch ahead.
 
@@ -199,8 +201,12 @@ def fit(
         raise InputError(
             "fit: rollback begins the data anew: pass a loader that is a function of where to begin"
         )
+    before = before or {}
+    offset, tries = before.get("offset", 0), before.get("retries", 0)
+    guard = _Guard(rollback.spike if rollback else None, before.get("guard"))
+    if watch is not None:
+        watch.resume(before.get("watch"))
     batches: Iterator[Any] = iter(loader(done + offset, offset) if callable(loader) else loader)
-    guard, tries = _Guard(rollback.spike if rollback else None), 0
     seen: dict[int, dict[str, Any]] = {}  # what was watched up to each step to go back to
 
     def fetch(due: int) -> Batch:
@@ -220,7 +226,9 @@ def fit(
             hook(done, split, numbers)
 
     def save() -> None:
-        info: dict[str, Any] = {"offset": offset} if offset else {}
+        info: dict[str, Any] = {"offset": offset, "retries": tries} if tries else {}
+        if rollback is not None:
+            info["guard"] = guard.to_dict()
         if watch is not None:
             seen[done] = info["watch"] = watch.to_dict()
         if back is not None:
@@ -245,9 +253,10 @@ def fit(
                 stack.close()
             log, keep = due(log_every) or done == 1, checkpointer is not None and due(save_every)
             stop = should_stop is not None and should_stop() and done < steps
+            found: dict[str, float] = {}
             try:
                 if log or keep or stop:
-                    guard.check(done, sums, state)  # what has diverged must not replace what has not
+                    found = guard.check(done, sums, state)  # what has diverged must not replace what has not
             except Diverged:
                 if rollback is None or tries == rollback.retries:
                     raise
@@ -268,7 +277,7 @@ def fit(
             if done < steps:
                 ahead = fetch(done)
             if log:
-                tell("train", pairs.finish(sums))
+                tell("train", found)
             best = False
             if due(eval_every):
                 for i, (name, measure) in enumerate(sets.items()):
@@ -286,25 +295,35 @@ def fit(
                 break
     if checkpointer is not None:
         checkpointer.wait()
-    if back is not None and watch is not None and watch.best and watch.best[0][1] != done:
-        state = back.return_to(watch.best[0][1], state)
+    if back is not None and watch is not None and watch.best:
+        value, best = watch.best[0]
+        state = back.choose(
+            best, state, {"monitor": watch.monitor, "value": value, "stopped_early": watch.exhausted}
+        )
     return state
 
 
 class _Guard:
     """Looks whether training has diverged."""
 
-    def __init__(self, spike: float | None) -> None:
+    def __init__(self, spike: float | None, saved: Mapping[str, Any] | None = None) -> None:
         self._spike = spike
         self.forget()
+        if saved:
+            self._losses = [float(loss) for loss in saved["losses"]]
+            self._skipped, self._step, self._row = saved["skipped"], saved["step"], saved["row"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it remembers, to be saved."""
+        return {"losses": self._losses, "skipped": self._skipped, "step": self._step, "row": self._row}
 
     def forget(self) -> None:
         """Begin anew, after going back."""
         self._losses: list[float] = []
         self._skipped, self._step, self._row = 0.0, 0, 0.0
 
-    def check(self, step: int, sums: Metrics, state: TrainState) -> None:
-        """Raise Diverged if what was measured is not finite (or, where that is skipped, if all was) or leaps up."""
+    def check(self, step: int, sums: Metrics, state: TrainState) -> dict[str, float]:
+        """What was measured; Diverged if it is not finite (or, where that is skipped, if all was) or leaps up."""
         numbers = pairs.finish(sums)
         mend = "Lower optimizer.learning_rate, lengthen optimizer.warmup, or set optimizer.clip_norm=1"
         if "skipped" in numbers:
@@ -336,6 +355,7 @@ class _Guard:
             )
         if math.isfinite(loss):
             self._losses = [*self._losses, loss][-RECENT:]
+        return numbers
 
 
 def _where(state: TrainState) -> str:

@@ -16,7 +16,6 @@ from jaxmodel.errors import InputError
 from recipes._flags import Command, Parsed, run
 
 TRIAL_STEPS = 2  # of a run that only shows that all of it works
-ENDED = "best.json"  # in the run's folder: it has ended with its best step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +130,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         model = sharded(model, mesh)
     loss = loss_of(task, model, data.facts, shards=mesh.size)
     trained = augmented(loss, flags.data.augment)
-    batch_size = resolved(flags.train, flags.optimizer, workdir, model, trained, rows, partitioning)
+    batch_size = resolved(flags.train, flags.optimizer, workdir, model, trained, rows, source, partitioning)
     flags = dataclasses.replace(flags, train=dataclasses.replace(flags.train, batch_size=batch_size))
     steps, examples = flags.train.length(len(rows))
     last = min(steps, TRIAL_STEPS) if trial else steps
@@ -180,13 +179,10 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     state = saver.restore(state)
     start = int(state.step)
     before = checkpoint.info_of(workdir, start)  # of what was restored, which need not be the newest
-    offset = before.get("offset", 0)
-    if watch is not None:
-        watch.resume(before.get("watch"))
-    if watch is not None and (workdir / ENDED).exists():
+    if watch is not None and (ended := checkpoint.chosen(workdir)):
         log(
-            f"{workdir} ended with its best step, {start}: delete {workdir / ENDED} to go on from there, or name "
-            "another --workdir"
+            f"{workdir} ended with its best step, {ended['step']}: delete {workdir / 'checkpoints' / 'chosen.json'} to "
+            f"go on from step {start}, or name another --workdir"
         )
         return 0
     if start >= steps:
@@ -248,7 +244,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
             should_stop=should_stop,
             watch=watch,
             rollback=Rollback(flags.train.rollback, flags.train.spike) if flags.train.rollback else None,
-            offset=offset,
+            before=before,
             profile=(window[0], window[1], workdir / "profile") if (window := flags.train.profile) else None,
             put=to_devices,
         )
@@ -257,8 +253,6 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         return 0
     if watch is not None and watch.best:
         value, best = watch.best[0]
-        found = {"monitor": watch.monitor, "value": value, "step": best, "stopped_early": watch.exhausted}
-        (workdir / ENDED).write_text(json.dumps(found) + "\n")
         log(f"best {watch.monitor} {value:.4g} at step {best}: that is what the checkpoint holds")
     if flags.train.profile:
         log(f"trace: {workdir / 'profile'} (xprof, or ui.perfetto.dev)")

@@ -92,16 +92,38 @@ def test_a_damaged_step_is_named_and_the_one_before_is_used(tmp_path, harm):
 
 
 @pytest.mark.parametrize("step, harm", [(100, flip_data), (150, lambda step: r"it has no manifest\.json")])
-def test_going_back_to_a_step_that_is_not_good_deletes_nothing(tmp_path, step, harm):
+def test_a_step_that_is_not_good_is_not_chosen(tmp_path, step, harm):
     folder = saved(tmp_path, 100, 200)
     reason = harm(folder / str(step))
     model, state = tiny(300)
     with (
         Checkpointer(tmp_path, model) as checkpointer,
-        pytest.raises(InputError, match=rf"cannot go back to step {step}: {reason}; later steps stay"),
+        pytest.raises(InputError, match=rf"cannot choose step {step}: {reason}; the newest stands"),
     ):
-        checkpointer.return_to(step, state)
-    assert checkpoint.steps(folder) == [100, 200]
+        checkpointer.choose(step, state)
+    assert checkpoint.steps(folder) == [100, 200] and checkpoint.chosen(tmp_path) is None
+
+
+def test_the_step_that_was_chosen_stands_for_the_run(tmp_path):
+    folder, lines = saved(tmp_path, 100, 200), []
+    model = tiny()[0]
+    with Checkpointer(tmp_path, model) as checkpointer:
+        state = checkpointer.choose(100, tiny(300)[1], {"monitor": "loss"})
+        assert equal(state, tiny(100)[1]) and checkpoint.steps(folder) == [100, 200]
+        assert load(tmp_path, model=model, log=lines.append).step == 100
+        assert load(folder, model=model, log=lines.append).step == 100
+        assert checkpoint.chosen(tmp_path) == {"step": 100, "monitor": "loss"}
+        assert (
+            equal(restored(tmp_path, log=lines.append), tiny(200)[1]) and not lines
+        )  # a run goes on from there
+        flip_data(folder / "100")
+        assert load(tmp_path, model=model, log=lines.append).step == 200
+        assert len(lines) == 1 and "step 100, chosen by chosen.json, is damaged" in lines[0]
+        checkpointer.save(300, tiny(300)[1])
+    assert checkpoint.chosen(tmp_path) is None and load(tmp_path, model=model).step == 300
+    for text in ("{", "[]", '{"step": 150}'):
+        (folder / "chosen.json").write_text(text)
+        assert load(tmp_path, model=model).step == 300
 
 
 @pytest.mark.parametrize("protected, kept", [((100,), [100, 400]), ((), [400])])

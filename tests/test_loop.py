@@ -171,10 +171,9 @@ def test_patience_ends_a_run_with_its_best_step(tmp_path):
     assert told == [(1, "train"), *((k, split) for k in range(1, 6) for split in ("eval", "other"))]
     assert int(state.step) == 3
     np.testing.assert_allclose(state.params["w"], walk(range(3)), rtol=1e-6)
-    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [
-        2,
-        3,
-    ]  # the best two, and none that is newer
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2, 3, 5]  # the best two, and the newest
+    best = {"step": 3, "monitor": "m", "value": 1, "stopped_early": True}
+    assert checkpoint.chosen(tmp_path / "run") == best
     np.testing.assert_array_equal(load(tmp_path / "run", model=MODEL).params["w"], state.params["w"])
 
 
@@ -189,11 +188,12 @@ def test_a_watch_is_resumed(tmp_path):
         )  # fmt: skip
     with saver(tmp_path) as keeper:
         state, watch = keeper.restore(start()), Watch("m", patience=3)
-        watch.resume(checkpoint.info_of(tmp_path / "run", 4)["watch"])
-        assert (int(state.step), watch.best, watch.since) == (4, [(1.0, 2)], 2)
+        before = checkpoint.info_of(tmp_path / "run", 4)
+        assert int(state.step) == 4 and before["watch"] == {"monitor": "m", "best": [[1, 2]], "since": 2}
         state = fit(
-            state, STEP, numbers(), checkpointer=keeper, evaluate=evaluate([4, 0]), watch=watch, **common
-        )
+            state, STEP, numbers(), checkpointer=keeper, evaluate=evaluate([4, 0]), watch=watch, before=before,
+            **common,
+        )  # fmt: skip
     assert int(state.step) == 2
 
 
@@ -225,16 +225,26 @@ def test_a_run_goes_back_and_leaves_the_window_out(tmp_path, spoilt):
 
 
 def test_a_run_that_went_back_is_resumed_where_it_was(tmp_path):
-    loader, rollback = numbers(poisoned={1}), Rollback()
-    common = {"key": KEY, "save_every": 2, "log_every": 1, "rollback": rollback}
+    """Which batches it left out, how often it may still go back, and the losses a spike is held against."""
+    loader, told = numbers(poisoned={1}, spiked={9, 13}), []
+    common = {
+        "key": KEY, "save_every": 2, "log_every": 1, "rollback": Rollback(retries=2, spike=100.0),
+        "hooks": [lambda step, split, found: told.append((step, split, dict(found)))],
+    }  # fmt: skip
     with saver(tmp_path) as keeper:
-        fit(start(), STEP, loader, steps=4, checkpointer=keeper, **common)
+        fit(start(), STEP, loader, steps=6, checkpointer=keeper, **common)
+    before = checkpoint.info_of(tmp_path / "run", 6)
+    assert (before["offset"], before["retries"], len(before["guard"]["losses"])) == (2, 1, 6)
     with saver(tmp_path) as keeper:
-        offset = checkpoint.info_of(tmp_path / "run", 4)["offset"]
-        state = fit(
-            keeper.restore(start()), STEP, loader, steps=6, checkpointer=keeper, offset=offset, **common
-        )
-    np.testing.assert_allclose(state.params["w"], walk([2, 3, 4, 5, 6, 7]), rtol=1e-6)
+        state = keeper.restore(start())
+        state = fit(state, STEP, loader, steps=8, checkpointer=keeper, before=before, **common)
+    np.testing.assert_allclose(state.params["w"], walk([2, 3, 4, 5, 6, 7, 10, 11]), rtol=1e-6)
+    backs = [each for each in told if each[1] == "rollback"]
+    assert backs[-1] == (6, "rollback", {"from": 8, "retries": 2, "skipped_batches": 4}) and len(backs) == 2
+    before = checkpoint.info_of(tmp_path / "run", 8)
+    with saver(tmp_path) as keeper, pytest.raises(Diverged, match="over train.spike=100 times"):
+        # Two losses from before and one of its own: enough to know a spike by; and there is no third retry.
+        fit(keeper.restore(start()), STEP, loader, steps=12, checkpointer=keeper, before=before, **common)
 
 
 def test_what_was_watched_goes_back_too_and_a_trace_may_begin_anew(tmp_path):

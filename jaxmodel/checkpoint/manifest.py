@@ -7,14 +7,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from jaxmodel.checkpoint import processes
 from jaxmodel.errors import InputError
 
 MANIFEST = "manifest.json"
+CHOSEN = "chosen.json"  # in the folder of steps: {"step": the one that stands for the run, …}
 Log = Callable[[str], None]
 
 # Of the files Orbax writes, these are a process's own; process 0 answers for all others.
@@ -73,6 +75,34 @@ def newest(folder: Path, log: Log = log_to_stderr, *, contents: bool = True) -> 
     for step, reason in sorted(skipped.items()):
         log(f"{folder}: step {step} {reason}; there is no other")
     return None
+
+
+def chosen(folder: Path) -> dict[str, Any] | None:
+    """What was written of the step that was chosen to stand for a run; None where none was, or it is not there."""
+    try:
+        found = json.loads((folder / CHOSEN).read_text())
+        return found if found["step"] in steps(folder) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def standing(folder: Path, log: Log = log_to_stderr, *, contents: bool = True) -> int | None:
+    """The step that a run is loaded from: the one that was chosen, if it is whole, and else as `newest`."""
+    found = processes.gathered(chosen(folder))[0]
+    if found is None:
+        return newest(folder, log, contents=contents)
+    reason = damage_of(folder / str(found["step"]), contents=contents)
+    if reason is None:
+        return found["step"]
+    log(f"{folder}: step {found['step']}, chosen by {CHOSEN}, is damaged: {reason}; looking for the newest")
+    return newest(folder, log, contents=contents)
+
+
+def choose(folder: Path, about: Mapping[str, Any]) -> None:
+    """Have the step `about["step"]` stand for its run; whole or not at all."""
+    write_text(folder / f"{CHOSEN}.part", json.dumps(dict(about), indent=1) + "\n")
+    (folder / f"{CHOSEN}.part").rename(folder / CHOSEN)
+    sync(folder)
 
 
 def _uncommitted(folder: Path) -> list[int]:

@@ -119,6 +119,11 @@ def info_of(workdir: str | Path, step: int) -> dict[str, Any]:
     return read_record(folder).info if folder.exists() else {}
 
 
+def chosen(workdir: str | Path) -> dict[str, Any] | None:
+    """What is written of the step that a run ended with, its `step` among it; None for a run that did not."""
+    return manifest.chosen(manifest.steps_folder(workdir))
+
+
 def check_config(workdir: str | Path, config: Any) -> None:
     """InputError when a run's newest step is of another model than `config`, showing where they differ.
 

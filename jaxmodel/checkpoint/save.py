@@ -133,8 +133,39 @@ class Checkpointer:
         """
         self.wait()
         step = manifest.latest(self.workdir, self.log)
-        if step is None:
-            return state
+        return state if step is None else self._restored(step, state)
+
+    def protect(self, steps: Sequence[int]) -> None:
+        """Steps to keep, however old: the best ones. Holds until it is said again; waits for the save before."""
+        self.wait()
+        self._protected = frozenset(steps)
+
+    def choose(self, step: int, state: S, info: Mapping[str, Any] | None = None) -> S:
+        """The state of `step`, which stands for the run until another is saved: `load` takes it, not the newest.
+
+        Nothing is deleted; `state` is used up.
+
+        Args:
+          step: one that was saved.
+          state: what the result is arranged like.
+          info: what to write down of the choice, JSON-able.
+
+        Raises:
+          InputError: the step is damaged or not there; then the newest still stands for the run.
+        """
+        self.wait()
+        if (reason := manifest.damage_of(self._folder / str(step))) is not None:
+            raise InputError(
+                f"{self._folder}: cannot choose step {step}: {reason}; the newest stands for the run. Restore it from "
+                "a copy, or use the newest"
+            )
+        with processes.joined(f"{self._folder} chose {step} {next(_attempts)}"):
+            if _first():
+                manifest.choose(self._folder, {"step": step, **dict(info or {})})
+            return self._restored(step, state)
+
+    def _restored(self, step: int, state: S) -> S:
+        """The state of a good step, arranged like `state`, which is used up."""
         folder = self._folder / str(step)
         compare_config(read_record(folder), self.model.config, self.workdir)
         layout = self.model.layout
@@ -142,31 +173,6 @@ class Checkpointer:
         for array in jax.tree.leaves(state):
             array.delete()
         return restore_state(folder, shapes, self.model).exchanged(layout)
-
-    def protect(self, steps: Sequence[int]) -> None:
-        """Steps to keep, however old: the best ones. Holds until it is said again; waits for the save before."""
-        self.wait()
-        self._protected = frozenset(steps)
-
-    def return_to(self, step: int, state: S) -> S:
-        """The state of `step`, which is the newest from now on: later ones are deleted; `state` is used up.
-
-        Raises:
-          InputError: the step is damaged or not there; then nothing is deleted.
-        """
-        self.wait()
-        if (reason := manifest.damage_of(self._folder / str(step))) is not None:
-            raise InputError(
-                f"{self._folder}: cannot go back to step {step}: {reason}; later steps stay. Restore it from a copy, "
-                "or use the newest"
-            )
-        if _first():
-            for each in manifest.steps(self._folder):
-                if each > step:
-                    (self._folder / str(each)).rename(self._folder / f"{each}.deleting")
-            self._sweep()
-        with processes.joined(f"{self._folder} returned to {step} {next(_attempts)}"):
-            return self.restore(state)
 
     def close(self) -> None:
         """Wait, and let go of threads."""
@@ -206,6 +212,7 @@ class Checkpointer:
         if final.exists():
             final.rename(self._folder / f"{step}.deleting")
         saving.rename(final)
+        (self._folder / manifest.CHOSEN).unlink(missing_ok=True)  # the run goes on
         manifest.sync(self._folder)
         # Steps above this one, damaged or they would have been restored, are no reason to delete good ones.
         older = [each for each in manifest.steps(self._folder) if each < step]

@@ -71,8 +71,11 @@ def make_optimizer(options: Optimizer, steps: int, layout: Any) -> optax.Gradien
                 raise InputError(
                     "optimizer.schedule=plateau watches the loss: call optimizer.update(…, value=loss)"
                 )
-            watched: Any = plateau.update(jnp.ones(()), state["plateau"], value=value)
-            rate, after["plateau"] = rate * watched[0], watched[1]
+            watched: Any = plateau.update(jnp.ones(()), state["plateau"], value=value)[1]
+            # A batch that counted nothing has no loss: it says nothing of a plateau.
+            said = jnp.isfinite(value)
+            watched = jax.tree.map(lambda new, old: jnp.where(said, new, old), watched, state["plateau"])
+            rate, after["plateau"] = rate * watched.scale, watched
 
         flat = structure.flatten_up_to(grads)
         picked = ([each[i] for i in moving] for each in (arrays, flat))

@@ -155,12 +155,13 @@ def test_the_learning_rate_that_is_logged_is_the_effective_one():
     )
 
     def constant(params, batch, state, key, train):
-        return Result(jnp.sum(params["w"]) * 0 + 6.0, jnp.float32(2), {}, {})
+        weight = jnp.sum(batch["weights"])
+        return Result(jnp.sum(params["w"]) * 0 + 3.0 * weight, weight, {}, {})
 
     state = make_state(still, optimizer, KEY)
     step, rates = make_step(still, constant, optimizer, schedule=schedule), []
-    for i in range(6):
-        state, metrics = step(state, batch_of(i), KEY)
+    for weight in (1, 1, 0, 1, 0, 0, 1, 1, 1):  # where nothing counts there is no loss, and nothing to learn from it
+        state, metrics = step(state, {"weights": np.full(2, weight, np.float32)}, KEY)
         rates.append(pairs.finish(metrics)["learning_rate"])
-    assert rates == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    assert rates == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
     assert state.opt_state["plateau"].best_value == 3.0  # the mean, not the sum

@@ -278,7 +278,7 @@ def test_a_run_ends_with_its_best_step_and_says_so(files, tmp_path, capsys):
     assert call(train, *command) == 0
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     evaluations = {line["step"]: line for line in lines if line["split"] == "eval"}
-    best = json.loads((workdir / "best.json").read_text())
+    best = json.loads((workdir / "checkpoints" / "chosen.json").read_text())
     assert best["stopped_early"] and best["value"] == min(line["loss"] for line in evaluations.values())
     assert max(evaluations) == best["step"] + 50 < 1000  # patience, in evaluations
     assert all(line["skipped"] == 0 for line in lines if line["split"] == "train")
