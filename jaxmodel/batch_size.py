@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,6 +22,14 @@ MEMINFO = Path("/proc/meminfo")
 CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
+class BatchSize(NamedTuple):
+    """Rows of a batch, over all devices; bytes that its step needs on a device, and that it may use there."""
+
+    size: int
+    needs: int
+    limit: int
+
+
 def find_batch_size(
     step: Step,
     state: TrainState,
@@ -30,7 +39,7 @@ def find_batch_size(
     most: int = MOST,
     limit: int | None = None,
     partitioning: Partitioning | None = None,
-) -> int:
+) -> BatchSize:
     """The largest `multiple` times a power of two whose training step fits into 90% of a device's memory.
 
     The step is compiled for at most five sizes; nothing is run, and the state is not used up. All processes must call
@@ -46,7 +55,7 @@ def find_batch_size(
       partitioning: of a sharded model.
 
     Raises:
-      InputError: not even `multiple` fits.
+      InputError: not even `multiple` fits, or there is no limit to be found.
     """
     limit = int(SHARE * memory_of_a_device()) if limit is None else limit
 
@@ -58,6 +67,7 @@ def find_batch_size(
             for name, x in batch.items()
         }
 
+    @functools.cache
     def needs(size: int) -> float:
         lowered = step.lower(state, shapes(size), jax.random.key(0))  # type: ignore[attr-defined]
         try:
@@ -67,7 +77,8 @@ def find_batch_size(
                 raise
             return float("inf")
 
-    return largest(needs, limit, multiple, most)
+    size = largest(needs, limit, multiple, most)
+    return BatchSize(size, int(needs(size)), limit)
 
 
 def largest(needs: Callable[[int], float], limit: int, multiple: int = 1, most: int = MOST) -> int:
@@ -110,19 +121,33 @@ def memory_of_a_device() -> int:
     """Bytes that each device may use; on CPU its share of what is free on the host, or in its container.
 
     The least of all processes: each must call it.
+
+    Raises:
+      InputError: a device does not say what it has.
     """
     devices = jax.local_devices()
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
     known = [limit for limit in limits if limit]
-    return min(gathered(min(known) if known else _host_memory() // len(devices)))
+    if known or devices[0].platform != "cpu":
+        mine = min(known, default=None)
+    else:
+        mine = (_host_memory() or 0) // len(devices) or None
+    found = gathered(mine)
+    if None in found:
+        raise InputError(
+            f"train.batch_size=auto: this {devices[0].platform} does not say how much memory it has: "
+            "give a number, as in train.batch_size=16"
+        )
+    return min(found)
 
 
-def _host_memory() -> int:
-    """Bytes free on this host, in the container if it is one."""
+def _host_memory() -> int | None:
+    """Bytes free on this host, in the container if it is one; None on a system that does not say."""
+    free = None
     if MEMINFO.exists():
         lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
-    else:
+    elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):  # not on Windows
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     bound = CONTAINER.read_text().strip() if CONTAINER.exists() else "max"
-    return free if bound == "max" else min(free, int(bound))
+    return free if free is None or bound == "max" else min(free, int(bound))

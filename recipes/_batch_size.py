@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ def resolved(
     model: Any,
     loss: Any,
     rows: Any,
+    source: Any,
     partitioning: Any,
 ) -> int:
-    """The number of examples in a step; InputError where not even the smallest batch fits.
+    """The number of examples in a step.
 
     Args:
       train, optimizer: as they were asked for.
       workdir: a run found there goes on with the size that it has.
-      model, loss, rows, partitioning: what it trains, on what and where.
+      model, loss, rows, source, partitioning: what trains, on what, from which weights if any, and where.
+
+    Raises:
+      InputError: not even the smallest batch fits, or that of the run does not divide any more.
     """
     if train.batch_size != "auto":
         return train.batch_size
@@ -35,10 +40,15 @@ def resolved(
     from jaxmodel.train import make_state, make_step
     from recipes._runtime import log
 
-    if steps := checkpoint.steps(workdir / "checkpoints"):
-        found = checkpoint.info_of(workdir, steps[-1])["train"]["batch_size"]
-        log(f"batch size {found}: that of the run in {workdir}")
-        return found
+    pieces = 1 if partitioning is None else partitioning.batch_pieces
+    steps = checkpoint.steps(workdir / "checkpoints")
+    before = checkpoint.info_of(workdir, steps[-1]).get("train", {}) if steps else {}
+    if size := before.get("batch_size"):
+        log(f"batch size {size}: that of the run in {workdir}")
+        dataclasses.replace(train, batch_size=size).check()
+        if partitioning is not None:
+            partitioning.check_batch(size // train.accumulate, "train.batch_size / train.accumulate")
+        return size
     # However long the run is, its step and state are as large.
     chain = optim.make_optimizer(optimizer, train.steps or 10**9, model.layout)
     more: dict[str, Any] = {"partitioning": partitioning}
@@ -46,21 +56,20 @@ def resolved(
     state = make_state(
         model,
         chain,
-        jax.random.key(train.seed),
+        None if source else jax.random.key(train.seed),
+        params=source.params if source else None,
+        model_state=source.model_state if source else None,
         average=train.average is not None,
         count_skipped=train.skip_nonfinite,
         **more,
     )
-    pieces = 1 if partitioning is None else partitioning.batch_pieces
-    found = find_batch_size(
-        step,
-        state,
-        rows.gather(np.zeros(1, np.int64)),
-        multiple=train.accumulate * pieces,
-        most=len(rows),
-        partitioning=partitioning,
-    )
-    log(
-        f"batch size {found}: of 1, 2, 4, … times {train.accumulate * pieces}, the largest that fits in memory"
-    )
-    return found
+    example = rows.gather(np.zeros(1, np.int64))
+    multiple = train.accumulate * pieces
+    found = find_batch_size(step, state, example, multiple=multiple, most=len(rows), **more)
+    needs, limit = (f"{size / 1e9:.3g} GB" for size in (found.needs, found.limit))
+    why = f"whose step fits in {limit}"
+    if 2 * found.size > len(rows):
+        why = f"that {len(rows)} examples fill; {limit} may be used"
+    tried = ", ".join(str(multiple << k) for k in range(3))
+    log(f"batch size {found.size}: the largest of {tried}, … {why} (needs {needs})")
+    return found.size

@@ -59,9 +59,10 @@ def test_what_does_not_fit_at_all_is_said_so():
 
 def test_rows_are_counted_as_large_as_they_are():
     state, step = make_state(MODEL, OPTIMIZER, KEY), make_step(MODEL, loss, OPTIMIZER)
-    assert find_batch_size(step, state, WIDE_ROWS, limit=9 * ROW) == 8
-    assert find_batch_size(step, state, WIDE_ROWS, limit=8 * ROW - 1) == 4  # the state needs some bytes too
-    assert find_batch_size(step, state, WIDE_ROWS, limit=25 * ROW, multiple=3) == 24
+    found = find_batch_size(step, state, WIDE_ROWS, limit=9 * ROW)
+    assert found.size == 8 and 8 * ROW <= found.needs <= found.limit == 9 * ROW
+    assert find_batch_size(step, state, WIDE_ROWS, limit=8 * ROW - 1).size == 4  # the state needs some too
+    assert find_batch_size(step, state, WIDE_ROWS, limit=25 * ROW, multiple=3).size == 24
     assert not state.params["w"].is_deleted() and state.step == 0
 
 
@@ -69,7 +70,8 @@ def test_on_a_mesh_a_device_holds_its_own_rows():
     partitioning = Partitioning(make_mesh({"data": 4, "tensor": 2}))
     state = make_state(MODEL, OPTIMIZER, KEY, partitioning=partitioning)
     step = make_step(MODEL, loss, OPTIMIZER, partitioning=partitioning)
-    assert find_batch_size(step, state, WIDE_ROWS, limit=9 * ROW, multiple=4, partitioning=partitioning) == 32
+    found = find_batch_size(step, state, WIDE_ROWS, limit=9 * ROW, multiple=4, partitioning=partitioning)
+    assert found.size == 32 and 8 * ROW <= found.needs <= 9 * ROW
 
 
 def test_a_step_needs_its_state_once_and_its_gradients():
@@ -80,7 +82,7 @@ def test_a_step_needs_its_state_once_and_its_gradients():
     bytes_of = lambda tree: sum(array.nbytes for array in jax.tree.leaves(tree))  # noqa: E731
     needed = bytes_needed(step.lower(state, batch_of(), KEY).compile())  # type: ignore[attr-defined]
     assert needed >= bytes_of(state) + bytes_of(batch_of())
-    rows = find_batch_size(step, state, batch_of(), limit=100_000)
+    rows = find_batch_size(step, state, batch_of(), limit=100_000).size
     assert rows > 1 and bytes_of(state) + bytes_of(batch_of(rows=rows)) < 100_000
 
 
@@ -99,7 +101,7 @@ def test_a_compiler_that_looks_itself_is_heard():
             names = ("argument", "output", "alias", "temp")
             return types.SimpleNamespace(**{f"{name}_size_in_bytes": self.size for name in names})
 
-    assert find_batch_size(Step(), None, WIDE_ROWS, limit=1000) == 16  # type: ignore[arg-type]
+    assert find_batch_size(Step(), None, WIDE_ROWS, limit=1000).size == 16  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -120,3 +122,17 @@ def test_a_device_that_knows_its_memory_is_asked(monkeypatch):
     ]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     assert memory_of_a_device() == 70
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_where_nothing_says_how_much_memory_there_is_a_number_is_asked_for(monkeypatch, tmp_path, platform):
+    """The host's memory is not that of an accelerator."""
+    device = types.SimpleNamespace(memory_stats=lambda: None, platform=platform)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    if platform == "cpu":
+        monkeypatch.setattr(batch_size, "MEMINFO", tmp_path / "meminfo")
+        monkeypatch.setattr("os.sysconf_names", {})
+    with pytest.raises(
+        InputError, match=rf"train\.batch_size=auto: this {platform} does not say .*: give a nu"
+    ):
+        memory_of_a_device()

@@ -211,28 +211,53 @@ def test_a_masked_language_model_is_trained_and_evaluated(tmp_path, corpus, caps
 
 
 def test_the_batch_is_as_large_as_memory_holds(corpus, tmp_path, monkeypatch, capsys):
-    """Half the memory, half the batch; a run that goes on keeps its own, whatever the memory is by then."""
+    """Less memory, a smaller batch; a run that goes on keeps its own, whatever the memory is by then."""
     monkeypatch.setattr("jaxmodel.batch_size.memory_of_a_device", lambda: memory)
     short = ("--train.batch_size=auto", "--train.epochs=1", "--train.accumulate=2", "--train.log_every=1")
     asked = [each for each in command(tmp_path / "run", corpus, *short) if "steps" not in each]
     memory = 10**12
     assert run(train.main, train.COMMAND, [*asked, "--optimizer.find_lr=true", "--train.epochs=50"]) == 0
-    whole = int(re.search(r"batch size (\d+): of 1, 2, 4, … times 16", capsys.readouterr().out)[1])
+    why = r"batch size (\d+): the largest of 16, 32, 64, … that (\d+) examples fill; 900 GB may be used \(needs "
+    whole, rows = map(int, re.search(why, capsys.readouterr().out).groups())
+    assert whole % 16 == 0 and whole <= rows < 2 * whole
     memory = 2_000_000
     assert run(train.main, train.COMMAND, asked) == 0
     out = capsys.readouterr().out
-    found = int(re.search(r"batch size (\d+): of", out)[1])
-    tokens, a_step = (
-        int(re.search(words, out)[1].replace(",", "")) for words in (r"(\S+) training", r"(\S+) a step")
-    )
-    rows = -(-tokens // 32)
-    assert 16 <= found < whole <= rows < 2 * whole and a_step == found * 32
+    why = r"batch size (\d+): the largest of 16, 32, 64, … whose step fits in 0\.0018 GB \(needs (\S+) GB\)"
+    found, needs = re.search(why, out).groups()
+    found = int(found)
+    assert found in (16, 32, 64) and found < whole and 0 < float(needs) <= 0.0018
+    assert f"{found * 32:,} a step" in out
     info = checkpoint.read_record(tmp_path / "run" / "checkpoints" / str(-(-rows // found))).info
     assert info["train"]["batch_size"] == found
     memory = 10**12
     assert run(train.main, train.COMMAND, [*asked, "--train.epochs=2"]) == 0
     assert f"batch size {found}: that of the run in" in capsys.readouterr().out
     assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == -(-2 * rows // found)
+    for pieces, words in (
+        (3, "into train.accumulate=3 equal pieces"),
+        (found, "train.batch_size / train.accumulate=1:"),
+    ):
+        assert run(train.main, train.COMMAND, [*asked, f"--train.accumulate={pieces}"]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+
+
+def test_a_trial_and_one_batch_find_their_size_too(corpus, tmp_path, capsys):
+    """With the memory that this machine has, from weights that there are."""
+    first = tmp_path / "first"
+    assert run(train.main, train.COMMAND, command(first, corpus, "--train.steps=1")) == 0
+    asked = command(
+        tmp_path / "run", corpus, "--train.batch_size=auto", f"--init_from={first}", "--train.steps=1"
+    )
+    for more in ("--train.fast_dev_run=true", "--train.overfit_one_batch=true"):
+        capsys.readouterr()
+        assert run(train.main, train.COMMAND, [*asked, more]) == 0
+        assert "the largest of 8, 16, 32, … that " in capsys.readouterr().out
+    assert "--train.batch_size=auto" in (tmp_path / "run" / "train.flags").read_text().splitlines()
+    with pytest.raises(SystemExit) as done:
+        run(train.main, train.COMMAND, [*asked, "--print_config"])
+    assert done.value.code == 0 and "--train.batch_size=auto\n" in capsys.readouterr().out
 
 
 def test_a_batch_that_no_memory_holds_is_refused(corpus, tmp_path, monkeypatch, capsys):
