@@ -75,7 +75,7 @@ class Watch:
       mode: whether its "min" or its "max" is best.
       patience: evaluations without a better one after which a run stops; None: it never does.
       min_delta: what counts as better is so by at least this much.
-      keep: how many of the best steps are kept: the best, and of the next best those that came before it.
+      keep: how many of the best steps are kept, however old.
       best: (value, step), the best first.
       since: evaluations since the best one.
     """
