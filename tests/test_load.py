@@ -19,7 +19,7 @@ from jaxmodel.load import READERS, Loaded, Reader, config_of, load
 from jaxmodel.model import Model, chain, from_function, frozen
 from jaxmodel.sharding import Partitioning, make_mesh
 from jaxmodel.train import TrainState
-from tests.contract import GPT, batch_of, built, params_of, same
+from tests.contract import GPT, VOCAB, batch_of, built, params_of, same
 from tests.test_checkpoint import equal, filled, saved, silent, state_of, tiny
 
 
@@ -172,10 +172,10 @@ def test_another_model_may_take_the_same_weights(tmp_path):
     other = replace(GPT, {"dropout": 0.25, "execution.remat": True, "attention.window": 3}).build()
     loaded = load(workdir, model=other, log=silent)
     assert loaded.model is other and equal(loaded.params, state.params)
-    larger = replace(GPT, {"vocab_size": GPT.vocab_size + 1}).build()
+    larger = replace(GPT, {"vocab_size": VOCAB + 1}).build()
     words = (
-        rf"stem/tokens: \[{GPT.vocab_size}, {GPT.embed_dim}\] in the checkpoint, "
-        rf"\[{GPT.vocab_size + 1}, {GPT.embed_dim}\] in the model.*ask for a model whose weights have the shapes"
+        rf"stem/tokens: \[{VOCAB}, {GPT.embed_dim}\] in the checkpoint, "
+        rf"\[{VOCAB + 1}, {GPT.embed_dim}\] in the model.*ask for a model whose weights have the shapes"
     )
     with pytest.raises(InputError, match=words):
         load(workdir, model=larger, log=silent)
