@@ -113,17 +113,25 @@ def test_the_step_that_was_chosen_stands_for_the_run(tmp_path):
         assert load(tmp_path, model=model, log=lines.append).step == 100
         assert load(folder, model=model, log=lines.append).step == 100
         assert checkpoint.chosen(tmp_path) == {"step": 100, "monitor": "loss"}
-        assert (
-            equal(restored(tmp_path, log=lines.append), tiny(200)[1]) and not lines
-        )  # a run goes on from there
+        goes_on = restored(tmp_path, log=lines.append)
+        assert equal(goes_on, tiny(200)[1]) and not lines
         flip_data(folder / "100")
         assert load(tmp_path, model=model, log=lines.append).step == 200
         assert len(lines) == 1 and "step 100, chosen by chosen.json, is damaged" in lines[0]
         checkpointer.save(300, tiny(300)[1])
     assert checkpoint.chosen(tmp_path) is None and load(tmp_path, model=model).step == 300
-    for text in ("{", "[]", '{"step": 150}'):
+    unread = "chosen.json cannot be read"
+    for text, reason in {
+        "{": unread,
+        "[]": unread,
+        '{"step": 150}': "step 150, chosen by chosen.json, is not there",
+    }.items():
         (folder / "chosen.json").write_text(text)
-        assert load(tmp_path, model=model).step == 300
+        lines.clear()
+        assert load(tmp_path, model=model, log=lines.append).step == 300
+        assert (
+            lines == [f"{folder}: {reason}; looking for the newest"] and checkpoint.chosen(tmp_path) is None
+        )
 
 
 @pytest.mark.parametrize("protected, kept", [((100,), [100, 400]), ((), [400])])

@@ -79,22 +79,32 @@ def newest(folder: Path, log: Log = log_to_stderr, *, contents: bool = True) -> 
 
 def chosen(folder: Path) -> dict[str, Any] | None:
     """What was written of the step that was chosen to stand for a run; None where none was, or it is not there."""
+    return _choice(folder)[0]
+
+
+def _choice(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """What was written of the choice, or why what was written is of no use; (None, None) where nothing was."""
     try:
         found = json.loads((folder / CHOSEN).read_text())
-        return found if found["step"] in steps(folder) else None
+        if found["step"] in steps(folder):
+            return found, None
+        return None, f"step {found['step']}, chosen by {CHOSEN}, is not there"
+    except FileNotFoundError:
+        return None, None
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return None, f"{CHOSEN} cannot be read"
 
 
 def standing(folder: Path, log: Log = log_to_stderr, *, contents: bool = True) -> int | None:
     """The step that a run is loaded from: the one that was chosen, if it is whole, and else as `newest`."""
-    found = processes.gathered(chosen(folder))[0]
-    if found is None:
-        return newest(folder, log, contents=contents)
-    reason = damage_of(folder / str(found["step"]), contents=contents)
-    if reason is None:
-        return found["step"]
-    log(f"{folder}: step {found['step']}, chosen by {CHOSEN}, is damaged: {reason}; looking for the newest")
+    found, reason = processes.gathered(_choice(folder))[0]
+    if found is not None:
+        damaged = damage_of(folder / str(found["step"]), contents=contents)
+        if damaged is None:
+            return found["step"]
+        reason = f"step {found['step']}, chosen by {CHOSEN}, is damaged: {damaged}"
+    if reason is not None:
+        log(f"{folder}: {reason}; looking for the newest")
     return newest(folder, log, contents=contents)
 
 
