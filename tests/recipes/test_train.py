@@ -218,13 +218,14 @@ def test_the_batch_is_as_large_as_memory_holds(corpus, tmp_path, monkeypatch, ca
     memory = 10**12
     assert run(train.main, train.COMMAND, [*asked, "--optimizer.find_lr=true", "--train.epochs=50"]) == 0
     why = r"batch size (\d+): the largest of 16, 32, 64, … that (\d+) examples fill; 900 GB may be used \(needs "
-    whole, rows = map(int, re.search(why, capsys.readouterr().out).groups())
+    ((whole, rows),) = re.findall(why, capsys.readouterr().out)
+    whole, rows = int(whole), int(rows)
     assert whole % 16 == 0 and whole <= rows < 2 * whole
     memory = 2_000_000
     assert run(train.main, train.COMMAND, asked) == 0
     out = capsys.readouterr().out
     why = r"batch size (\d+): the largest of 16, 32, 64, … whose step fits in 0\.0018 GB \(needs (\S+) GB\)"
-    found, needs = re.search(why, out).groups()
+    ((found, needs),) = re.findall(why, out)
     found = int(found)
     assert found in (16, 32, 64) and found < whole and 0 < float(needs) <= 0.0018
     assert f"{found * 32:,} a step" in out
