@@ -1,5 +1,6 @@
 """The habits of the loop: averages, what is skipped, watching for the best, going back, and what is told of it."""
 
+import contextlib
 import itertools
 import math
 
@@ -177,6 +178,21 @@ def test_patience_ends_a_run_with_its_best_step(tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "run", model=MODEL).params["w"], state.params["w"])
 
 
+@pytest.mark.parametrize(("steps", "patience"), [(100, 2), (5, None)], ids=["patience", "steps"])
+def test_a_run_that_was_killed_before_it_chose_chooses_when_it_is_resumed(steps, patience, tmp_path):
+    common = {"key": KEY, "save_every": 1, "eval_every": 1, "steps": steps}
+    for values in ([5, 3, 1, 4, 4], []):  # it makes no step, and evaluates nothing, again
+        with saver(tmp_path, keep=1) as keeper:
+            state, watch = keeper.restore(start()), Watch("m", patience=patience)
+            before = checkpoint.info_of(tmp_path / "run", int(state.step))
+            state = fit(
+                state, STEP, numbers(), checkpointer=keeper, evaluate=evaluate(values), watch=watch, before=before,
+                **common,
+            )  # fmt: skip
+        assert int(state.step) == 3 and load(tmp_path / "run", model=MODEL).step == 3
+        (tmp_path / "run" / "checkpoints" / "chosen.json").unlink()
+
+
 def test_a_watch_is_resumed(tmp_path):
     """Stopped after an evaluation and gone on with, the run ends where it would have."""
     asked = iter([False, False, False, True])
@@ -242,9 +258,45 @@ def test_a_run_that_went_back_is_resumed_where_it_was(tmp_path):
     backs = [each for each in told if each[1] == "rollback"]
     assert backs[-1] == (6, "rollback", {"from": 8, "retries": 2, "skipped_batches": 4}) and len(backs) == 2
     before = checkpoint.info_of(tmp_path / "run", 8)
-    with saver(tmp_path) as keeper, pytest.raises(Diverged, match="over train.spike=100 times"):
-        # Two losses from before and one of its own: enough to know a spike by; and there is no third retry.
-        fit(keeper.restore(start()), STEP, loader, steps=12, checkpointer=keeper, before=before, **common)
+    for retries in (
+        2,
+        1,
+    ):  # two losses from before and one of its own: enough to know a spike by; no retry is left
+        common["rollback"] = Rollback(retries, spike=100.0)
+        with saver(tmp_path) as keeper, pytest.raises(Diverged, match=r"over train\.spike=100 times"):
+            fit(keeper.restore(start()), STEP, loader, steps=10, checkpointer=keeper, before=before, **common)
+
+
+@pytest.mark.parametrize("stop", [2, 6, 8, 14])
+def test_a_run_stopped_about_a_spike_is_as_one_never_stopped(stop, tmp_path):
+    """Batch 7 passes, as three logged losses are needed to know a spike by, and batch 11 does not.
+
+    So the run goes back from step 12 to step 8. A stop that is not logged looks at the loss, and must not count it.
+    """
+
+    def run(name, stops):
+        """Stopped after so many updates each time, and resumed as by a new process: the state, and what is told."""
+        told = []
+        for due in (*stops, None):
+            with checkpoint.Checkpointer(tmp_path / name, MODEL, keep=9) as keeper:
+                state, made = keeper.restore(start()), itertools.count(1)
+                how = {
+                    "key": KEY, "steps": 16, "log_every": 4, "save_every": 8, "checkpointer": keeper,
+                    "rollback": Rollback(retries=1, spike=20.0),
+                    "before": checkpoint.info_of(tmp_path / name, int(state.step)),
+                    "hooks": [lambda step, split, found: told.append((step, split, dict(found)))],
+                    "should_stop": lambda made=made, due=due: next(made) == due,
+                }  # fmt: skip
+                with contextlib.nullcontext() if due is None else pytest.raises(Retryable):
+                    state = fit(state, STEP, numbers(spiked={7, 11}), **how)
+        return state, told, checkpoint.info_of(tmp_path / name, 16)
+
+    whole, told, info = run("whole", [])
+    assert [each[:2] for each in told if each[1] == "rollback"] == [(8, "rollback")] and info["offset"] == 4
+    state, *same = run("stopped", [stop])
+    assert same == [told, info]
+    for found, expected in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_what_was_watched_goes_back_too_and_a_trace_may_begin_anew(tmp_path):
