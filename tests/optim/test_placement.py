@@ -160,7 +160,17 @@ def test_the_learning_rate_that_is_logged_is_the_effective_one():
 
     state = make_state(still, optimizer, KEY)
     step, rates = make_step(still, constant, optimizer, schedule=schedule), []
-    for weight in (1, 1, 0, 1, 0, 0, 1, 1, 1):  # where nothing counts there is no loss, and nothing to learn from it
+    for weight in (
+        1,
+        1,
+        0,
+        1,
+        0,
+        0,
+        1,
+        1,
+        1,
+    ):  # where nothing counts there is no loss, and nothing to learn from it
         state, metrics = step(state, {"weights": np.full(2, weight, np.float32)}, KEY)
         rates.append(pairs.finish(metrics)["learning_rate"])
     assert rates == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
