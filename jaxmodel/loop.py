@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import statistics
@@ -158,7 +159,7 @@ def fit(
     """Train until `steps` updates were made, in this run and those before it; returns the last state, or the best.
 
     The host waits for the device only where it logs, evaluates or saves. A state that has made its `steps`
-    comes back as it is.
+    comes back as it is; where there is a watch, the best one does.
 
     Args:
       state: where to go on from; it is used up.
@@ -192,8 +193,6 @@ def fit(
     """
     sets = evaluate if isinstance(evaluate, Mapping) else {} if evaluate is None else {"eval": evaluate}
     done = int(state.step)
-    if done >= steps:
-        return state
     back = checkpointer if isinstance(checkpointer, Checkpointer) else None
     if (watch or rollback) is not None and back is None:
         raise InputError("fit: watch and rollback go back to checkpoints: pass a checkpoint.Checkpointer too")
@@ -206,6 +205,8 @@ def fit(
     guard = _Guard(rollback.spike if rollback else None, before.get("guard"))
     if watch is not None:
         watch.resume(before.get("watch"))
+    if done >= steps or (watch is not None and watch.exhausted):  # it may have been killed before it chose
+        return _best(state, back, watch)
     batches: Iterator[Any] = iter(loader(done + offset, offset) if callable(loader) else loader)
     seen: dict[int, dict[str, Any]] = {}  # what was watched up to each step to go back to
 
@@ -255,10 +256,12 @@ def fit(
             stop = should_stop is not None and should_stop() and done < steps
             found: dict[str, float] = {}
             try:
-                if log or keep or stop:
-                    found = guard.check(done, sums, state)  # what has diverged must not replace what has not
+                if log or keep or stop:  # what has diverged must not replace what has not
+                    # A run that was not stopped here would not have looked: then nothing of it is remembered.
+                    looks = guard if log or keep else copy.copy(guard)
+                    found = looks.check(done, sums, state)
             except Diverged:
-                if rollback is None or tries == rollback.retries:
+                if rollback is None or tries >= rollback.retries:
                     raise
                 assert back is not None and callable(loader)
                 stack.close()  # a trace that has begun ends here, and may begin anew
@@ -295,12 +298,17 @@ def fit(
                 break
     if checkpointer is not None:
         checkpointer.wait()
-    if back is not None and watch is not None and watch.best:
-        value, best = watch.best[0]
-        state = back.choose(
-            best, state, {"monitor": watch.monitor, "value": value, "stopped_early": watch.exhausted}
-        )
-    return state
+    return _best(state, back, watch)
+
+
+def _best(state: TrainState, back: Checkpointer | None, watch: Watch | None) -> TrainState:
+    """The best state that was watched, which stands for the run from now on; without one, `state` as it is."""
+    if back is None or watch is None or not watch.best:
+        return state
+    value, step = watch.best[0]
+    return back.choose(
+        step, state, {"monitor": watch.monitor, "value": value, "stopped_early": watch.exhausted}
+    )
 
 
 class _Guard:

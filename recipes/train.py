@@ -180,9 +180,10 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     start = int(state.step)
     before = checkpoint.info_of(workdir, start)  # of what was restored, which need not be the newest
     if watch is not None and (ended := checkpoint.chosen(workdir)):
+        limit = "--train.patience" if ended.get("stopped_early") else "--train.steps"
         log(
-            f"{workdir} ended with its best step, {ended['step']}: delete {workdir / 'checkpoints' / 'chosen.json'} to "
-            f"go on from step {start}, or name another --workdir"
+            f"{workdir} ended with its best step, {ended['step']}: to go on from step {start} raise {limit} and delete "
+            f"{workdir / 'checkpoints' / 'chosen.json'}, or name another --workdir"
         )
         return 0
     if start >= steps:

@@ -287,7 +287,9 @@ def test_a_run_ends_with_its_best_step_and_says_so(files, tmp_path, capsys):
     assert (found["step"], found["loss"]) == (best["step"], pytest.approx(best["value"], rel=1e-5))
     capsys.readouterr()
     assert call(train, *command) == 0
-    assert f"ended with its best step, {best['step']}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"ended with its best step, {best['step']}: to go on from step " in out
+    assert f"raise --train.patience and delete {workdir / 'checkpoints' / 'chosen.json'}" in out
 
 
 @pytest.mark.parametrize(
