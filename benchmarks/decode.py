@@ -9,17 +9,16 @@ PROMPT, NEW = 32, 64
 
 
 def ours(batch: int) -> Contender:
-    """Random weights, unstacked once, the whole loop in one jit."""
+    """Random weights, prepared once, the whole loop in one jit."""
     import jax
     import numpy as np
 
     from jaxmodel.config import replace
-    from jaxmodel.generate import generate
+    from jaxmodel.generate import generate, prepared
     from jaxmodel.models.presets import PRESETS
-    from jaxmodel.nn.stack import unstack
 
     model = replace(PRESETS["gpt2"], {"execution.scan": False}).build()
-    params = unstack(jax.jit(model.init)(jax.random.key(0)), model.start(1, 1))
+    params = prepared(model, jax.jit(model.init)(jax.random.key(0)))
     prompts = np.random.default_rng(0).integers(0, 50257, (batch, PROMPT)).tolist()
 
     def turn() -> float:

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmodel.compiling import compiler_options
+from jaxmodel import weights
+from jaxmodel.compiling import compiler_options, decoding_options, wants_turned
 from jaxmodel.errors import InputError
 from jaxmodel.interop.signature import limits_of, of_config
 from jaxmodel.model import Apply, Model, Params, Start, State
-from jaxmodel.nn.stack import unstack
+from jaxmodel.nn.stack import unstack, unstack_layout
 
 Prompt = Sequence[int] | np.ndarray
 SMALLEST_BUCKET = 16
@@ -48,8 +49,8 @@ def generate(
       model: gives `logits` [B,T,V] for `tokens`, causally. With a cache (from `start(batch_size, length)`)
         it reads each token once, and `mask` says where its rows, padded left, begin; without one it reads
         everything anew for each token, padded right and without a mask.
-      params: its weights. For decoding they are unstacked, a copy: whoever calls often, or lacks the memory
-        for two, passes `nn.stack.unstack(params, model.start(1, 1))` and keeps only that.
+      params: its weights. For decoding they are `prepared`, a copy: whoever calls often, or lacks the memory
+        for two, does that once and keeps only what it gives.
       prompts: token ids, one sequence a prompt; or a batch, `tokens` int[B,T] and perhaps `mask` bool[B,T].
       max_new_tokens: how many tokens to add at most.
       temperature: divides the logits before a token is drawn; 0 takes the likeliest.
@@ -84,12 +85,11 @@ def generate(
     greedy = temperature == 0
     nucleus = not greedy and top_p is not None and top_p < 1  # 1 keeps everything, but for rounding
     how = Sampling(greedy, None if greedy else top_k, nucleus)
-    cache = _cache(model.start)
-    cached = cache is not None
+    cached = _cache(model.start) is not None
     # Dequantizing before the loop is quicker where there is memory for it; elsewhere reading few bytes is.
     run = _compiled(model.apply, model.start, max_new_tokens, how, cached, jax.default_backend() == "cpu")
     found = run(
-        unstack(params, cache) if cached else params,
+        prepared(model, params),
         tokens,
         np.array([len(prompt) for prompt in rows], np.int32),
         jax.random.key(seed),
@@ -98,6 +98,20 @@ def generate(
         np.float32(1.0 if top_p is None else top_p),
     )
     return [_cut(row, set(stop)) for row in np.asarray(found).tolist()]
+
+
+def prepared(model: Model, params: Params) -> Params:
+    """Params as `generate` reads them: unstacked; on CPU, tables that a head multiplies by turned, and so dense.
+
+    What is prepared already stays as it is, and so do the params of a model without a cache.
+    """
+    cache = _cache(model.start)
+    if cache is None:
+        return params
+    apart = unstack(params, cache)
+    if not wants_turned() or of_config(model.config, "tied") is False:
+        return apart
+    return weights.turn(apart, unstack_layout(model.layout, cache))
 
 
 def likeliest(
@@ -179,8 +193,8 @@ def _compiled(
 
         def step(carry: Any) -> Any:
             i, token_B, stopped_B, text_BN, state = carry
-            weights = params if hoist else jax.lax.optimization_barrier((params, i))[0]
-            logits_BV, state = reader.read(weights, token_B, lengths_B + i - 1, state)
+            held = params if hoist else jax.lax.optimization_barrier((params, i))[0]
+            logits_BV, state = reader.read(held, token_B, lengths_B + i - 1, state)
             keys_B = jax.vmap(jax.random.fold_in)(row_keys, lengths_B + i)
             token_B = choose(logits_BV, keys_B, temperature, top_p)
             stopped_B = stopped_B | jnp.any(token_B[:, None] == stop, axis=1)
@@ -191,7 +205,7 @@ def _compiled(
         carry = jnp.zeros((), jnp.int32), tokens_BP[:, -1], jnp.zeros(B, bool), empty, reader.begin(params)
         return jax.lax.while_loop(more, step, carry)[3]
 
-    return jax.jit(run, compiler_options=compiler_options())
+    return jax.jit(run, compiler_options=decoding_options() if cached else compiler_options())
 
 
 def _argmax(logits_BV: jax.Array) -> jax.Array:

@@ -59,17 +59,16 @@ def main(parsed: Parsed[Flags]) -> int:
 
     compile_cache()
 
-    from jaxmodel.generate import generate
+    from jaxmodel.generate import generate, prepared
     from jaxmodel.interop.signature import limits_of
     from jaxmodel.load import load
-    from jaxmodel.nn.stack import unstack
     from jaxmodel.sharding import make_mesh
 
     mesh = flags.mesh and make_mesh(dataclasses.asdict(flags.mesh))
     loaded = load(flags.checkpoint, mesh=mesh)
     model, tokenizer = loaded.model, loaded.tokenizer
-    params = unstack(loaded.params, model.start(1, 1))
-    del loaded  # the stacked weights: one copy is enough
+    params = prepared(model, loaded.params)
+    del loaded  # the weights as they were: one copy is enough
     if tokenizer is None:
         raise InputError(f"--checkpoint={flags.checkpoint} holds no tokenizer: name a language model's")
     prompts = [ids.tolist() or [tokenizer.separator_id] for ids in tokenizer.encode_batch(flags.prompts)]

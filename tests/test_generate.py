@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmodel import compiling
 from jaxmodel.config import replace
 from jaxmodel.errors import InputError
-from jaxmodel.generate import Sampling, _compiled, generate, likeliest
+from jaxmodel.generate import Sampling, _compiled, generate, likeliest, prepared
 from jaxmodel.model import Model, Outputs, chain, from_function, frozen, sharded
 from jaxmodel.nn.stack import unstack
 from jaxmodel.sharding import make_mesh
-from jaxmodel.weights import lora, quantize
+from jaxmodel.weights import Turned, lora, quantize
 from tests.bigram import V, bigram
-from tests.contract import CAUSAL, VOCAB, built, params_of
+from tests.contract import CAUSAL, VOCAB, built, params_of, relative, same
 
 PROMPTS = [[3], [1, 2, 3, 4, 5, 6, 7, 8, 9], [7, 7, 7, 7]]  # the second is longer than the pattern's window
 NEW = 8
@@ -87,6 +88,42 @@ def test_wrapped_unstacked_and_adapted_models_generate_alike():
         (gpt, adapted),
     ):
         assert generate(model, weights, PROMPTS, max_new_tokens=NEW) == expected
+
+
+@pytest.mark.parametrize(
+    "change", [lambda p, _: p, quantize, lambda *of: lora(*of, rank=2, key=jax.random.key(1), select="*")]
+)
+def test_params_may_be_prepared_once(change):
+    config = replace(CAUSAL["gpt"], {"tied": True})
+    gpt = config.build()
+    params = change(gpt.init(jax.random.key(0)), gpt.layout)
+    ready = prepared(gpt, params)
+    assert same(prepared(gpt, ready), ready)
+    assert Turned in map(type, (ready["stem"]["tokens"], getattr(ready["stem"]["tokens"], "base", None)))
+    options = {"max_new_tokens": NEW, "temperature": 1.5, "seed": 2}
+    found = generate(gpt, ready, PROMPTS, **options)
+    assert found == generate(gpt, params, PROMPTS, **options)
+    whole = jnp.asarray([PROMPTS[1] + found[1]])
+    expected, got = (gpt.apply(each, {"tokens": whole})["logits"] for each in (params, ready))
+    assert relative(got, expected) < 1e-5
+
+
+def test_a_table_that_no_head_reads_is_left_as_it_is():
+    model = replace(CAUSAL["gpt"], {"tied": False}).build()
+    params = model.init(jax.random.key(0))
+    assert prepared(model, params)["stem"]["tokens"] is params["stem"]["tokens"]
+
+
+def test_an_xla_without_the_option_decodes_as_it_trains(monkeypatch):
+    monkeypatch.setattr(compiling, "EIGEN", {"xla_cpu_gone": ""})
+    compiling.wants_turned.cache_clear()
+    try:
+        assert not compiling.wants_turned()
+        assert compiling.decoding_options() == compiling.compiler_options()
+    finally:
+        monkeypatch.undo()
+        compiling.wants_turned.cache_clear()
+    assert compiling.wants_turned()
 
 
 def test_a_batch_may_be_arrays_padded_anyhow():

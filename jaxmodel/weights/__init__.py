@@ -18,14 +18,15 @@ from jaxmodel.weights.leaves import (
     LowRank,
     Observed,
     Quantized,
+    Turned,
     dense,
     grouped,
     is_leaf,
     matmul,
     take,
 )
-from jaxmodel.weights.transforms import densify, lora, merge, observe, quantize
-from jaxmodel.weights.trees import abstract, decays, describe, join, num_bytes, num_params, partition
+from jaxmodel.weights.transforms import densify, lora, merge, observe, quantize, turn
+from jaxmodel.weights.trees import abstract, cast, decays, describe, join, num_bytes, num_params, partition
 
 __all__ = [
     "LEAVES",
@@ -34,7 +35,9 @@ __all__ = [
     "LowRank",
     "Observed",
     "Quantized",
+    "Turned",
     "abstract",
+    "cast",
     "decays",
     "dense",
     "densify",
@@ -59,5 +62,6 @@ __all__ = [
     "stacked",
     "take",
     "trained",
+    "turn",
     "unstacked",
 ]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxmodel.errors import InputError
 from jaxmodel.weights import packing
 from jaxmodel.weights.layout import Layout, map_weights, map_weights_with_path
-from jaxmodel.weights.leaves import LowRank, Observed, Quantized, dense, is_leaf
+from jaxmodel.weights.leaves import LowRank, Observed, Quantized, Turned, dense, is_leaf
 
 KINDS = {"int8": 8, "int4": 4}
 INT4_GROUP = 32
@@ -183,6 +183,19 @@ def merge(params: Any, layout: Any) -> Any:
 def densify(params: Any, layout: Any, dtype: Any = jnp.float32) -> Any:
     """Params with every leaf as the plain array it stands for."""
     return map_weights(lambda _, weight: weight.dense(dtype) if is_leaf(weight) else weight, layout, params)
+
+
+def turn(params: Any, layout: Any) -> Any:
+    """Params with every table as `Turned`, dense if it was quantized; adapters stay beside it, all else as it is."""
+
+    def apply(each: Layout, weight: Any) -> Any:
+        if not each.table or isinstance(weight, Turned):
+            return weight
+        if isinstance(weight, LowRank):
+            return weight.replace(base=apply(each, weight.base))
+        return Turned(jnp.swapaxes(weight.dense() if is_leaf(weight) else weight, -1, -2))
+
+    return map_weights(apply, layout, params)
 
 
 def observe(params: Any, layout: Any) -> Any:

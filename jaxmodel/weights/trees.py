@@ -29,6 +29,16 @@ def partition(params: Any, layout: Any) -> tuple[Any, Any]:
     return trainable, rest
 
 
+def cast(params: Any, dtype: Any) -> Any:
+    """The same params with plain floating arrays in `dtype`; quantized and adapted weights stay as they are."""
+
+    def one(weight: Any) -> Any:
+        plain = not is_leaf(weight) and jnp.issubdtype(weight.dtype, jnp.floating)
+        return weight.astype(dtype) if plain else weight
+
+    return jax.tree.map(one, params, is_leaf=is_leaf)
+
+
 def _trains(node: Leaf) -> bool:
     return bool(node.trainable) or any(is_leaf(f) and _trains(f) for f in _arrays(node).values())
 

@@ -65,6 +65,20 @@ def test_take_reads_rows(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_turned_table_is_the_table(kind):
+    table = make(kind, (48, 64), table=True)
+    turned = weights.turn({"t": table, "up": 3.0}, {"t": "vocab <- embed", "up": "embed -> mlp"})
+    assert turned["up"] == 3.0 and same(weights.turn(turned["t"], "vocab <- embed"), turned["t"])
+    found = turned["t"].base if isinstance(turned["t"], weights.LowRank) else turned["t"]
+    assert found.values.shape == (64, 48)
+    assert found.axes(weights.parse("vocab <- embed")).values == (("embed",), ("vocab",))
+    assert relative(weights.dense(turned["t"]), weights.dense(table)) < 1e-6
+    x, ids = jax.random.normal(jax.random.key(4), (2, 5, 64)), jnp.asarray([[3, 47], [0, 3]])
+    assert relative(weights.matmul(x, turned["t"], table=True), x @ weights.dense(table).T) < 1e-6
+    assert relative(weights.take(turned["t"], ids, jnp.float32), weights.dense(table)[ids]) < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_grouped_is_one_product_a_group(kind):
     weight = make(kind, (3, 64, 32))
     x = jax.random.normal(jax.random.key(6), (10, 64))
