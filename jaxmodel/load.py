@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from jaxmodel import checkpoint
+from jaxmodel import checkpoint, weights
 from jaxmodel import config as configs
 from jaxmodel.checkpoint.manifest import MANIFEST, Log, damage, damage_of, log_to_stderr, standing, steps
 from jaxmodel.checkpoint.record import RECORD
@@ -18,9 +18,12 @@ from jaxmodel.data.table import Table
 from jaxmodel.data.tokenizer import Tokenizer
 from jaxmodel.errors import InputError
 from jaxmodel.interop import stablehlo
+from jaxmodel.interop.huggingface import directory as huggingface
 from jaxmodel.model import Model, Params, State, sharded
 from jaxmodel.models import configs as _known  # noqa: F401 (registers the configs a checkpoint may name)
 from jaxmodel.sharding import RULES, Partitioning, Rules
+
+DTYPES = ("float32", "bfloat16", "float16")  # that weights may be cast to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Request(NamedTuple):
     model: Model | None
     log: Log
     select: str = "*"
+    dtype: str | None = None
 
 
 class Reader(NamedTuple):
@@ -87,9 +91,10 @@ def load(
     rules: Rules = RULES,
     model: Model | None = None,
     select: str = "*",
+    dtype: str | None = None,
     log: Log = log_to_stderr,
 ) -> Loaded:
-    """Load whatever holds a model: a workdir, its checkpoints folder, one step, or an export.
+    """Load whatever holds a model: a workdir, its checkpoints folder, one step, an export, or a Hugging Face directory.
 
     Nothing else need be known. Of a run, the step is taken that it ended with as its best; of any other, the newest of
     which every file is as it was written.
@@ -102,13 +107,16 @@ def load(
         where it describes none, for it was made from code alone (`from_function`, `from_linen`, `from_nnx`).
       select: a glob over the paths of weights and model state ("stem/*"): nothing else is read, or compared with the
         model. A part of large files is read, so they are held to their sizes, and not to their checksums.
+      dtype: what plain weights are cast to ("bfloat16"); None: as they are.
       log: is told of steps that were passed over, and why.
 
     Raises:
       InputError: nothing is there, what is there is damaged, the model is needed or has other weights, or no weight is
         selected.
     """
-    return _reader(Path(path)).read(Path(path), Request(mesh, rules, model, log, select))
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}, or leave it out")
+    return _reader(Path(path)).read(Path(path), Request(mesh, rules, model, log, select, dtype))
 
 
 def config_of(path: str | Path) -> Any:
@@ -181,6 +189,8 @@ def _read_checked(path: Path, request: Request) -> Loaded:
         partitioning = Partitioning(request.mesh, request.rules)
         model = sharded(model, request.mesh, request.rules)
     params, state = checkpoint.restore_weights(path, model, partitioning, request.select)
+    if request.dtype is not None:
+        params = weights.cast(params, request.dtype)
     return Loaded(
         model,
         params,
@@ -200,6 +210,8 @@ def _read_export(path: Path, request: Request) -> Loaded:
         raise InputError(
             f"{path} is an export, which is read whole: load it without select, or the checkpoint with it"
         )
+    if request.dtype is not None:
+        raise InputError(f"{path} is an export, whose program has its types: load it without dtype")
     found = stablehlo.read(path)
     return Loaded(
         found.model,
@@ -209,6 +221,18 @@ def _read_export(path: Path, request: Request) -> Loaded:
         found.about["step"],
         {"format": "stablehlo", **found.about["info"]},
     )
+
+
+def _read_huggingface(path: Path, request: Request) -> Loaded:
+    if request.select != "*":
+        raise InputError(f"{path} is a Hugging Face directory, which is read whole: load it without select")
+    model = request.model or huggingface.describe(path).config.build()
+    partitioning = None
+    if request.mesh is not None:
+        partitioning = Partitioning(request.mesh, request.rules)
+        model = sharded(model, request.mesh, request.rules)
+    params, tokenizer, info = huggingface.read(path, model, partitioning, request.dtype)
+    return Loaded(model, params, {}, tokenizer, 0, info)
 
 
 def _is_run(path: Path) -> bool:
@@ -231,4 +255,10 @@ READERS: list[Reader] = [
     ),
     Reader(f"a step ({RECORD})", _is_step, _read_step, lambda path: checkpoint.read_record(path).config),
     Reader("a workdir (checkpoints/)", _is_run, _read_run, _run_config),
+    Reader(
+        "a Hugging Face directory (config.json)",
+        huggingface.is_directory,
+        _read_huggingface,
+        lambda path: configs.to_dict(huggingface.describe(path).config),
+    ),
 ]

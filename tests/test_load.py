@@ -113,7 +113,12 @@ def test_where_nothing_is_all_that_was_looked_for_is_said(tmp_path):
         InputError, match=rf"^{re.escape(str(tmp_path / 'nowhere'))}: there is no such folder$"
     ):
         load(tmp_path / "nowhere")
-    kinds = ("an export (forward.stablehlo)", "a step (model.json)", "a workdir (checkpoints/)")
+    kinds = (
+        "an export (forward.stablehlo)",
+        "a step (model.json)",
+        "a workdir (checkpoints/)",
+        "a Hugging Face directory (config.json)",
+    )
     looked = f"holds no model: looked for {re.escape('; '.join(kinds))}; found"
     with pytest.raises(InputError, match=rf"{looked} nothing$"):
         load(tmp_path)

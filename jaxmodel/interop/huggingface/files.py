@@ -114,7 +114,7 @@ def write_weights(
     shard_bytes: int = 5_000_000_000,
     stem: str = "model",
 ) -> list[Path]:
-    """Write tensors one by one, in the order of the files, the same bytes as those of the safetensors library; the paths.
+    """Write tensors one by one, in the order of the files, in the bytes of the safetensors library; the paths.
 
     What does not fit in `shard_bytes` goes to files of that size at most, as in transformers: tensors in the order in
     which they came, one that is larger alone, and an index. All is written before the first file appears under its

@@ -1,0 +1,233 @@
+"""A Hugging Face directory as a model, and a model as one: config.json, safetensors, tokenizer files."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxmodel
+from jaxmodel import weights
+from jaxmodel.errors import InputError
+from jaxmodel.interop.huggingface import files, placing
+from jaxmodel.interop.huggingface.families import FAMILIES
+from jaxmodel.interop.huggingface.table import Bound, Family, bind, computes, read_config, write_config
+from jaxmodel.interop.huggingface.tokenizer import read_tokenizer, write_tokenizer
+from jaxmodel.interop.signature import flat as flat_of
+from jaxmodel.model import Model, Params
+from jaxmodel.models.configs import Transformer
+from jaxmodel.sharding import Partitioning
+
+CONFIG = "config.json"
+NAMED = 12  # tensors that a message lists before it counts the rest
+
+
+class Found(NamedTuple):
+    """What config.json says."""
+
+    family: Family
+    config: Transformer
+    architecture: str
+    json: Mapping[str, Any]
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a folder has a config.json with a `model_type`."""
+    try:
+        return "model_type" in json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def describe(directory: Path) -> Found:
+    """The model that config.json describes, no weight read; InputError, which names the nearest, for another family."""
+    path = directory / CONFIG
+    said = json.loads(path.read_text(encoding="utf-8"))
+    kind = said["model_type"]
+    if kind not in FAMILIES:
+        near = difflib.get_close_matches(str(kind), FAMILIES, len(FAMILIES), 0.0)
+        raise InputError(f"{path}: model_type {kind} is not supported: there are {', '.join(near)}")
+    config, architecture = read_config(FAMILIES[kind], said, str(path))
+    return Found(FAMILIES[kind], config, architecture, said)
+
+
+def read(
+    directory: Path, model: Model, partitioning: Partitioning | None = None, dtype: Any = None
+) -> tuple[Params, Any, dict[str, Any]]:
+    """(params, tokenizer or None, info) of a directory, streamed from its files to where they belong.
+
+    Args:
+      directory: with config.json, safetensors and perhaps a tokenizer.
+      model: built from `describe(directory).config`, perhaps for a mesh.
+      partitioning: of that mesh.
+      dtype: to cast to; None: as in the files.
+
+    Raises:
+      InputError: a file is missing or damaged; or tensors are missing, unexpected or misshapen: all by name.
+    """
+    found = describe(directory)
+    tensors = files.open_weights(directory)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    flat = flat_of(shapes)
+    bound = _bound(found, tensors, flat)
+    _check(directory, bound, tensors, found.family.ignored)
+    params = _placed(model, shapes, flat, bound, tensors, partitioning, dtype)
+    info = {"huggingface": {"config": dict(found.json), "architecture": found.architecture}}
+    return params, read_tokenizer(directory), info
+
+
+def _bound(found: Found, tensors: Mapping[str, Any], flat: Mapping[str, Any]) -> list[Bound]:
+    """The tensors that are wanted, by the names of this file: some are written without the prefix of their body."""
+    family, usual = found.family, bind(found.family, found.architecture, found.config, flat)
+    others = (bind(family, found.architecture, found.config, flat, prefix) for prefix in ("", family.prefix))
+    return max([usual, *others], key=lambda each: sum(one.name in tensors for one in each))
+
+
+def _check(
+    directory: Path, bound: list[Bound], tensors: Mapping[str, files.Lazy], ignored: tuple[str, ...]
+) -> None:
+    """InputError where the tensors are not those of the model."""
+    wanted = {each.name: each for each in bound}
+    problems = [
+        f"{name} {list(each.shape)} is missing" for name, each in wanted.items() if name not in tensors
+    ]
+    for name, tensor in tensors.items():
+        if name in wanted:
+            if tensor.shape != wanted[name].shape:
+                problems.append(f"{name} is {list(tensor.shape)}, not {list(wanted[name].shape)}")
+        elif not any(fnmatch.fnmatch(name, glob) for glob in (*ignored, *TIED)):
+            problems.append(f"{name} {list(tensor.shape)} is unexpected")
+    if problems:
+        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise InputError(
+            f"{directory}: the weights are not those of {CONFIG}: {'; '.join(problems[:NAMED])}{more}: take both from "
+            "one place"
+        )
+
+
+# A head that is the embedding table may be on disk all the same.
+TIED = ("lm_head.weight", "cls.predictions.decoder.weight")
+
+
+def _placed(
+    model: Model,
+    shapes: Any,
+    flat: Mapping[str, Any],
+    bound: list[Bound],
+    tensors: Mapping[str, files.Lazy],
+    partitioning: Partitioning | None,
+    dtype: Any,
+) -> Params:
+    """Params on their devices, each part read by the process that holds it."""
+    readers: dict[str, np.ndarray] = {}
+    types: dict[str, Any] = {}
+    for each in bound:
+        tensor = tensors[each.name]
+        for nth, (path, index) in enumerate(each.places):
+            depth = len(index)
+            if path not in readers:
+                readers[path] = np.empty(flat[path].shape[:depth], object)
+                types[path] = tensor.dtype
+
+            def part(tensor: files.Lazy = tensor, each: Bound = each, nth: int = nth) -> np.ndarray:
+                return each.form.read(tensor.view(), each.shapes)[nth]
+
+            readers[path][index] = part
+            types[path] = (
+                np.promote_types(types[path], tensor.dtype) if types[path] != tensor.dtype else tensor.dtype
+            )
+    left = [path for path in flat if path not in readers]
+    assert not left, f"no row of the table has {left}"
+    if partitioning is None:
+        single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: single, shapes)
+    else:
+        shardings = partitioning.shardings(model.layout, shapes)
+
+    def place(path: Any, shape: Any, sharding: Any) -> jax.Array:
+        name = weights.path_name(path)
+        wanted = types[name] if dtype is None else np.dtype(dtype)
+        makers = readers[name].tolist() if readers[name].ndim else readers[name][()]
+        return placing.place(
+            shape.shape, wanted, sharding, lambda index: placing.stacked(makers, index, wanted)
+        )
+
+    return jax.tree_util.tree_map_with_path(place, shapes, shardings)
+
+
+def write(
+    directory: Path,
+    model: Model,
+    params: Params,
+    tokenizer: Any = None,
+    info: Mapping[str, Any] | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> list[Path]:
+    """Write a model as transformers reads it; the paths of its weights.
+
+    A model that was read from such a directory gives the same tensors, and the same config.json where it computes the
+    same.
+
+    Args:
+      directory: made where it is not there.
+      model: of a family that transformers has.
+      params: plain arrays: merged, and not quantized.
+      tokenizer: written beside.
+      info: of the checkpoint, which may hold the config.json that it came with.
+
+    Raises:
+      InputError: no family is this model, or its weights are not plain.
+    """
+    kept = dict((info or {}).get("huggingface") or {})
+    family, said = _written(model.config, kept)
+    architecture = said["architectures"][0]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=weights.is_leaf):
+        if weights.is_leaf(leaf):
+            name = f"{weights.path_name(path)} is {type(leaf).__name__}"
+            raise InputError(f"{name}, transformers wants plain weights: merge adapters and dequantize first")
+    flat = flat_of(params)
+    bound = bind(family, architecture, model.config, flat)
+    left = set(flat) - {path for each in bound for path, _ in each.places}
+    assert not left, f"no row of the table has {sorted(left)}"
+    said["dtype"] = str(flat["stem/tokens" if "stem/tokens" in flat else next(iter(flat))].dtype)
+    tensors = [_tensor(each, flat) for each in bound]
+    paths = files.write_weights(directory, tensors, shard_bytes=shard_bytes)
+    (directory / CONFIG).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        write_tokenizer(directory, tokenizer)
+    return paths
+
+
+def _tensor(each: Bound, flat: Mapping[str, Any]) -> files.Tensor:
+    def produce() -> np.ndarray:
+        ours = [np.asarray(flat[path][index]) for path, index in each.places]
+        return np.asarray(each.form.write(*ours))
+
+    return files.Tensor(each.name, flat[each.places[0][0]].dtype, each.shape, produce)
+
+
+def _written(config: Any, kept: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
+    """The family that can say this config, that which it came from first, and its config.json."""
+    came = dict(kept.get("config") or {})
+    first = came.get("model_type")
+    for name in sorted(FAMILIES, key=lambda name: name != first):
+        if not isinstance(config, Transformer) or (said := write_config(FAMILIES[name], config)) is None:
+            continue
+        if name != first:
+            return FAMILIES[name], {
+                **said,
+                "transformers_version": None,
+                "jaxmodel_version": jaxmodel.__version__,
+            }
+        same = computes(read_config(FAMILIES[name], came, CONFIG)[0]) == computes(config)
+        return FAMILIES[name], came if same else {**came, **said}
+    raise InputError(
+        f"no family of transformers that is known here computes what {type(config).__name__} with these options does: "
+        f"there are {', '.join(FAMILIES)}"
+    )

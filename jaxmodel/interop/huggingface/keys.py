@@ -1,0 +1,256 @@
+"""What keys of config.json say in words of their own: activations, rotary positions, kinds of layers, heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxmodel.errors import InputError
+from jaxmodel.interop.huggingface.table import (
+    TRANSPOSED,
+    Group,
+    Heads,
+    Json,
+    Overrides,
+    Row,
+)
+from jaxmodel.models.configs import Transformer, Variant
+from jaxmodel.models.parts import Head, Pool, Rope
+
+# On disk -> ours; of several the first is written.
+ACTIVATIONS = {
+    **{"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"},
+    **{"relu": "relu", "silu": "silu", "swish": "silu", "quick_gelu": "quick_gelu", "tanh": "tanh"},
+    **{"relu2": "relu_squared", "mish": "mish", "sigmoid": "sigmoid", "leaky_relu": "leaky_relu"},
+}
+GATED = {
+    **{"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"},
+    **{"gelu_fast": "geglu", "gelu": "geglu_exact"},
+}
+
+
+def named(names: Mapping[str, str]) -> tuple[Callable[[str], str], Callable[[str], str]]:
+    """(read, write) of a value that goes by other names on disk."""
+    first = {ours: theirs for theirs, ours in reversed(list(names.items()))}
+
+    def read(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"there are {', '.join(names)}")
+        return names[name]
+
+    return read, lambda ours: first.get(ours, ours)
+
+
+# Rotary positions
+
+_COMMON = {"factor": "factor", "original_max_position_embeddings": "original_length"}
+_YARN = {"beta_fast": "beta_fast", "beta_slow": "beta_slow", "truncate": "truncate"}
+_LONG = {"short_factor": "short_factors", "long_factor": "long_factors"}
+_ROPES = {  # what a kind of scaling has on disk -> field of ours
+    "default": {},
+    "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
+    "llama3": {**_COMMON, "low_freq_factor": "low_frequency", "high_freq_factor": "high_frequency"},
+    "yarn": {**_COMMON, **_YARN, "attention_factor": "attention_factor"},
+    "longrope": {**_COMMON, **_LONG, "attention_factor": "attention_factor"},
+}
+
+
+def read_rope(said: Json, json: Json) -> tuple[float, Rope]:
+    """Base wavelength and scaling from an entry of `rope_parameters`, or from what came before those.
+
+    Raises ValueError for a kind that is not known, and for what it lacks.
+    """
+    kind = said.get("rope_type", said.get("type", "default"))
+    if kind not in _ROPES:
+        raise ValueError(f"rope_type {kind}: there are {', '.join(_ROPES)}")
+    needed = ("short_factor", "long_factor") if kind == "longrope" else ("factor",) * (kind != "default")
+    if missing := [name for name in needed if said.get(name) is None]:
+        raise ValueError(f"rope_type {kind} lacks {missing[0]}")
+    names = {theirs: ours for theirs, ours in _ROPES[kind].items() if said.get(theirs) is not None}
+    values: dict[str, Any] = {ours: said[theirs] for theirs, ours in names.items()}
+    length = json.get("max_position_embeddings")
+    if kind == "dynamic":
+        values["original_length"] = length
+    if kind == "longrope":
+        values.setdefault("original_length", json.get("original_max_position_embeddings", length))
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        if said.get("factor") is None and length:
+            values["factor"] = length / values["original_length"]
+    if (
+        kind == "yarn"
+        and "attention_factor" not in values
+        and said.get("mscale")
+        and said.get("mscale_all_dim")
+    ):
+        values["attention_factor"] = _sharper(values["factor"], said["mscale"]) / _sharper(
+            values["factor"], said["mscale_all_dim"]
+        )
+    fraction = said.get("partial_rotary_factor", json.get("partial_rotary_factor", 1.0))
+    scaling = "none" if kind == "default" else kind
+    theta = said.get("rope_theta", json.get("rope_theta", 10000.0))
+    return float(theta), Rope(scaling=scaling, fraction=float(fraction), **values)
+
+
+def _sharper(factor: float, scale: float) -> float:
+    """As yarn sharpens attention (arXiv:2309.00071), scaled."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def write_rope(theta: float, rope: Rope) -> dict[str, Any]:
+    """An entry of `rope_parameters`."""
+    kind = "default" if rope.scaling == "none" else rope.scaling
+    values = {theirs: getattr(rope, ours) for theirs, ours in _ROPES[kind].items()}
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
+    part = {"partial_rotary_factor": rope.fraction} if rope.fraction != 1 else {}
+    return {"rope_theta": theta, "rope_type": kind, **values, **part}
+
+
+def _said(json: Json) -> dict[str, Any]:
+    """`rope_parameters`, or `rope_scaling` as older configs have it."""
+    return dict(json.get("rope_parameters") or json.get("rope_scaling") or {})
+
+
+def rotary(theta: float = 10000.0, **fixed: Any) -> Group:
+    """Rotary positions alike in all layers, and how long a text may be: `max_position_embeddings`.
+
+    Args:
+      theta: where config.json says none.
+      **fixed: fields of `Rope` that the family has.
+    """
+
+    def read(json: Json) -> Overrides:
+        base, rope = read_rope({"rope_theta": json.get("rope_theta", theta), **_said(json)}, json)
+        length = json["max_position_embeddings"]
+        if rope.scaling == "dynamic":  # made to go on beyond what it was trained for
+            length = math.ceil(length * rope.factor)
+        values = {"attention.rope_theta": base, "attention.rope": rope, "max_length": length}
+        return (
+            values | {f"attention.rope.{name}": value for name, value in fixed.items()} if fixed else values
+        )
+
+    def write(config: Transformer) -> dict[str, Any]:
+        a = config.attention
+        length = a.rope.original_length if a.rope.scaling == "dynamic" else config.max_length
+        return {"rope_parameters": write_rope(a.rope_theta, a.rope), "max_position_embeddings": length}
+
+    return Group(read, write)
+
+
+# Kinds of layers
+
+
+def layers(config: Transformer) -> list[Transformer]:
+    """Each layer's variant, in order."""
+    return [
+        config.variant(kind)
+        for pattern, repeats in config.segments
+        for _ in range(repeats)
+        for kind in pattern
+    ]
+
+
+def patterned(kinds: Sequence[str], variants: Mapping[str, Overrides]) -> Overrides:
+    """The shortest pattern that layers of these kinds repeat; what all have in common needs none.
+
+    >>> patterned(["a", "b", "a"], {"a": {}, "b": {"attention.window": 8}})["pattern"]
+    ('a', 'b')
+    """
+    if len(set(kinds)) == 1:
+        return dict(variants[kinds[0]])
+    period = next(n for n in range(1, len(kinds) + 1) if all(k == kinds[i % n] for i, k in enumerate(kinds)))
+    used = dict.fromkeys(kinds)
+    return {
+        "pattern": tuple(kinds[:period]),
+        "variants": tuple(Variant(name, tuple(variants[name].items())) for name in used),
+    }
+
+
+def layer_types(types: Callable[[Json], Sequence[str]], window: str = "sliding_window") -> Group:
+    """`layer_types`: full_attention, or sliding_attention with a window.
+
+    Args:
+      types: config.json -> what they are where it does not say.
+      window: the key that says how many tokens a sliding layer sees.
+    """
+
+    def read(json: Json) -> Overrides:
+        kinds = json.get("layer_types") or types(json)
+        known = {"full_attention": "global", "sliding_attention": "local"}
+        for kind in kinds:
+            if kind not in known:
+                raise InputError(f"layer_types: {kind} is not supported: there are {', '.join(known)}")
+        variants: dict[str, Overrides] = {"global": {}, "local": {"attention.window": json.get(window)}}
+        return patterned([known[kind] for kind in kinds], variants)
+
+    def write(config: Transformer) -> dict[str, Any]:
+        windows = [layer.attention.window for layer in layers(config)]
+        kinds = ["sliding_attention" if each else "full_attention" for each in windows]
+        return {"layer_types": kinds, window: next(filter(None, windows), None)}
+
+    return Group(read, write)
+
+
+# Heads
+
+
+def labels(json: Json) -> int:
+    """How many classes a config.json names; 2 where it names none."""
+    return len(json.get("id2label") or ()) or int(json.get("num_labels") or 2)
+
+
+def _named_labels(count: int) -> dict[str, Any]:
+    names = {str(i): f"LABEL_{i}" for i in range(count)}
+    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+
+
+def body(pool: Pool | None = None, rows: tuple[Row, ...] = ()) -> Heads:
+    """The bare model, perhaps with a pool."""
+
+    def write(config: Transformer) -> dict[str, Any] | None:
+        return {} if config.head is None and config.pool == pool else None
+
+    return Heads(lambda json: {"head": None, "pool": pool, "tied": False}, rows, write, base=True)
+
+
+def causal() -> Heads:
+    """One logit a token of the vocabulary, by `lm_head` or the embedding table."""
+
+    def write(config: Transformer) -> dict[str, Any] | None:
+        usual = config.head is not None and config.pool is None and config.head.outputs is None
+        return {} if usual else None
+
+    rows = Row("lm_head.weight", "head/logits", TRANSPOSED), Row("lm_head.bias", "head/bias")
+    return Heads(lambda json: {}, rows, write)
+
+
+def classifier(name: str, pool: Pool | None, bias: bool = True, more: tuple[Row, ...] = ()) -> Heads:
+    """Logits of classes by a layer called `name`: of each token, or of a pooled one."""
+
+    def read(json: Json) -> Overrides:
+        return {"head": Head(outputs=labels(json), bias=bias), "pool": pool, "tied": False}
+
+    def write(config: Transformer) -> dict[str, Any] | None:
+        head = config.head
+        if (
+            head is None
+            or head.outputs is None
+            or config.pool != pool
+            or head != Head(outputs=head.outputs, bias=bias)
+        ):
+            return None
+        return _named_labels(head.outputs)
+
+    rows = Row(f"{name}.weight", "head/logits", TRANSPOSED), Row(f"{name}.bias", "head/bias")
+    return Heads(read, (*rows, *more), write)
+
+
+def decoder_heads(name: str) -> dict[str, Heads]:
+    """The architectures of a family of decoders: "Llama"."""
+    return {
+        f"{name}ForCausalLM": causal(),
+        f"{name}Model": body(),
+        f"{name}ForSequenceClassification": classifier("score", Pool("last"), bias=False),
+        f"{name}ForTokenClassification": classifier("score", None),
+    }

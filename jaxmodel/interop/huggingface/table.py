@@ -1,0 +1,328 @@
+"""Mapping tables: which tensor on disk is which part of our params, and which key of config.json is which field.
+
+A row and a key run both ways, so import and export are one table. Nothing here knows a family; `families` holds them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmodel import config as configs
+from jaxmodel.errors import InputError
+from jaxmodel.models.configs import Transformer
+
+Overrides = dict[str, Any]  # dotted path of our config -> value
+Json = Mapping[str, Any]
+
+
+class Form(NamedTuple):
+    """How one tensor on disk and some arrays of ours hold the same numbers.
+
+    Attributes:
+      read: (tensor, shapes of ours) -> ours, views of it where that can be.
+      write: of ours, in order -> the tensor; of numpy arrays, and for their shapes of jax's.
+    """
+
+    read: Callable[[np.ndarray, Sequence[tuple[int, ...]]], list[np.ndarray]]
+    write: Callable[..., Any]
+
+    def shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """Of the tensor, from those of ours."""
+        return _shape(self.write, *shapes)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shape(function: Callable[..., Any], *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Of what a function of arrays returns."""
+    return tuple(jax.eval_shape(function, *(jax.ShapeDtypeStruct(each, np.float32) for each in shapes)).shape)
+
+
+def _joined(arrays: Sequence[Any], axis: int) -> Any:
+    if len(arrays) == 1:
+        return arrays[0]
+    return (jnp if isinstance(arrays[0], jax.Array) else np).concatenate(arrays, axis)
+
+
+def fused(flat: Callable[[Any], Any], restored: Callable[[Any, tuple[int, ...]], Any], axis: int = 0) -> Form:
+    """Several of ours, each as `flat` makes it, one after the other along an axis; one of them is the plain case."""
+
+    def read(tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        if len(shapes) == 1:
+            return [restored(tensor, shapes[0])]
+        ends = np.cumsum([_shape(flat, shape)[axis] for shape in shapes])[:-1]
+        return [
+            restored(part, shape) for part, shape in zip(np.split(tensor, ends, axis), shapes, strict=True)
+        ]
+
+    return Form(read, lambda *ours: _joined([flat(each) for each in ours], axis))
+
+
+COPY = fused(lambda x: x, lambda x, shape: x)
+TRANSPOSED = fused(lambda x: x.T, lambda x, shape: x.T)
+# Biases of heads: [heads, head_dim] with us.
+FLAT = fused(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape))
+# [1, 1, D] on disk: a class token, or positions [1, T, D].
+BATCHED = fused(lambda x: x.reshape(1, *x.shape), lambda x, shape: x.reshape(shape))
+TOKEN = fused(lambda x: x.reshape(1, 1, -1), lambda x, shape: x.reshape(shape))
+COLUMNS = fused(lambda x: x, lambda x, shape: x, axis=1)  # stored [in, out], several side by side
+
+
+def patches(config: Transformer) -> Form:
+    """A patch projection: [out, channels, size, size] on disk, [size * size * channels, out] with us."""
+    assert config.images is not None
+    size, channels = config.images.patch, config.images.channels
+    return fused(
+        lambda x: x.reshape(size, size, channels, -1).transpose(3, 2, 0, 1),
+        lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape),
+    )
+
+
+class Row(NamedTuple):
+    """A tensor on disk, some arrays of ours, and how they hold the same.
+
+    `name` may hold {i}, a layer, and {e}, an expert. A path that begins with "stack/" is within the block of layer {i}.
+    A row counts where our params have its paths. A form may depend on the config.
+    """
+
+    name: str
+    paths: tuple[str, ...] | str
+    form: Form | Callable[[Transformer], Form] = COPY
+
+
+class Key(NamedTuple):
+    """A key of config.json and a field of our config.
+
+    Attributes:
+      key: where it is on disk.
+      field: dotted path of ours.
+      default: of the key, where config.json does not have it; REQUIRED: it must.
+      read: value on disk -> ours; None: as it is.
+      write: ours -> value on disk.
+    """
+
+    key: str
+    field: str
+    default: Any = None
+    read: Callable[[Any], Any] | None = None
+    write: Callable[[Any], Any] | None = None
+
+
+class Fixed(NamedTuple):
+    """A key that must have a value, for another would be another computation."""
+
+    key: str
+    value: Any
+
+
+class Group(NamedTuple):
+    """Keys that say something together.
+
+    Attributes:
+      read: config.json -> overrides of our config.
+      write: our config -> keys of config.json.
+    """
+
+    read: Callable[[Json], Overrides]
+    write: Callable[[Transformer], dict[str, Any]]
+
+
+class Heads(NamedTuple):
+    """What an architecture class has beside its body.
+
+    Attributes:
+      read: config.json -> overrides of our config: head, pool.
+      rows: their tensors.
+      write: our config -> keys of config.json, or None where the config has not these heads.
+      base: whether it is the bare model, whose names have no prefix.
+    """
+
+    read: Callable[[Json], Overrides]
+    rows: tuple[Row, ...]
+    write: Callable[[Transformer], dict[str, Any] | None]
+    base: bool = False
+
+
+class Family(NamedTuple):
+    """One `model_type` of config.json.
+
+    Attributes:
+      name: that type.
+      prefix: before the names of the body in an architecture with heads: "transformer.".
+      base: what all of the family have in common.
+      keys: of config.json.
+      rows: of the body.
+      heads: by architecture class; the first is what a config without `architectures` is.
+      ignored: globs over names: buffers that old checkpoints hold.
+    """
+
+    name: str
+    prefix: str
+    base: Transformer
+    keys: tuple[Key | Fixed | Group, ...]
+    rows: tuple[Row, ...]
+    heads: Mapping[str, Heads]
+    ignored: tuple[str, ...] = ()
+
+
+REQUIRED = object()
+WHOLE = "take the config.json that came with the weights"
+
+
+def read_config(family: Family, json: Json, where: str) -> tuple[Transformer, str]:
+    """Our config, and the architecture class; InputError, which names the key, for what is not supported.
+
+    Args:
+      family: of its `model_type`.
+      json: config.json.
+      where: its path, for messages.
+    """
+    said = (json.get("architectures") or [next(iter(family.heads))])[0]
+    if said not in family.heads:
+        raise InputError(
+            f"{where}: architecture {said} is not supported: of {family.name} there are {', '.join(family.heads)}"
+        )
+    overrides: Overrides = {}
+    for key in family.keys:
+        if isinstance(key, Group):
+            try:
+                overrides |= key.read(json)
+            except KeyError as error:
+                raise InputError(f"{where} lacks {error.args[0]}: {WHOLE}") from error
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{where}: {error}") from error
+        elif isinstance(key, Fixed):
+            if json.get(key.key, key.value) != key.value:
+                raise InputError(
+                    f"{where}: {key.key}={json[key.key]!r} is not supported: only {key.key}={key.value!r} is"
+                )
+        else:
+            value = json.get(key.key, key.default)
+            if value is REQUIRED:
+                raise InputError(f"{where} lacks {key.key}: {WHOLE}")
+            try:
+                overrides[key.field] = value if key.read is None else key.read(value)
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{where}: {key.key}={value!r} is not supported ({error})") from error
+    overrides |= family.heads[said].read(json)
+    if "head" in overrides:  # another one, or none: what was said of the usual one is not of it
+        overrides = {name: value for name, value in overrides.items() if not name.startswith("head.")}
+    try:
+        found = configs.replace(family.base, overrides)
+        found.check()
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return found, said
+
+
+def write_config(family: Family, config: Transformer) -> dict[str, Any] | None:
+    """config.json of one of ours; None where the family cannot say it."""
+    for name, heads in family.heads.items():
+        of_heads = heads.write(config)
+        if of_heads is None:
+            continue
+        json: dict[str, Any] = {"model_type": family.name, "architectures": [name]}
+        for key in family.keys:
+            if isinstance(key, Group):
+                json |= key.write(config)
+            elif isinstance(key, Fixed):
+                json[key.key] = key.value
+            else:
+                value = _get(config, key.field)
+                json[key.key] = value if key.write is None else key.write(value)
+        json |= of_heads
+        try:
+            again, _ = read_config(family, json, family.name)
+        except InputError:
+            continue
+        if computes(again) == computes(config):
+            return json
+    return None
+
+
+def _get(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name, None)
+    return config
+
+
+def computes(config: Transformer) -> Transformer:
+    """The config without what changes no output: how it runs, how it was initialised, what training drops."""
+    attention, fields = config.attention, configs.fields(Transformer)
+    width = attention.head_dim or config.embed_dim // attention.num_heads
+    said = {
+        "attention.num_kv_heads": attention.num_kv_heads or attention.num_heads,
+        "attention.head_dim": width,
+        "attention.scale": attention.scale or width**-0.5,
+    }
+    plain = {name: fields[name].default for name in ("execution", "dropout", "init_scale", "residual_init")}
+    return configs.replace(config, said | plain)
+
+
+class Bound(NamedTuple):
+    """A tensor on disk, and the places in our params that it fills.
+
+    Attributes:
+      name: on disk.
+      places: (path in our params, index over its stacked dims) each.
+      shapes: of the array at each place.
+      shape: of the tensor.
+      form: how one becomes the other.
+    """
+
+    name: str
+    places: tuple[tuple[str, tuple[int, ...]], ...]
+    shapes: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...]
+    form: Form
+
+
+def bind(
+    family: Family,
+    architecture: str,
+    config: Transformer,
+    shapes: Mapping[str, Any],
+    prefix: str | None = None,
+) -> list[Bound]:
+    """Every tensor that a checkpoint of this model has on disk.
+
+    Args:
+      shapes: of our params, by path.
+      prefix: of the body's names; None: as the architecture has it.
+    """
+    heads = family.heads[architecture]
+    prefix = ("" if heads.base else family.prefix) if prefix is None else prefix
+    found = []
+    for row, before in [*((row, prefix) for row in family.rows), *((row, "") for row in heads.rows)]:
+        paths = (row.paths,) if isinstance(row.paths, str) else row.paths
+        form = row.form if isinstance(row.form, Form) else row.form(config)
+        for i, (place, index) in enumerate(_layers(config) if "{i}" in row.name else [("", ())]):
+            mine = [path.replace("stack", place, 1) if place else path for path in paths]
+            if any(path not in shapes for path in mine):
+                continue
+            whole = [tuple(shapes[path].shape)[len(index) :] for path in mine]
+            experts = range(whole[0][0]) if "{e}" in row.name else [None]
+            for e in experts:
+                at = index if e is None else (*index, e)
+                inner = tuple(shape if e is None else shape[1:] for shape in whole)
+                shape = form.shape(inner)
+                name = before + row.name.replace("{i}", str(i)).replace("{e}", str(e))
+                found.append(Bound(name, tuple((path, at) for path in mine), inner, shape, form))
+    assert len({each.name for each in found}) == len(found), "two rows give one name"
+    return found
+
+
+def _layers(config: Transformer) -> list[tuple[str, tuple[int, ...]]]:
+    """Where each layer is in our params: "stack/0/local", and the index of its block there."""
+    found = []
+    for i, (pattern, repeats) in enumerate(config.segments):
+        for repeat in range(repeats):
+            for j, kind in enumerate(pattern):
+                index = repeat * pattern.count(kind) + pattern[:j].count(kind)
+                found.append((f"stack/{i}/{kind}", (index,)))
+    return found
