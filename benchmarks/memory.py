@@ -42,18 +42,19 @@ def _contend(who: str, shape: str) -> dict[str, float]:
         import transformers  # pyright: ignore[reportMissingImports]
 
         _ = transformers.GPT2LMHeadModel  # imported when first looked up
-    imported = _megabytes("VmRSS")
+    imported = megabytes("VmRSS")
     turn = {"ours": train_step.ours, "theirs": train_step.theirs}[who](train_step.SHAPES[shape]).turn
     turn()
-    start = _megabytes("VmHWM")
+    start = megabytes("VmHWM")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     for _ in range(STEPS):
         turn()
-    steps = _megabytes("VmHWM")
+    steps = megabytes("VmHWM")
     return {"steps": steps - imported, "all": max(start, steps) - imported, "imports": imported}
 
 
-def _megabytes(key: str) -> float:
+def megabytes(key: str) -> float:
+    """Of this process, by its key in /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 

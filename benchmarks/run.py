@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import commands, export_size, memory, prepare, startup
+from benchmarks import commands, export_size, load_safetensors, memory, prepare, startup
 from benchmarks.duel import duel
 
 RESULTS = Path(__file__).parent / "results"
@@ -87,6 +87,12 @@ MEASUREMENTS = {
         "bytes of quantized weights over float32, GPT-2 124M shape",
         export_size.measure,
         {"int8": ("<=", 0.27, 0.27), "int4": ("<=", 0.17, 0.17)},
+    ),
+    "load_safetensors": (
+        "1 GB of safetensors to stacked, transposed jax arrays: ratio of speed to load_file, peak memory over size",
+        load_safetensors.measure,
+        {f"ratio_{name}": (">=", 0.5, 0.5) for name in load_safetensors.DTYPES}
+        | {f"memory_{name}": ("<=", 1.3, 1.3) for name in load_safetensors.DTYPES},
     ),
     "prepare": (
         "recipes.prepare of 100 MB of text, one file, tokenizer trained on it: seconds, peak resident memory in MB",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,12 +81,12 @@ def stacked(parts: Any, index: Index, dtype: Any) -> np.ndarray:
 
 
 def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """An array with arbitrary contents, aligned so that jax on CPU takes it without a copy."""
+    """An array to be filled, aligned so that jax on CPU takes it without a copy."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    buffer = np.empty(size + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    return buffer[start : start + size].view(dtype).reshape(shape)
+    # Not numpy's memory: it asks for huge pages, and filling those stalls wherever free memory is in pieces.
+    pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, np.uint8, size).view(dtype).reshape(shape)
 
 
 def copied(source: np.ndarray, dtype: Any = None) -> np.ndarray:
