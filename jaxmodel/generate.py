@@ -85,9 +85,11 @@ def generate(
     greedy = temperature == 0
     nucleus = not greedy and top_p is not None and top_p < 1  # 1 keeps everything, but for rounding
     how = Sampling(greedy, None if greedy else top_k, nucleus)
-    cached = _cache(model.start) is not None
+    cached, quick = _cache(model.start) is not None, _turns(model)
     # Dequantizing before the loop is quicker where there is memory for it; elsewhere reading few bytes is.
-    run = _compiled(model.apply, model.start, max_new_tokens, how, cached, jax.default_backend() == "cpu")
+    run = _compiled(
+        model.apply, model.start, max_new_tokens, how, cached, jax.default_backend() == "cpu", quick
+    )
     found = run(
         prepared(model, params),
         tokens,
@@ -103,15 +105,21 @@ def generate(
 def prepared(model: Model, params: Params) -> Params:
     """Params as `generate` reads them: unstacked; on CPU, tables that a head multiplies by turned, and so dense.
 
-    What is prepared already stays as it is, and so do the params of a model without a cache.
+    What is prepared already stays as it is, and so do the params of a model without a cache, and of an export.
     """
     cache = _cache(model.start)
     if cache is None:
         return params
     apart = unstack(params, cache)
-    if not wants_turned() or of_config(model.config, "tied") is False:
+    if not _turns(model) or of_config(model.config, "tied") is False:
         return apart
     return weights.turn(apart, unstack_layout(model.layout, cache))
+
+
+def _turns(model: Model) -> bool:
+    """Whether tables are turned for a model: not for an export, whose blocks lie apart already, as its programs say."""
+    cache = _cache(model.start)
+    return cache is not None and wants_turned() and unstack_layout(model.layout, cache) != model.layout
 
 
 def likeliest(
@@ -157,11 +165,12 @@ class Reader(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _compiled(
-    apply: Apply, start: Start, num_new: int, how: Sampling, cached: bool, hoist: bool
+    apply: Apply, start: Start, num_new: int, how: Sampling, cached: bool, hoist: bool, quick: bool = False
 ) -> Callable[..., jax.Array]:
     """(params, tokens [B,P] padded left, lengths [B], key, stop, temperature, top_p) -> int32[B,N], -1: none.
 
     `hoist` lets XLA compute what depends on the params alone, such as dense weights of quantized ones, once.
+    `quick`: the params are `prepared`, with their tables turned.
     """
 
     def choose(
@@ -205,7 +214,7 @@ def _compiled(
         carry = jnp.zeros((), jnp.int32), tokens_BP[:, -1], jnp.zeros(B, bool), empty, reader.begin(params)
         return jax.lax.while_loop(more, step, carry)[3]
 
-    return jax.jit(run, compiler_options=decoding_options() if cached else compiler_options())
+    return jax.jit(run, compiler_options=decoding_options() if quick else compiler_options())
 
 
 def _argmax(logits_BV: jax.Array) -> jax.Array:
