@@ -336,6 +336,22 @@ def test_a_manifest_that_cannot_be_written_is_told(tmp_path, monkeypatch):
         assert [each.name for each in folder.iterdir()] == ["1"]
 
 
+def test_a_choice_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+
+    def full(descriptor):
+        raise OSError(28, os.strerror(28))
+
+    with Checkpointer(tmp_path, tiny()[0]) as checkpointer:
+        monkeypatch.setattr(os, "fsync", full)
+        words = (
+            r"chosen\.json could not be written \(No space left on device\): make room; the step .* is 1, and"
+        )
+        with pytest.raises(InputError, match=words):
+            checkpointer.choose(1, tiny(2)[1])
+        assert checkpoint.chosen(tmp_path) is None
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     words = r"step 1 could not be saved \(File exists\); no step is there yet\. Make room, or name another"

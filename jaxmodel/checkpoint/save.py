@@ -161,7 +161,13 @@ class Checkpointer:
             )
         with processes.joined(f"{self._folder} chose {step} {next(_attempts)}"):
             if _first():
-                manifest.choose(self._folder, {"step": step, **dict(info or {})})
+                try:
+                    manifest.choose(self._folder, {"step": step, **dict(info or {})})
+                except OSError as error:
+                    raise InputError(
+                        f"{self._folder}: {manifest.CHOSEN} could not be written ({_reason(error)}): make room; the "
+                        f"step to stand for the run is {step}, and the same command goes on from here"
+                    ) from error
             return self._restored(step, state)
 
     def _restored(self, step: int, state: S) -> S:
