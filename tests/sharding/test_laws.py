@@ -34,7 +34,7 @@ ROWS = [
 
 
 def optimizer_of(model):
-    return optim.make_optimizer(options.Optimizer(learning_rate=3e-3, warmup=2), STEPS, model.layout)
+    return optim.make_optimizer(options.Optimizer(learning_rate=1e-3, warmup=2), STEPS, model.layout)
 
 
 def train(name: str, mesh: str | None):
