@@ -61,6 +61,45 @@ def test_pools_see_real_tokens_alone(kind):
         assert relative(again["logits"], alone["logits"]) < 1e-5
 
 
+def test_positions_may_begin_further_down_the_table():
+    params = params_of("encoder")
+    table = params["stem"]["positions"]
+    further = {**params, "stem": {**params["stem"], "positions": jnp.concatenate([table[:2] + 9, table])}}
+    model = replace(ENCODER, {"stem.position_offset": 2}).build()
+    found = model.apply(further, {"tokens": TOKENS})["logits"]
+    assert jnp.array_equal(found, built("encoder").apply(params, {"tokens": TOKENS})["logits"])
+
+
+@pytest.mark.parametrize("placement", ["output", "both"])
+def test_a_norm_on_the_output_is_before_the_residual(placement):
+    """With scales of zero there, every block adds nothing; what it adds is of length one a dim with scales of one."""
+    model = replace(VISION, {"norm.placement": placement, "norm.bias": False, "num_layers": 1}).build()
+    params, batch = model.init(jax.random.key(0)), {"images": batch_of("vision", rows=2)["images"]}
+    block = params["stack"]["0"]["block"]
+    assert {name for name in block if "norm" in name} == {
+        "attention_output_norm", "mlp_output_norm", *(("attention_norm", "mlp_norm") if placement == "both" else ())
+    }  # fmt: skip
+    plain = model.apply(params, batch)["hidden"]
+    for name in ("attention_output_norm", "mlp_output_norm"):
+        block[name] = jax.tree.map(jnp.zeros_like, block[name])
+    still = model.apply(params, batch)["hidden"]
+    bare = {**params, "stack": jax.tree.map(jnp.zeros_like, params["stack"])}
+    assert jnp.array_equal(still, model.apply(bare, batch)["hidden"]) and relative(plain, still) > 0.1
+
+
+def test_queries_and_keys_are_normalised_each_or_all_together():
+    """Of one head alone that is the same; of several it is not, and a scale is as wide as all heads."""
+    one = {"attention.num_heads": 1, "attention.num_kv_heads": None, "attention.qk_norm": "head"}
+    model = replace(ENCODER, one).build()
+    params = model.init(jax.random.key(0))
+    together = replace(ENCODER, one | {"attention.qk_norm": "all"}).build()
+    found = [each.apply(params, {"tokens": TOKENS})["logits"] for each in (model, together)]
+    assert relative(*found) < 1e-6
+    wide = replace(ENCODER, {"attention.qk_norm": "all"}).build()
+    shapes = jax.eval_shape(wide.init, jax.random.key(0))["stack"]["0"]["block"]["attention"]
+    assert shapes["query_norm"].shape == (2, 32)
+
+
 def test_types_are_added_and_zero_unless_given():
     model, params = built("encoder"), params_of("encoder")
     plain = model.apply(params, {"tokens": TOKENS})["logits"]

@@ -76,7 +76,10 @@ def read(
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     flat = flat_of(shapes)
     bound = _bound(found, tensors, flat)
-    _check(directory, bound, tensors, found.family.ignored)
+    heads = found.family.heads[found.architecture].rows
+    # A head that is the embedding table may be on disk all the same.
+    twice = tuple(row.name for row in heads) if found.config.tied else ()
+    _check(directory, bound, tensors, (*found.family.ignored, *twice))
     params = _placed(model, shapes, flat, bound, tensors, partitioning, dtype)
     info = {"huggingface": {"config": dict(found.json), "architecture": found.architecture}}
     return params, read_tokenizer(directory), info
@@ -85,6 +88,8 @@ def read(
 def _bound(found: Found, tensors: Mapping[str, Any], flat: Mapping[str, Any]) -> list[Bound]:
     """The tensors that are wanted, by the names of this file: some are written without the prefix of their body."""
     family, usual = found.family, bind(found.family, found.architecture, found.config, flat)
+    if all(each.name in tensors for each in usual):
+        return usual
     others = (bind(family, found.architecture, found.config, flat, prefix) for prefix in ("", family.prefix))
     return max([usual, *others], key=lambda each: sum(one.name in tensors for one in each))
 
@@ -101,7 +106,7 @@ def _check(
         if name in wanted:
             if tensor.shape != wanted[name].shape:
                 problems.append(f"{name} is {list(tensor.shape)}, not {list(wanted[name].shape)}")
-        elif not any(fnmatch.fnmatch(name, glob) for glob in (*ignored, *TIED)):
+        elif not any(fnmatch.fnmatch(name, glob) for glob in ignored):
             problems.append(f"{name} {list(tensor.shape)} is unexpected")
     if problems:
         more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
@@ -109,10 +114,6 @@ def _check(
             f"{directory}: the weights are not those of {CONFIG}: {'; '.join(problems[:NAMED])}{more}: take both from "
             "one place"
         )
-
-
-# A head that is the embedding table may be on disk all the same.
-TIED = ("lm_head.weight", "cls.predictions.decoder.weight")
 
 
 def _placed(
@@ -162,7 +163,7 @@ def _placed(
 
 
 def write(
-    directory: Path,
+    directory: str | Path,
     model: Model,
     params: Params,
     tokenizer: Any = None,
@@ -184,7 +185,7 @@ def write(
     Raises:
       InputError: no family is this model, or its weights are not plain.
     """
-    kept = dict((info or {}).get("huggingface") or {})
+    directory, kept = Path(directory), dict((info or {}).get("huggingface") or {})
     family, said = _written(model.config, kept)
     architecture = said["architectures"][0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=weights.is_leaf):
@@ -220,11 +221,7 @@ def _written(config: Any, kept: Mapping[str, Any]) -> tuple[Family, dict[str, An
         if not isinstance(config, Transformer) or (said := write_config(FAMILIES[name], config)) is None:
             continue
         if name != first:
-            return FAMILIES[name], {
-                **said,
-                "transformers_version": None,
-                "jaxmodel_version": jaxmodel.__version__,
-            }
+            return FAMILIES[name], {**said, "jaxmodel_version": jaxmodel.__version__}
         same = computes(read_config(FAMILIES[name], came, CONFIG)[0]) == computes(config)
         return FAMILIES[name], came if same else {**came, **said}
     raise InputError(

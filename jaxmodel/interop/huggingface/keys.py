@@ -112,23 +112,15 @@ def _said(json: Json) -> dict[str, Any]:
     return dict(json.get("rope_parameters") or json.get("rope_scaling") or {})
 
 
-def rotary(theta: float = 10000.0, **fixed: Any) -> Group:
-    """Rotary positions alike in all layers, and how long a text may be: `max_position_embeddings`.
-
-    Args:
-      theta: where config.json says none.
-      **fixed: fields of `Rope` that the family has.
-    """
+def rotary() -> Group:
+    """Rotary positions alike in all layers, and how long a text may be: `max_position_embeddings`."""
 
     def read(json: Json) -> Overrides:
-        base, rope = read_rope({"rope_theta": json.get("rope_theta", theta), **_said(json)}, json)
+        base, rope = read_rope(_said(json), json)
         length = json["max_position_embeddings"]
         if rope.scaling == "dynamic":  # made to go on beyond what it was trained for
             length = math.ceil(length * rope.factor)
-        values = {"attention.rope_theta": base, "attention.rope": rope, "max_length": length}
-        return (
-            values | {f"attention.rope.{name}": value for name, value in fixed.items()} if fixed else values
-        )
+        return {"attention.rope_theta": base, "attention.rope": rope, "max_length": length}
 
     def write(config: Transformer) -> dict[str, Any]:
         a = config.attention

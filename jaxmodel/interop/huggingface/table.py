@@ -26,7 +26,7 @@ class Form(NamedTuple):
 
     Attributes:
       read: (tensor, shapes of ours) -> ours, views of it where that can be.
-      write: of ours, in order -> the tensor; of numpy arrays, and for their shapes of jax's.
+      write: (each of ours) -> the tensor; of numpy arrays, or of jax's where only its shape is asked for.
     """
 
     read: Callable[[np.ndarray, Sequence[tuple[int, ...]]], list[np.ndarray]]
