@@ -28,7 +28,7 @@ def shapes(dtype: np.dtype) -> dict[str, tuple[int, int]]:
 
 def write(directory: Path, dtype: np.dtype) -> None:
     """Random weights, made one by one."""
-    from jaxmodel.interop.huggingface.files import Tensor, write_weights
+    from jaxmodel.interop.tensors import Tensor, write_weights
 
     generator = np.random.default_rng(0)
     sizes = {f"layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in shapes(dtype).items()}
@@ -44,8 +44,8 @@ def ours(directory: Path, dtype: np.dtype) -> list:
     """Every matrix of a kind stacked and turned to [layers, in, out], in jax arrays."""
     import jax
 
-    from jaxmodel.interop.huggingface.files import open_weights
-    from jaxmodel.interop.huggingface.placing import place, stacked
+    from jaxmodel.interop.placing import place, stacked
+    from jaxmodel.interop.tensors import open_weights
 
     lazies = open_weights(directory)
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -99,7 +99,7 @@ def _alone(who: str, directory: str, name: str) -> dict[str, float]:
 
 def _turning(dtype: np.dtype) -> dict[str, float]:
     """GB/s of one thread that copies a transposed matrix: our tiles, and numpy."""
-    from jaxmodel.interop.huggingface.placing import copy
+    from jaxmodel.interop.placing import copy
 
     matrix = np.ones(shapes(dtype)["gate"], dtype)
     out = np.ones(matrix.shape[::-1], dtype)
@@ -119,7 +119,7 @@ def _contend(who: str, directory: str, name: str) -> dict[str, float]:
     import jax
 
     from benchmarks.memory import megabytes
-    from jaxmodel.interop.huggingface import files, placing  # noqa: F401
+    from jaxmodel.interop import placing, tensors  # noqa: F401
 
     jax.device_put(np.zeros(1)).block_until_ready()
     size = os.path.getsize(Path(directory, "model.safetensors"))

@@ -14,11 +14,12 @@ import numpy as np
 
 import jaxmodel
 from jaxmodel import weights
+from jaxmodel.data.tokenizer_files import read_tokenizer, write_tokenizer
 from jaxmodel.errors import InputError
-from jaxmodel.interop.huggingface import files, placing
+from jaxmodel.interop import placing
+from jaxmodel.interop import tensors as files
 from jaxmodel.interop.huggingface.families import FAMILIES
 from jaxmodel.interop.huggingface.table import Bound, Family, bind, computes, read_config, write_config
-from jaxmodel.interop.huggingface.tokenizer import read_tokenizer, write_tokenizer
 from jaxmodel.interop.signature import flat as flat_of
 from jaxmodel.model import Model, Params
 from jaxmodel.models.configs import Transformer

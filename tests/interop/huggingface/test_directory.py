@@ -10,7 +10,8 @@ import pytest
 from jaxmodel import weights
 from jaxmodel.config import replace
 from jaxmodel.errors import InputError
-from jaxmodel.interop.huggingface import directory, files
+from jaxmodel.interop import tensors as files
+from jaxmodel.interop.huggingface import directory
 from jaxmodel.interop.huggingface.families import FAMILIES
 from jaxmodel.interop.huggingface.table import computes, read_config, write_config
 from jaxmodel.load import config_of, load

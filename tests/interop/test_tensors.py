@@ -11,8 +11,8 @@ from safetensors import TensorSpec, serialize
 from safetensors.numpy import load_file, save
 
 from jaxmodel.errors import InputError
-from jaxmodel.interop.huggingface import files
-from jaxmodel.interop.huggingface.files import Tensor, open_weights, write_weights
+from jaxmodel.interop import tensors as files
+from jaxmodel.interop.tensors import Tensor, open_weights, write_weights
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 HALF = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxmodel.interop.huggingface import placing
+from jaxmodel.interop import placing
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 SPECS = [(), ("data",), (None, "tensor"), ("data", None, "tensor"), (("data", "tensor"),)]

@@ -8,10 +8,10 @@ import pytest
 import tokenizers
 
 from jaxmodel.data.tokenizer import SEPARATOR, BpeTokenizer, ByteTokenizer, Extras, Tokenizer, train_bpe
+from jaxmodel.data.tokenizer_files import read_tokenizer, write_tokenizer
 from jaxmodel.errors import InputError
-from jaxmodel.interop.huggingface.tokenizer import read_tokenizer, write_tokenizer
 
-GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "tokenizers.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "tokenizers.json").read_text())
 SAY = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 HI = [{"role": "user", "content": "Hi"}]
 

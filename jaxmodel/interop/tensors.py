@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmodel.errors import InputError
-from jaxmodel.interop.huggingface.placing import copied
+from jaxmodel.interop.placing import copied
 
 # In the order of the safetensors library, which writes the last ones first. jax gives numpy the names that it lacks.
 # fmt: off

@@ -1,0 +1,1 @@
+"""Models beside transformers' own: these need torch and transformers, and are not collected without them."""

@@ -1,0 +1,271 @@
+"""A tiny random model of transformers, and ours read from the directory it writes: what both give must agree.
+
+A case is a line of data. `check` holds it to everything that a family promises, and notes what it measured under
+.cache/oracles, from which `python -m tests.oracles.table` makes the table of docs/models.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import torch
+import transformers
+
+from jaxmodel.generate import generate, prepared
+from jaxmodel.interop import tensors
+from jaxmodel.interop.huggingface import directory
+from jaxmodel.load import Loaded, load
+from jaxmodel.model import Params
+
+transformers.logging.set_verbosity_error()
+MEASURED = Path(__file__).parents[2] / ".cache" / "oracles"
+CLOSE = 1e-5  # of the largest value, in float32
+PAD = 0
+NEW = 32  # tokens that greedy generation must give alike
+
+
+class Case(NamedTuple):
+    """One config of one architecture.
+
+    Attributes:
+      name: of the variant: "grouped, tied".
+      family: the `model_type` of its config.
+      architecture: transformers' class.
+      options: of the config, laid over the sizes of the family in its test file.
+      dtype: that its weights are saved in.
+      padded: whether rows of different lengths are tried too.
+      lengths: of those, real tokens each.
+      generates: whether 32 greedy tokens are compared.
+      gradients: whether those of every weight are.
+      close: largest difference over largest value.
+    """
+
+    name: str
+    family: str
+    architecture: str
+    options: Mapping[str, Any]
+    dtype: str = "float32"
+    padded: bool = True
+    lengths: tuple[int, ...] = (11, 8, 5)
+    generates: bool = False
+    gradients: bool = False
+    close: float = CLOSE
+
+    @property
+    def id(self) -> str:
+        return f"{self.architecture}: {self.name}".replace("[", "(").replace("]", ")")
+
+
+def check(case: Case, batch: Mapping[str, np.ndarray], folder: Path) -> None:
+    """All that a family promises of one case.
+
+    Args:
+      case: which.
+      batch: by our names; `tokens`, `images`, … as numpy arrays.
+      folder: to write in.
+    """
+    theirs = made(case)
+    theirs.to(getattr(torch, case.dtype)).save_pretrained(folder / "a")
+    if case.dtype != "float32":  # read again: buffers that were cast with the weights keep their error
+        theirs, _ = reloaded(case, folder / "a")
+    loaded = load(folder / "a", dtype=None if case.dtype == "float32" else "float32")
+    error = compared(case, theirs, loaded, batch)
+    if case.padded and "tokens" in batch:
+        mask = np.arange(batch["tokens"].shape[1]) < np.array(case.lengths)[:, None]
+        padded = {**batch, "mask": mask, "tokens": np.where(mask, batch["tokens"], PAD)}
+        error = max(error, compared(case, theirs, loaded, padded))
+    told(case, error=error)
+    round_trip(case, theirs, batch, folder)
+    told(case, round_trip=True)
+    if case.generates:
+        generated(case, theirs, loaded, batch["tokens"])
+        told(case, generation=NEW)
+    if case.gradients:
+        told(
+            case, gradient_error=gradients(case, theirs, loaded, batch, folder)
+        )  # the last: it overwrites their weights
+
+
+@functools.lru_cache(maxsize=4)
+def _config(family: str, options: str) -> Any:
+    return transformers.AutoConfig.for_model(family, **json.loads(options))
+
+
+def made(case: Case) -> Any:
+    """Their model, every number of it random: norms and biases too, which begin as ones and zeros."""
+    torch.manual_seed(0)
+    config = _config(case.family, json.dumps(dict(case.options)))
+    config._attn_implementation = "eager"
+    model = getattr(transformers, case.architecture)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def reloaded(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """(their model from a directory, in float32; what it says of the tensors there)."""
+    reader = getattr(transformers, case.architecture)
+    how = {"output_loading_info": True, "attn_implementation": "eager", "dtype": torch.float32}
+    model, info = reader.from_pretrained(folder, **how)
+    return model.eval(), info
+
+
+def theirs_of(model: Any, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What theirs gives, by our names."""
+    with torch.no_grad():
+        out = model(**inputs(batch))
+    found: dict[str, Any] = {}
+    if getattr(out, "logits", None) is not None:
+        found["logits"] = out.logits
+    if getattr(out, "last_hidden_state", None) is not None:
+        found["hidden"] = out.last_hidden_state
+    if getattr(out, "pooler_output", None) is not None:
+        found["embedding"] = out.pooler_output
+    return {name: value.float().numpy() for name, value in found.items()}
+
+
+def inputs(batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """A batch of ours as their arguments."""
+    names = {
+        "tokens": "input_ids",
+        "mask": "attention_mask",
+        "types": "token_type_ids",
+        "images": "pixel_values",
+    }
+    found = {names.get(name, name): torch.as_tensor(value) for name, value in batch.items()}
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        if name in found:
+            found[name] = found[name].long()
+    if "pixel_values" in found:
+        found["pixel_values"] = found["pixel_values"].permute(0, 3, 1, 2)
+    return found
+
+
+def ours_of(loaded: Loaded, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What ours gives."""
+    apply = jax.jit(lambda params, state, batch: loaded.model.apply(params, batch, state).values)
+    found = apply(loaded.params, loaded.model_state, dict(batch))
+    return {name: np.asarray(value, np.float32) for name, value in found.items()}
+
+
+def compared(case: Case, theirs: Any, loaded: Loaded, batch: Mapping[str, np.ndarray]) -> float:
+    """The largest difference over the largest value, at worst over what both give; it must be close."""
+    expected, found = theirs_of(theirs, batch), ours_of(loaded, batch)
+    assert expected, f"{case.id}: transformers gives nothing that is compared"
+    worst = 0.0
+    for name, value in expected.items():
+        ours = found[name]
+        assert ours.shape == value.shape, (case.id, name, ours.shape, value.shape)
+        if "mask" in batch and value.ndim == 3:  # what stands where there is no token means nothing
+            ours, value = ours[batch["mask"]], value[batch["mask"]]
+        error = float(np.max(np.abs(ours - value)) / np.max(np.abs(value)))
+        assert error < case.close, (case.id, name, error)
+        worst = max(worst, error)
+    return worst
+
+
+def round_trip(case: Case, theirs: Any, batch: Mapping[str, np.ndarray], folder: Path) -> None:
+    """Written again: the same names, types and bytes, and the same config; and anew, as transformers reads it."""
+    loaded = load(folder / "a")
+    directory.write(folder / "b", loaded.model, loaded.params, info=loaded.info)
+    directory.write(folder / "c", loaded.model, loaded.params)
+    first, *others = (safetensors.numpy.load_file(folder / each / "model.safetensors") for each in "abc")
+    for other in others:
+        assert set(first) == set(other), (case.id, set(first) ^ set(other))
+        for name, tensor in first.items():
+            assert tensor.dtype == other[name].dtype and tensor.tobytes() == other[name].tobytes(), (
+                case.id,
+                name,
+            )
+    said = [json.loads((folder / each / "config.json").read_text()) for each in "ab"]
+    assert said[0] == said[1], case.id
+    anew = folder / "c" / "config.json"
+    anew.write_text(json.dumps({"pad_token_id": PAD, **json.loads(anew.read_text())}))  # no tokenizer said so
+    again, info = reloaded(case, folder / "c")
+    assert not any(info.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), (
+        case.id,
+        info,
+    )
+    expected, found = theirs_of(theirs, batch), theirs_of(again, batch)
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            found[name], value, rtol=0, atol=1e-6 * np.max(np.abs(value)), err_msg=case.id
+        )
+
+
+def gradients(
+    case: Case, theirs: Any, loaded: Loaded, batch: Mapping[str, np.ndarray], folder: Path
+) -> float:
+    """Of a weighted sum of the logits, by every weight: by the names on disk, relative to the largest of a tensor."""
+    expected = theirs_of(theirs, batch)["logits"]
+    weight = np.random.default_rng(1).normal(size=expected.shape).astype(np.float32)
+    out = theirs(**inputs(batch)).logits
+    (out * torch.as_tensor(weight)).sum().backward()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            assert parameter.grad is not None, case.id
+            parameter.copy_(parameter.grad)
+    theirs.save_pretrained(folder / "their_gradients")
+
+    def loss(params: Params) -> jax.Array:
+        out = loaded.model.apply(params, dict(batch), loaded.model_state)
+        return jnp.sum(out["logits"] * weight)
+
+    found = jax.jit(jax.grad(loss))(loaded.params)
+    directory.write(folder / "our_gradients", loaded.model, found, info=loaded.info)
+    left, right = (tensors.open_weights(folder / f"{whose}_gradients") for whose in ("their", "our"))
+    assert set(left) == set(right)
+    whole = max(float(np.max(np.abs(left[name].view()))) for name in left)
+    worst = 0.0
+    for name in left:
+        a, b = np.asarray(left[name].view()), np.asarray(right[name].view())
+        # A gradient that is nothing but rounding (of a key's bias) is held to the largest of the model.
+        scale = max(float(np.max(np.abs(a))), 1e-3 * whole)
+        error = float(np.max(np.abs(a - b))) / scale
+        assert error < 1e-4, (case.id, name, error)
+        worst = max(worst, error)
+    return worst
+
+
+def generated(case: Case, theirs: Any, loaded: Loaded, tokens: np.ndarray) -> None:
+    """Greedy tokens, each the same."""
+    theirs.generation_config.eos_token_id = None  # or it would end
+    how = {"do_sample": False, "max_new_tokens": NEW, "pad_token_id": PAD}
+    rows = torch.as_tensor(tokens).long()
+    expected = theirs.generate(rows, attention_mask=torch.ones_like(rows), **how)[
+        :, tokens.shape[1] :
+    ].tolist()
+    params = prepared(loaded.model, loaded.params)
+    found = generate(loaded.model, params, list(tokens), max_new_tokens=NEW)
+    assert found == expected, (case.id, found, expected)
+
+
+def told(case: Case, **facts: Any) -> None:
+    """Add to what is known of a case."""
+    MEASURED.mkdir(parents=True, exist_ok=True)
+    path = MEASURED / f"{case.id.replace('/', '-')}.json"
+    known = json.loads(path.read_text()) if path.exists() and "error" not in facts else {}
+    known |= {"family": case.family, "architecture": case.architecture, "name": case.name, **facts}
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(known))
+    temporary.replace(path)
+
+
+def text(vocab_size: int, rows: int = 3, length: int = 11, low: int = 3) -> dict[str, np.ndarray]:
+    """Random tokens, none of them below `low`, which pad, begin and end."""
+    return {"tokens": np.random.default_rng(0).integers(low, vocab_size, (rows, length)).astype(np.int32)}
+
+
+def pictures(size: int, channels: int = 3, rows: int = 2) -> dict[str, np.ndarray]:
+    """Random images."""
+    return {"images": np.random.default_rng(0).normal(size=(rows, size, size, channels)).astype(np.float32)}
