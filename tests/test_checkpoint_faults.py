@@ -295,6 +295,9 @@ with Checkpointer(sys.argv[1], from_function(zeros, lambda p, b: b)) as checkpoi
         except InputError as error:
             print(error, flush=True)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+# What asyncio says, on busy machines alone, of a write that ended after the task which waited for it.
+late = "Future exception was never retrieved; future: ... at local file 1.saving.orbax-checkpoint-tmp/weights"
+logging.getLogger("asyncio").error(late)
 print("others:", file=sys.stderr, flush=True)
 
 class Mishap:

@@ -29,12 +29,16 @@ def _orbax() -> Any:
 def _quieten() -> None:
     """Keep from stderr what Orbax says of a failed save on its way to us, a traceback each: it is raised here, too.
 
-    It logs what its threads raise; asyncio logs the tasks that it left when the first one failed; and when the
-    writes of those tasks end, TensorStore's threads find the event loop closed, and nobody can catch that.
+    It logs what its threads raise; asyncio logs the tasks that it left when the first one failed, and the writes
+    that those waited for, known by the folder they wrote to; and when such writes end late, TensorStore's threads
+    find the event loop closed, and nobody can catch that.
     """
     orbax = f"{os.sep}orbax{os.sep}"
+    unfinished = ".orbax-checkpoint-tmp"
     logging.getLogger("absl").addFilter(lambda line: orbax not in line.pathname)
-    logging.getLogger("asyncio").addFilter(lambda line: orbax not in line.getMessage())
+    logging.getLogger("asyncio").addFilter(
+        lambda line: orbax not in line.getMessage() and unfinished not in line.getMessage()
+    )
     before = sys.unraisablehook
 
     def hook(found: Any) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import safetensors.numpy
 import torch
 import transformers
@@ -63,6 +64,17 @@ class Case(NamedTuple):
     @property
     def id(self) -> str:
         return f"{self.architecture}: {self.name}".replace("[", "(").replace("]", ")")
+
+
+def rows(cases: Sequence[Case]) -> list[Any]:
+    """For parametrize: the first case of each family in every run, the others where whole tables run."""
+    seen: set[str] = set()
+    found = []
+    for case in cases:
+        marks = [pytest.mark.slow] if case.family in seen else []
+        seen.add(case.family)
+        found.append(pytest.param(case, id=case.id, marks=marks))
+    return found
 
 
 def check(case: Case, batch: Mapping[str, np.ndarray], folder: Path) -> None:

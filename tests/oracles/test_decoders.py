@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.oracles.harness import Case, check, text
+from tests.oracles.harness import Case, check, rows, text
 
 SIZES = {
     "vocab_size": 67,
@@ -81,6 +81,6 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", rows(CASES))
 def test_agrees(case, tmp_path):
     check(case, text(67), tmp_path)

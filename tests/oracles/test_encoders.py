@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.oracles.harness import Case, check, pictures, text
+from tests.oracles.harness import Case, check, pictures, rows, text
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 BERT = {**SIZES, "vocab_size": 67, "max_position_embeddings": 64}
@@ -28,7 +28,7 @@ IMAGES = [
 ]
 
 
-@pytest.mark.parametrize("case", TEXT, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", rows(TEXT))
 def test_text(case, tmp_path):
     batch = text(67)
     if case.family == "bert":
@@ -36,6 +36,6 @@ def test_text(case, tmp_path):
     check(case, batch, tmp_path)
 
 
-@pytest.mark.parametrize("case", IMAGES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", rows(IMAGES))
 def test_images(case, tmp_path):
     check(case, pictures(12, case.options.get("num_channels", 3)), tmp_path)
