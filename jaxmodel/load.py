@@ -231,8 +231,8 @@ def _read_huggingface(path: Path, request: Request) -> Loaded:
     if request.mesh is not None:
         partitioning = Partitioning(request.mesh, request.rules)
         model = sharded(model, request.mesh, request.rules)
-    params, tokenizer, info = huggingface.read(path, model, partitioning, request.dtype)
-    return Loaded(model, params, {}, tokenizer, 0, info)
+    params, state, tokenizer, info = huggingface.read(path, model, partitioning, request.dtype)
+    return Loaded(model, params, state, tokenizer, 0, info)
 
 
 def _is_run(path: Path) -> bool:

@@ -189,8 +189,8 @@ def compared(case: Case, theirs: Any, loaded: Loaded, batch: Mapping[str, np.nda
 def round_trip(case: Case, theirs: Any, batch: Mapping[str, np.ndarray], folder: Path) -> None:
     """Written again: the same names, types and bytes, and the same config; and anew, as transformers reads it."""
     loaded = load(folder / "a")
-    directory.write(folder / "b", loaded.model, loaded.params, info=loaded.info)
-    directory.write(folder / "c", loaded.model, loaded.params)
+    directory.write(folder / "b", loaded.model, loaded.params, info=loaded.info, state=loaded.model_state)
+    directory.write(folder / "c", loaded.model, loaded.params, state=loaded.model_state)
     first, *others = (safetensors.numpy.load_file(folder / each / "model.safetensors") for each in "abc")
     for other in others:
         assert set(first) == set(other), (case.id, set(first) ^ set(other))
@@ -234,7 +234,7 @@ def gradients(
         return jnp.sum(out["logits"] * weight)
 
     found = jax.jit(jax.grad(loss))(loaded.params)
-    directory.write(folder / "our_gradients", loaded.model, found, info=loaded.info)
+    directory.write(folder / "our_gradients", loaded.model, found, info=loaded.info, state=loaded.model_state)
     left, right = (tensors.open_weights(folder / f"{whose}_gradients") for whose in ("their", "our"))
     assert set(left) == set(right)
     whole = max(float(np.max(np.abs(left[name].view()))) for name in left)

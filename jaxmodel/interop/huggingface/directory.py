@@ -21,8 +21,7 @@ from jaxmodel.interop import tensors as files
 from jaxmodel.interop.huggingface.families import FAMILIES
 from jaxmodel.interop.huggingface.table import Bound, Family, bind, computes, read_config, write_config
 from jaxmodel.interop.signature import flat as flat_of
-from jaxmodel.model import Model, Params
-from jaxmodel.models.configs import Transformer
+from jaxmodel.model import Model, Params, State
 from jaxmodel.sharding import Partitioning
 
 CONFIG = "config.json"
@@ -33,7 +32,7 @@ class Found(NamedTuple):
     """What config.json says."""
 
     family: Family
-    config: Transformer
+    config: Any
     architecture: str
     json: Mapping[str, Any]
 
@@ -60,30 +59,35 @@ def describe(directory: Path) -> Found:
 
 def read(
     directory: Path, model: Model, partitioning: Partitioning | None = None, dtype: Any = None
-) -> tuple[Params, Any, dict[str, Any]]:
-    """(params, tokenizer or None, info) of a directory, streamed from its files to where they belong.
+) -> tuple[Params, State, Any, dict[str, Any]]:
+    """(params, state, tokenizer or None, info) of a directory, streamed from its files to where they belong.
 
     Args:
       directory: with config.json, safetensors and perhaps a tokenizer.
       model: built from `describe(directory).config`, perhaps for a mesh.
       partitioning: of that mesh.
-      dtype: to cast to; None: as in the files.
+      dtype: to cast params to; None: as in the files.
 
     Raises:
       InputError: a file is missing or damaged; or tensors are missing, unexpected or misshapen: all by name.
     """
     found = describe(directory)
     tensors = files.open_weights(directory)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    flat = flat_of(shapes)
+    shapes = jax.eval_shape(model.init, jax.random.key(0)), jax.eval_shape(model.start)
+    flat = _flat(*shapes)
     bound = _bound(found, tensors, flat)
     heads = found.family.heads[found.architecture].rows
     # A head that is the embedding table may be on disk all the same.
     twice = tuple(row.name for row in heads) if found.config.tied else ()
     _check(directory, bound, tensors, (*found.family.ignored, *twice))
-    params = _placed(model, shapes, flat, bound, tensors, partitioning, dtype)
+    params, state = _placed(model, *shapes, bound, tensors, partitioning, dtype)
     info = {"huggingface": {"config": dict(found.json), "architecture": found.architecture}}
-    return params, read_tokenizer(directory), info
+    return params, state, read_tokenizer(directory), info
+
+
+def _flat(params: Any, state: Any) -> dict[str, Any]:
+    """Both by path, as rows name them."""
+    return {**flat_of(params), **flat_of({"state": state})}
 
 
 def _bound(found: Found, tensors: Mapping[str, Any], flat: Mapping[str, Any]) -> list[Bound]:
@@ -120,13 +124,14 @@ def _check(
 def _placed(
     model: Model,
     shapes: Any,
-    flat: Mapping[str, Any],
+    state: Any,
     bound: list[Bound],
     tensors: Mapping[str, files.Lazy],
     partitioning: Partitioning | None,
     dtype: Any,
-) -> Params:
-    """Params on their devices, each part read by the process that holds it."""
+) -> tuple[Params, State]:
+    """Params and state on their devices, each part read by the process that holds it."""
+    flat = _flat(shapes, state)
     readers: dict[str, np.ndarray] = {}
     types: dict[str, Any] = {}
     for each in bound:
@@ -146,21 +151,30 @@ def _placed(
             )
     left = [path for path in flat if path not in readers]
     assert not left, f"no row of the table has {left}"
+    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if partitioning is None:
-        single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: single, shapes)
+        shardings, everywhere = jax.tree.map(lambda _: single, shapes), single
     else:
         shardings = partitioning.shardings(model.layout, shapes)
+        everywhere = jax.sharding.NamedSharding(partitioning.mesh, jax.sharding.PartitionSpec())
 
-    def place(path: Any, shape: Any, sharding: Any) -> jax.Array:
-        name = weights.path_name(path)
-        wanted = types[name] if dtype is None else np.dtype(dtype)
+    def place(name: str, shape: Any, sharding: Any, wanted: Any) -> jax.Array:
         makers = readers[name].tolist() if readers[name].ndim else readers[name][()]
         return placing.place(
             shape.shape, wanted, sharding, lambda index: placing.stacked(makers, index, wanted)
         )
 
-    return jax.tree_util.tree_map_with_path(place, shapes, shardings)
+    def param(path: Any, shape: Any, sharding: Any) -> jax.Array:
+        name = weights.path_name(path)
+        return place(name, shape, sharding, types[name] if dtype is None else np.dtype(dtype))
+
+    def statistic(path: Any, shape: Any) -> jax.Array:
+        return place(f"state/{weights.path_name(path)}", shape, everywhere, shape.dtype)
+
+    return (
+        jax.tree_util.tree_map_with_path(param, shapes, shardings),
+        jax.tree_util.tree_map_with_path(statistic, state),
+    )
 
 
 def write(
@@ -169,6 +183,7 @@ def write(
     params: Params,
     tokenizer: Any = None,
     info: Mapping[str, Any] | None = None,
+    state: State = None,
     shard_bytes: int = 5_000_000_000,
 ) -> list[Path]:
     """Write a model as transformers reads it; the paths of its weights.
@@ -182,6 +197,8 @@ def write(
       params: plain arrays: merged, and not quantized.
       tokenizer: written beside.
       info: of the checkpoint, which may hold the config.json that it came with.
+      state: batch statistics, of a model that has them.
+      shard_bytes: largest size of a file.
 
     Raises:
       InputError: no family is this model, or its weights are not plain.
@@ -193,7 +210,7 @@ def write(
         if weights.is_leaf(leaf):
             name = f"{weights.path_name(path)} is {type(leaf).__name__}"
             raise InputError(f"{name}, transformers wants plain weights: merge adapters and dequantize first")
-    flat = flat_of(params)
+    flat = _flat(params, state or {})
     bound = bind(family, architecture, model.config, flat)
     left = set(flat) - {path for each in bound for path, _ in each.places}
     assert not left, f"no row of the table has {sorted(left)}"
@@ -219,7 +236,7 @@ def _written(config: Any, kept: Mapping[str, Any]) -> tuple[Family, dict[str, An
     came = dict(kept.get("config") or {})
     first = came.get("model_type")
     for name in sorted(FAMILIES, key=lambda name: name != first):
-        if not isinstance(config, Transformer) or (said := write_config(FAMILIES[name], config)) is None:
+        if (said := write_config(FAMILIES[name], config)) is None:
             continue
         if name != first:
             return FAMILIES[name], {**said, "jaxmodel_version": jaxmodel.__version__}

@@ -86,13 +86,15 @@ def patches(config: Transformer) -> Form:
 class Row(NamedTuple):
     """A tensor on disk, some arrays of ours, and how they hold the same.
 
-    `name` may hold {i}, a layer, and {e}, an expert. A path that begins with "stack/" is within the block of layer {i}.
-    A row counts where our params have its paths. A form may depend on the config.
+    `name` may hold {i}, a layer, and {e}, an expert. A path that begins with "stack/" is within the block of layer {i};
+    a model of several parts has "encoder/stack/" and the like, and {i} counts the layers of that part. A path
+    "state/…" is in the model's state. A row counts where there are its paths. A form may depend on the config (of its
+    part).
     """
 
     name: str
     paths: tuple[str, ...] | str
-    form: Form | Callable[[Transformer], Form] = COPY
+    form: Form | Callable[[Any], Form] = COPY
 
 
 class Key(NamedTuple):
@@ -129,7 +131,7 @@ class Group(NamedTuple):
     """
 
     read: Callable[[Json], Overrides]
-    write: Callable[[Transformer], dict[str, Any]]
+    write: Callable[[Any], dict[str, Any]]
 
 
 class Heads(NamedTuple):
@@ -144,7 +146,7 @@ class Heads(NamedTuple):
 
     read: Callable[[Json], Overrides]
     rows: tuple[Row, ...]
-    write: Callable[[Transformer], dict[str, Any] | None]
+    write: Callable[[Any], dict[str, Any] | None]
     base: bool = False
 
 
@@ -156,16 +158,16 @@ class Family(NamedTuple):
       prefix: before the names of the body in an architecture with heads: "transformer.".
       base: what all of the family have in common.
       keys: of config.json.
-      rows: of the body.
+      rows: of the body; where they are not alike in all configs, config -> rows.
       heads: by architecture class; the first is what a config without `architectures` is.
       ignored: globs over names: buffers that old checkpoints hold.
     """
 
     name: str
     prefix: str
-    base: Transformer
+    base: Any
     keys: tuple[Key | Fixed | Group, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] | Callable[[Any], tuple[Row, ...]]
     heads: Mapping[str, Heads]
     ignored: tuple[str, ...] = ()
 
@@ -174,7 +176,7 @@ REQUIRED = object()
 WHOLE = "take the config.json that came with the weights"
 
 
-def read_config(family: Family, json: Json, where: str) -> tuple[Transformer, str]:
+def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
     """Our config, and the architecture class; InputError, which names the key, for what is not supported.
 
     Args:
@@ -220,8 +222,10 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Transformer, st
     return found, said
 
 
-def write_config(family: Family, config: Transformer) -> dict[str, Any] | None:
+def write_config(family: Family, config: Any) -> dict[str, Any] | None:
     """config.json of one of ours; None where the family cannot say it."""
+    if type(config) is not type(family.base):
+        return None
     for name, heads in family.heads.items():
         of_heads = heads.write(config)
         if of_heads is None:
@@ -251,17 +255,26 @@ def _get(config: Any, path: str) -> Any:
     return config
 
 
-def computes(config: Transformer) -> Transformer:
+def computes(config: Any) -> Any:
     """The config without what changes no output: how it runs, how it was initialised, what training drops."""
-    attention, fields = config.attention, configs.fields(Transformer)
-    width = attention.head_dim or config.embed_dim // attention.num_heads
-    said = {
-        "attention.num_kv_heads": attention.num_kv_heads or attention.num_heads,
-        "attention.head_dim": width,
-        "attention.scale": attention.scale or width**-0.5,
-    }
-    plain = {name: fields[name].default for name in ("execution", "dropout", "init_scale", "residual_init")}
-    return configs.replace(config, said | plain)
+    fields = configs.fields(type(config))
+    kept = ("execution", "dropout", "init_scale", "residual_init")
+    said: Overrides = {name: fields[name].default for name in kept if name in fields}
+    said |= {name: computes(getattr(config, name)) for name in parts_of(config)}
+    if isinstance(config, Transformer):
+        attention = config.attention
+        width = attention.head_dim or config.embed_dim // attention.num_heads
+        said |= {
+            "attention.num_kv_heads": attention.num_kv_heads or attention.num_heads,
+            "attention.head_dim": width,
+            "attention.scale": attention.scale or width**-0.5,
+        }
+    return configs.replace(config, said)
+
+
+def parts_of(config: Any) -> tuple[str, ...]:
+    """Fields of a config that are configs of models, whose params are under the same names: encoder, decoder."""
+    return tuple(getattr(config, "parts", ()))
 
 
 class Bound(NamedTuple):
@@ -285,24 +298,27 @@ class Bound(NamedTuple):
 def bind(
     family: Family,
     architecture: str,
-    config: Transformer,
+    config: Any,
     shapes: Mapping[str, Any],
     prefix: str | None = None,
 ) -> list[Bound]:
     """Every tensor that a checkpoint of this model has on disk.
 
     Args:
-      shapes: of our params, by path.
+      shapes: of our params and, as "state/…", of our state, by path.
       prefix: of the body's names; None: as the architecture has it.
     """
     heads = family.heads[architecture]
     prefix = ("" if heads.base else family.prefix) if prefix is None else prefix
+    body = family.rows if isinstance(family.rows, tuple) else family.rows(config)
     found = []
-    for row, before in [*((row, prefix) for row in family.rows), *((row, "") for row in heads.rows)]:
+    for row, before in [*((row, prefix) for row in body), *((row, "") for row in heads.rows)]:
         paths = (row.paths,) if isinstance(row.paths, str) else row.paths
-        form = row.form if isinstance(row.form, Form) else row.form(config)
-        for i, (place, index) in enumerate(_layers(config) if "{i}" in row.name else [("", ())]):
-            mine = [path.replace("stack", place, 1) if place else path for path in paths]
+        part = paths[0].split("/", 1)[0]
+        part, of = (f"{part}/", getattr(config, part)) if part in parts_of(config) else ("", config)
+        form = row.form if isinstance(row.form, Form) else row.form(of)
+        for i, (place, index) in enumerate(_layers(of) if "{i}" in row.name else [("", ())]):
+            mine = [path.replace(f"{part}stack", part + place, 1) if place else path for path in paths]
             if any(path not in shapes for path in mine):
                 continue
             whole = [tuple(shapes[path].shape)[len(index) :] for path in mine]
