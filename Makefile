@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python -m
 # One stamp for each Python and set of extras: what is installed already is not installed again.
 STAMP := $(VENV)/.installed-$(VERSION)-
 
-.PHONY: help quickstart test test-all smoke lint format clean
+.PHONY: help quickstart test test-all smoke goldens lint format clean
 .SECONDARY:
 
 help:
@@ -49,6 +49,10 @@ test-all: lint
 
 smoke: $(STAMP)test
 	$(RUN) pytest -n 2 -m "not slow" $(SMOKE)
+
+# What transformers gives for a tiny model of each family that has no file yet; delete a file to make it anew.
+goldens: $(STAMP)test,oracle
+	GOLDENS=1 $(RUN) pytest -n 2 -m "not slow" tests/oracles
 
 format: $(STAMP)test
 	$(RUN) ruff check --fix .
