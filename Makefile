@@ -1,11 +1,14 @@
 # `make quickstart` first; `make test` before a commit. Needs Python 3.11 or newer with its venv module, and make.
-# PYTHON=… picks the interpreter, VENV=… where to install, EXTRAS=plot,cuda what else to (cuda, tpu).
+# PYTHON=… picks the interpreter, VENV=… where to install, EXTRAS=plot,cuda what else to (cuda, tpu); ORACLES=1 tests
+# against torch and transformers, too.
 
 PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3 python3.13 python3.14 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done),python3)
 VENV ?= .venv
 EXTRAS ?= plot
 SMOKE ?= tests/test_config.py tests/recipes
+comma := ,
+TESTED := test$(if $(ORACLES),$(comma)oracle)
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 CONSTRAINTS := $(wildcard constraints/py$(subst .,,$(VERSION)).txt)
@@ -19,7 +22,7 @@ STAMP := $(VENV)/.installed-$(VERSION)-
 help:
 	@echo "make quickstart   install, train a small model on real text, evaluate, quantize, export, generate"
 	@echo "make test         lint, types and the tests of every day"
-	@echo "make test-all     every test"
+	@echo "make test-all     every test; with ORACLES=1 also against transformers, for the table of docs/models.md"
 	@echo "make smoke        a few tests: does this Python work at all?"
 	@echo "make lint, format, clean"
 
@@ -36,7 +39,7 @@ quickstart: $(STAMP)$(EXTRAS)
 	@echo "or another prompt:"
 	@echo "  $(RUN) recipes.generate --checkpoint=runs/quickstart --prompt='import '"
 
-lint: $(STAMP)test
+lint: $(STAMP)$(TESTED)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) pyright --pythonpath $(VENV)/bin/python
@@ -45,7 +48,9 @@ test: lint
 	$(RUN) pytest -n 2 -m "not slow"
 
 test-all: lint
+	rm -rf .cache/oracles
 	$(RUN) pytest -n 2
+	$(if $(ORACLES),$(RUN) tests.oracles.table)
 
 smoke: $(STAMP)test
 	$(RUN) pytest -n 2 -m "not slow" $(SMOKE)

@@ -12,7 +12,7 @@ FILES = sorted(families.FOLDER.glob("*.npz"))
 
 
 def test_every_family_has_one():
-    assert {path.stem for path in FILES} == set(FAMILIES)
+    assert {path.stem for path in FILES} == set(FAMILIES), "run `make goldens`"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
