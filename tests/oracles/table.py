@@ -12,7 +12,7 @@ from typing import Any
 MEASURED = Path(__file__).parents[2] / ".cache" / "oracles"
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
-HEADER = "| architecture | largest error | round trip | 32 tokens | gradients | configurations |\n|---|---|---|---|---|---|"
+COLUMNS = "architecture", "largest error", "round trip", "32 tokens", "gradients", "configurations"
 
 
 def table(measured: Sequence[Mapping[str, Any]]) -> str:
@@ -32,7 +32,7 @@ def table(measured: Sequence[Mapping[str, Any]]) -> str:
                 "; ".join(each["name"] for each in cases),
             )
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([HEADER, *lines])
+    return "\n".join([f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *lines])
 
 
 def worst(cases: Sequence[Mapping[str, Any]], fact: str) -> str:
