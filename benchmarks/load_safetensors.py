@@ -1,4 +1,4 @@
-"""Reading a llama of 1 GB into stacked, transposed arrays, beside safetensors' own reading, which does neither."""
+"""Loading a llama of 1 GB from its directory, beside safetensors' own reading, which stacks and turns nothing."""
 
 import json
 import os
@@ -7,64 +7,58 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
-LAYERS, VOCAB = 16, 32_000
 ROUNDS = 5
 
 
-def shapes(dtype: np.dtype) -> dict[str, tuple[int, int]]:
-    """[out, in] of each matrix of a layer, for a model of about 1 GB."""
+def config(dtype: np.dtype) -> Any:
+    """A llama of about 1 GB: grouped heads, an untied head."""
+    from jaxmodel.models.configs import Transformer
+    from jaxmodel.models.parts import MLP, Attention
+
     width = 1664 if dtype.itemsize == 2 else 1152
-    inner, keys = width * 11 // 4, width // 4
-    square = dict.fromkeys(("q", "o"), (width, width)) | dict.fromkeys(("k", "v"), (keys, width))
-    return square | {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+    return Transformer(
+        vocab_size=32_000,
+        max_length=2048,
+        embed_dim=width,
+        num_layers=14,
+        attention=Attention(num_heads=16, num_kv_heads=4, rotary=True),
+        mlp=MLP(dim=width * 11 // 4, activation="swiglu"),
+    )
 
 
 def write(directory: Path, dtype: np.dtype) -> None:
-    """Random weights, made one by one."""
-    from jaxmodel.interop.tensors import Tensor, write_weights
-
-    generator = np.random.default_rng(0)
-    sizes = {f"layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in shapes(dtype).items()}
-    sizes["embed"] = (VOCAB, shapes(dtype)["q"][1])
-
-    def produce(shape: tuple[int, int]) -> Callable[[], np.ndarray]:
-        return lambda: generator.standard_normal(shape, np.float32).astype(dtype)
-
-    write_weights(directory, [Tensor(name, dtype, shape, produce(shape)) for name, shape in sizes.items()])
-
-
-def ours(directory: Path, dtype: np.dtype) -> list:
-    """Every matrix of a kind stacked and turned to [layers, in, out], in jax arrays."""
+    """Its config.json and model.safetensors, of random weights."""
     import jax
 
-    from jaxmodel.interop.placing import place, stacked
-    from jaxmodel.interop.tensors import open_weights
+    from jaxmodel.interop.huggingface import directory as huggingface
 
-    lazies = open_weights(directory)
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    generator = np.random.default_rng(0)
 
-    def turned(name: str) -> Callable[[], np.ndarray]:
-        return lambda: lazies[name].view().T
+    def random(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        return generator.standard_normal(shape.shape, np.float32).astype(dtype)
 
-    arrays = []
-    for name, (out, into) in shapes(dtype).items():
-        parts = [turned(f"layers.{i}.{name}") for i in range(LAYERS)]
-        arrays.append(
-            place((LAYERS, into, out), dtype, where, lambda index, parts=parts: stacked(parts, index, dtype))
-        )
-    embed = lazies["embed"]
-    arrays.append(place(embed.shape, dtype, where, lambda index: stacked(lambda: embed.view(), index, dtype)))
-    return arrays
+    model = config(dtype).build()
+    params = jax.tree.map(random, jax.eval_shape(model.init, jax.random.key(0)))
+    huggingface.write(directory, model, params)
 
 
-def theirs(directory: Path, dtype: np.dtype) -> list:
+def ours(directory: Path) -> list:
+    """A model and its params: every matrix of a kind stacked and turned to [layers, in, out], in jax arrays."""
+    import jax
+
+    from jaxmodel.load import load
+
+    return jax.tree.leaves(jax.block_until_ready(load(directory).params))
+
+
+def theirs(directory: Path) -> list:
     """As the file has them, in numpy arrays."""
     from safetensors.numpy import load_file
 
@@ -77,7 +71,7 @@ def measure() -> dict:
     for name, dtype in DTYPES.items():
         with tempfile.TemporaryDirectory() as directory:
             write(Path(directory), dtype)
-            turns = [[_alone(who, directory, name) for who in ("ours", "theirs")] for _ in range(ROUNDS)]
+            turns = [[_alone(who, directory) for who in ("ours", "theirs")] for _ in range(ROUNDS)]
         ratios = [own["speed"] / other["speed"] for own, other in turns]
         found[f"ratio_{name}"] = statistics.median(ratios)
         found[f"memory_{name}"] = max(own["memory"] for own, _ in turns)
@@ -92,8 +86,8 @@ def measure() -> dict:
     return found
 
 
-def _alone(who: str, directory: str, name: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.load_safetensors", who, directory, name]
+def _alone(who: str, directory: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.load_safetensors", who, directory]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -101,7 +95,8 @@ def _turning(dtype: np.dtype) -> dict[str, float]:
     """GB/s of one thread that copies a transposed matrix: our tiles, and numpy."""
     from jaxmodel.interop.placing import copy
 
-    matrix = np.ones(shapes(dtype)["gate"], dtype)
+    width = config(dtype).embed_dim
+    matrix = np.ones((width * 11 // 4, width), dtype)
     out = np.ones(matrix.shape[::-1], dtype)
     ways = {"tiles": lambda: copy(out, matrix.T), "numpy": lambda: np.copyto(out, matrix.T)}
     found = {}
@@ -115,11 +110,12 @@ def _turning(dtype: np.dtype) -> dict[str, float]:
     return found
 
 
-def _contend(who: str, directory: str, name: str) -> dict[str, float]:
+def _contend(who: str, directory: str) -> dict[str, float]:
     import jax
 
     from benchmarks.memory import megabytes
-    from jaxmodel.interop import placing, tensors  # noqa: F401
+    from jaxmodel import load  # noqa: F401
+    from jaxmodel.models import transformer  # noqa: F401
 
     jax.device_put(np.zeros(1)).block_until_ready()
     size = os.path.getsize(Path(directory, "model.safetensors"))
@@ -127,7 +123,7 @@ def _contend(who: str, directory: str, name: str) -> dict[str, float]:
         while file.read(1 << 24):  # from the disk, whose speed is not the question
             pass
     before, start = megabytes("VmRSS"), time.perf_counter()
-    kept = {"ours": ours, "theirs": theirs}[who](Path(directory), DTYPES[name])
+    kept = {"ours": ours, "theirs": theirs}[who](Path(directory))
     seconds = time.perf_counter() - start
     assert sum(array.nbytes for array in kept) > 0.99 * size
     memory = (megabytes("VmHWM") - before) * 2**20 / size
