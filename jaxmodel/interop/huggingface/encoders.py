@@ -54,19 +54,49 @@ TWO_WAYS = Attention(num_heads=1, causal=False, bias=True, output_bias=True)
 POOLER = linear("pooler.dense", "pool/dense")
 
 
-def _masked(json: Json) -> Overrides:
-    head = Head(activation=named(ACTIVATIONS)[0](json.get("hidden_act", "gelu")), bias=True)
-    return {"head": head, "pool": None}
+def masked(rows: tuple[Row, ...], key: str = "", activation: str = "gelu") -> Heads:
+    """Logits of masked tokens by the embedding table, after a dense layer whose activation is a key's, or as given."""
+
+    def usual(name: str) -> Head:
+        return Head(activation=name, bias=True)
+
+    def read(json: Json) -> Overrides:
+        name = named(ACTIVATIONS)[0](json.get(key, activation)) if key else activation
+        return {"head": usual(name), "pool": None}
+
+    def write(config: Transformer) -> dict[str, Any] | None:
+        same = config.head == usual(config.mlp.activation if key else activation) and config.pool is None
+        return {} if same else None
+
+    return Heads(read, rows, write)
 
 
-def _is_masked(config: Transformer) -> dict[str, Any] | None:
-    head = config.head
-    same = (
-        head is not None and head == Head(activation=config.mlp.activation, bias=True) and config.pool is None
-    )
-    return {} if same else None
+def masked_rows(dense: str, norm_name: str, bias: str) -> tuple[Row, ...]:
+    """Names of what stands before the embedding table in such a head."""
+    return *linear(dense, "head/dense"), *norm(norm_name, "head/norm"), Row(bias, "head/bias")
 
 
+def _types(count: int) -> int:
+    """Kinds of segments: BERT's stem adds a vector for one of them always; DistilBERT's has none."""
+    if count < 1:
+        raise ValueError("there is one or more")
+    return count
+
+
+TANH = Pool("first", activation="tanh")
+
+_BODY = (
+    Row("embeddings.word_embeddings.weight", "stem/tokens"),
+    Row("embeddings.position_embeddings.weight", "stem/positions"),
+    Row("embeddings.token_type_embeddings.weight", "stem/types"),
+    *norm("embeddings.LayerNorm", "stem/norm"),
+    *encoder_rows(
+        "encoder.layer.{i}",
+        "self",
+        attention_norm="attention.output.LayerNorm",
+        mlp_norm="output.LayerNorm",
+    ),
+)
 BERT = Family(
     name="bert",
     prefix="bert.",
@@ -81,40 +111,103 @@ BERT = Family(
         Key("vocab_size", "vocab_size", REQUIRED),
         *_ENCODER_KEYS,
         Key("max_position_embeddings", "max_length", 512),
-        Key("type_vocab_size", "stem.num_types", 2),
+        Key("type_vocab_size", "stem.num_types", 2, _types, lambda count: count),
         Fixed("tie_word_embeddings", True),
         Fixed("is_decoder", False),
         Fixed("add_cross_attention", False),
         Fixed("position_embedding_type", "absolute"),
     ),
-    rows=(
-        Row("embeddings.word_embeddings.weight", "stem/tokens"),
-        Row("embeddings.position_embeddings.weight", "stem/positions"),
-        Row("embeddings.token_type_embeddings.weight", "stem/types"),
-        *norm("embeddings.LayerNorm", "stem/norm"),
-        *encoder_rows(
-            "encoder.layer.{i}",
-            "self",
-            attention_norm="attention.output.LayerNorm",
-            mlp_norm="output.LayerNorm",
-        ),
-        *POOLER,
-    ),
+    rows=(*_BODY, *POOLER),
     heads={
-        "BertForMaskedLM": Heads(
-            _masked,
-            (
-                *linear("cls.predictions.transform.dense", "head/dense"),
-                *norm("cls.predictions.transform.LayerNorm", "head/norm"),
-                Row("cls.predictions.bias", "head/bias"),
+        "BertForMaskedLM": masked(
+            masked_rows(
+                "cls.predictions.transform.dense",
+                "cls.predictions.transform.LayerNorm",
+                "cls.predictions.bias",
             ),
-            _is_masked,
+            "hidden_act",
         ),
-        "BertModel": body(Pool("first", activation="tanh")),
-        "BertForSequenceClassification": classifier("classifier", Pool("first", activation="tanh")),
+        "BertModel": body(TANH),
+        "BertForSequenceClassification": classifier("classifier", TANH),
         "BertForTokenClassification": classifier("classifier", None),
     },
     ignored=("*embeddings.position_ids", "cls.seq_relationship.*", "cls.predictions.decoder.*"),
+)
+
+
+def _offset_positions() -> Group:
+    """Positions begin behind the row of padding, whose token's id is how many rows come before theirs."""
+
+    def read(json: Json) -> Overrides:
+        offset = json.get("pad_token_id", 1) + 1
+        return {
+            "stem.position_offset": offset,
+            "max_length": json.get("max_position_embeddings", 512) - offset,
+        }
+
+    def write(config: Transformer) -> dict[str, Any]:
+        offset = config.stem.position_offset
+        return {"pad_token_id": offset - 1, "max_position_embeddings": config.max_length + offset}
+
+    return Group(read, write)
+
+
+ROBERTA = BERT._replace(
+    name="roberta",
+    prefix="roberta.",
+    keys=(*(key for key in BERT.keys if getattr(key, "field", "") != "max_length"), _offset_positions()),
+    rows=_BODY,
+    heads={
+        "RobertaForMaskedLM": masked(masked_rows("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")),
+        "RobertaModel": body(TANH, POOLER),
+        "RobertaForSequenceClassification": classifier(
+            "classifier.out_proj", TANH, more=linear("classifier.dense", "pool/dense")
+        ),
+        "RobertaForTokenClassification": classifier("classifier", None),
+    },
+    ignored=("*embeddings.position_ids", "lm_head.decoder.*"),
+)
+DISTILBERT = Family(
+    name="distilbert",
+    prefix="distilbert.",
+    base=transformer(
+        attention=TWO_WAYS,
+        mlp=MLP(dim=1, bias=True),
+        norm=Norm(kind="layer", bias=True, placement="post", epsilon=1e-12),
+        stem=Stem(positions="learned", norm=True),
+        tied=True,
+    ),
+    keys=(
+        Key("vocab_size", "vocab_size", REQUIRED),
+        Key("dim", "embed_dim", 768),
+        Key("n_layers", "num_layers", 6),
+        Key("n_heads", "attention.num_heads", 12),
+        Key("hidden_dim", "mlp.dim", 3072),
+        Key("activation", "mlp.activation", "gelu", *named(ACTIVATIONS)),
+        Key("max_position_embeddings", "max_length", 512),
+        Fixed("tie_word_embeddings", True),
+    ),
+    rows=(
+        *_BODY[:2],
+        *norm("embeddings.LayerNorm", "stem/norm"),
+        *heads_of("transformer.layer.{i}.attention", "q_lin", "k_lin", "v_lin"),
+        *linear("transformer.layer.{i}.attention.out_lin", "stack/attention/output"),
+        *norm("transformer.layer.{i}.sa_layer_norm", "stack/attention_norm"),
+        *linear("transformer.layer.{i}.ffn.lin1", "stack/mlp/up"),
+        *linear("transformer.layer.{i}.ffn.lin2", "stack/mlp/down"),
+        *norm("transformer.layer.{i}.output_layer_norm", "stack/mlp_norm"),
+    ),
+    heads={
+        "DistilBertForMaskedLM": masked(
+            masked_rows("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"), "activation"
+        ),
+        "DistilBertModel": body(),
+        "DistilBertForSequenceClassification": classifier(
+            "classifier", Pool("first", activation="relu"), more=linear("pre_classifier", "pool/dense")
+        ),
+        "DistilBertForTokenClassification": classifier("classifier", None),
+    },
+    ignored=("*embeddings.position_ids", "vocab_projector.weight"),
 )
 
 

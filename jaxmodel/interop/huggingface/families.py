@@ -5,5 +5,6 @@ from jaxmodel.interop.huggingface import decoders, encoders
 _ALL = (
     *(decoders.GPT2, decoders.LLAMA, decoders.QWEN3, decoders.MISTRAL, decoders.QWEN2),
     *(decoders.GEMMA3, decoders.GEMMA2, encoders.BERT, encoders.VIT),
+    *(encoders.ROBERTA, encoders.DISTILBERT),
 )
 FAMILIES = {family.name: family for family in _ALL}
