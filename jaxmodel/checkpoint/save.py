@@ -76,6 +76,7 @@ class Checkpointer:
         self._writer: arrays.Writer | None = None
         self._thread: threading.Thread | None = None
         self._error: tuple[int, Exception] | None = None
+        self._failed = 0
 
     def save(self, step: int, state: Any, info: Mapping[str, Any] | None = None) -> None:
         """Save a state; returns once the arrays are copied and may be donated. Waits for the save before.
@@ -94,7 +95,9 @@ class Checkpointer:
         for path, array in flatten(state).items():
             items[item_of(path)][path] = array
         texts = self._texts | {RECORD: write_record(step, state, self.model, self.info | dict(info or {}))}
-        saving = self._folder / f"{step}.saving"
+        # What a save that failed still writes must not meet the next one, which all processes try as often.
+        again = f".{self._failed}" if self._failed else ""
+        saving = self._folder / f"{step}.saving{again}"
         try:
             if _first():
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -235,6 +238,7 @@ class Checkpointer:
 
     def _fail(self, step: int, error: Exception) -> NoReturn:
         """Raise the error of a save, as one line where it came from a disk, a folder or another process."""
+        self._failed += 1
         if isinstance(error, TimeoutError) or re.match("DEADLINE_EXCEEDED|UNAVAILABLE", str(error)):
             raise Retryable(f"{self._folder}: step {step} is not saved: another process is lost") from error
         storage = isinstance(error, ValueError) and re.match("[A-Z_]+: ", str(error))  # as Orbax reports it

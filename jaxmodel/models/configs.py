@@ -74,6 +74,7 @@ class Transformer:
         "at 0 every block starts as the identity",
         low=0.0,
     )
+    residual_scale: float | None = field(None, help="of what each half of a block adds (Granite)", low=0.0)
     first: tuple[str, ...] = field((), help="variants of the first layers")
     pattern: tuple[str, ...] = field(("block",), help="variants of the following layers, repeated")
     variants: tuple[Variant, ...] = field((), help="block variants by name", flag=False)

@@ -103,7 +103,8 @@ class MoE:
 class Norm:
     """Layer norm or RMS norm, and where each half of a block has it.
 
-    `pre`: x + f(norm(x)). `post`: norm(x + f(x)). `output`: x + norm(f(x)). `both`: x + norm(f(norm(x))).
+    `pre`: x + f(norm(x)). `post`: norm(x + f(x)). `output`: x + norm(f(x)). `both`: x + norm(f(norm(x))). `parallel`:
+    x + attention(norm(x)) + mlp(norm(x)), by two norms; `shared`: the same by one (arXiv:2204.02311).
     """
 
     kind: str = field("rms", help="layer norm or RMS norm", choices=("layer", "rms"))
@@ -112,14 +113,20 @@ class Norm:
     offset: float = field(0.0, help="added to the scale, which is stored without it (Gemma: 1)")
     placement: str = field(
         "pre",
-        help="before each half, after its residual, on its output, or before and on its output",
-        choices=("pre", "post", "output", "both"),
+        help="before each half, after its residual, on its output, or before and on its output; or before both "
+        "halves side by side, one norm each or one for both",
+        choices=("pre", "post", "output", "both", "parallel", "shared"),
     )
 
     @property
     def before(self) -> bool:
         """Whether a half block's input is normalised."""
-        return self.placement in ("pre", "both")
+        return self.placement in ("pre", "both", "parallel", "shared")
+
+    @property
+    def parallel(self) -> bool:
+        """Whether both halves of a block read what enters it."""
+        return self.placement in ("parallel", "shared")
 
     @property
     def on_output(self) -> bool:

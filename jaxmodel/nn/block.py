@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.attention import Attention
@@ -53,21 +54,28 @@ class Block(Layer):
         def before(x: jax.Array, half: str) -> jax.Array:
             return norm(config.norm.before, f"{half}_norm", x)
 
-        def after(x: jax.Array, y: jax.Array, half: str) -> jax.Array:
+        def added(y: jax.Array, half: str) -> jax.Array:
             y = norm(config.norm.on_output, f"{half}_output_norm", y)
-            x = norm(
-                config.norm.placement == "post", f"{half}_norm", x + self.dropout(y, config.dropout, train)
-            )
+            y = self.dropout(y, config.dropout, train)
+            return y if config.residual_scale is None else y * jnp.asarray(config.residual_scale, y.dtype)
+
+        def after(x: jax.Array, half: str) -> jax.Array:
+            x = norm(config.norm.placement == "post", f"{half}_norm", x)
             return self.constrain(x, "batch", None, None)
 
         attention = Attention(**shared, **halves, config=config.attention, model=config, name="attention")
-        y, cache = attention(before(x, "attention"), positions, segments, cache, pieces)
-        x = after(x, y, "attention")
+        h = before(x, "attention")
+        y, cache = attention(h, positions, segments, cache, pieces)
+        if config.norm.parallel:
+            h = h if config.norm.placement == "shared" else before(x, "mlp")
+            x = x + added(y, "attention")
+        else:
+            x = after(x + added(y, "attention"), "attention")
+            h = before(x, "mlp")
 
-        h = before(x, "mlp")
         losses: dict[str, jax.Array] = {}
         if config.moe is None:
             y = MLP(**shared, **halves, config=config.mlp, name="mlp")(h)
         else:
             y, losses = MoE(**shared, **halves, config=config.moe, name="moe")(h, real)
-        return after(x, y, "mlp"), cache, losses
+        return after(x + added(y, "mlp"), "mlp"), cache, losses

@@ -194,7 +194,7 @@ def round_trip(case: Case, theirs: Any, batch: Mapping[str, np.ndarray], folder:
     """Written again: the same names, types and bytes, and the same config; and anew, as transformers reads it."""
     loaded = load(folder / "a")
     directory.write(folder / "b", loaded.model, loaded.params, info=loaded.info, state=loaded.model_state)
-    directory.write(folder / "c", loaded.model, loaded.params, state=loaded.model_state)
+    directory.write(folder / "c", loaded.model, loaded.params, state=loaded.model_state, family=case.family)
     first, *others = (safetensors.numpy.load_file(folder / each / "model.safetensors") for each in "abc")
     for other in others:
         assert set(first) == set(other), (case.id, set(first) ^ set(other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxmodel.interop.huggingface.keys import (
@@ -12,12 +13,9 @@ from jaxmodel.interop.huggingface.keys import (
     classifier,
     decoder_heads,
     layer_types,
-    layers,
     named,
-    patterned,
-    read_rope,
     rotary,
-    write_rope,
+    rotary_by_layer,
 )
 from jaxmodel.interop.huggingface.rows import LAYER_NORM, heads_of, linear, norm, transformer
 from jaxmodel.interop.huggingface.table import (
@@ -60,7 +58,10 @@ def decoder_rows(**norms: str) -> tuple[Row, ...]:
 
 
 def sizes(
-    tied: bool = False, activation: str = "hidden_act", head_dim: Any = None
+    tied: bool = False,
+    activation: str = "hidden_act",
+    head_dim: Any = None,
+    gates: Mapping[str, str] = GATED,
 ) -> tuple[Key | Group, ...]:
     """The keys that nearly every decoder has.
 
@@ -68,6 +69,7 @@ def sizes(
       tied: whether the head is the embedding table where config.json does not say.
       activation: the key of the gate's non-linearity.
       head_dim: its width where config.json does not say.
+      gates: what non-linearities are called.
     """
     return (
         Key("vocab_size", "vocab_size", REQUIRED),
@@ -76,7 +78,7 @@ def sizes(
         Key("num_attention_heads", "attention.num_heads", REQUIRED),
         Group(_read_widths(head_dim), _write_widths),
         Key("intermediate_size", "mlp.dim", REQUIRED),
-        Key(activation, "mlp.activation", "silu", *named(GATED)),
+        Key(activation, "mlp.activation", "silu", *named(gates)),
         Key("rms_norm_eps", "norm.epsilon", 1e-6),
         Key("tie_word_embeddings", "tied", tied),
     )
@@ -101,11 +103,11 @@ def _write_widths(config: Transformer) -> dict[str, Any]:
     }
 
 
-def _both_biases() -> Group:
+def both_biases(default: bool = False) -> Group:
     """`attention_bias`: of all four projections, or of none."""
 
     def read(json: Json) -> Overrides:
-        bias = bool(json.get("attention_bias", False))
+        bias = bool(json.get("attention_bias", default))
         return {"attention.bias": bias, "attention.output_bias": bias}
 
     return Group(read, lambda config: {"attention_bias": config.attention.bias})
@@ -134,7 +136,7 @@ def _qwen_layers() -> Group:
     return Group(read, write)
 
 
-def _qk_epsilon() -> Group:
+def qk_epsilon() -> Group:
     """Queries and keys are normalised as everything is."""
     return Group(
         lambda json: {"attention.qk_norm_epsilon": json.get("rms_norm_eps", 1e-6)}, lambda config: {}
@@ -148,7 +150,7 @@ LLAMA = Family(
     name="llama",
     prefix="model.",
     base=transformer(attention=ROTARY, norm=RMS),
-    keys=(*sizes(), rotary(), _both_biases(), Key("mlp_bias", "mlp.bias", False), Fixed("pretraining_tp", 1)),
+    keys=(*sizes(), rotary(), both_biases(), Key("mlp_bias", "mlp.bias", False), Fixed("pretraining_tp", 1)),
     rows=decoder_rows(),
     heads=decoder_heads("Llama"),
     ignored=("*.rotary_emb.inv_freq",),
@@ -170,7 +172,7 @@ QWEN2 = LLAMA._replace(
 QWEN3 = LLAMA._replace(
     name="qwen3",
     base=transformer(attention=Attention(num_heads=1, rotary=True, qk_norm="head"), norm=RMS),
-    keys=(*sizes(head_dim=128), rotary(), _qwen_layers(), _both_biases(), _qk_epsilon()),
+    keys=(*sizes(head_dim=128), rotary(), _qwen_layers(), both_biases(), qk_epsilon()),
     heads=decoder_heads("Qwen3"),
 )
 
@@ -183,17 +185,21 @@ GEMMA_NORMS = {
 }
 
 
+# What the embeddings are scaled by follows from their width.
+_SCALED = Group(lambda json: {"stem.scale": json["hidden_size"] ** 0.5}, lambda config: {})
+
+
 def _gemma() -> tuple[Key | Fixed | Group, ...]:
     return (
         *sizes(tied=True, activation="hidden_activation", head_dim=256),
-        Group(lambda json: {"stem.scale": json["hidden_size"] ** 0.5}, lambda config: {}),
+        _SCALED,
         Group(
             lambda json: {"attention.scale": json.get("query_pre_attn_scalar", 256) ** -0.5},
             lambda config: {"query_pre_attn_scalar": _inverse_square(config.attention)},
         ),
         Key("attn_logit_softcapping", "attention.softcap", None),
         Key("final_logit_softcapping", "head.softcap", None),
-        _both_biases(),
+        both_biases(),
     )
 
 
@@ -203,46 +209,18 @@ def _inverse_square(attention: Attention) -> float:
     return round(number) if abs(number - round(number)) < 1e-6 * number else number
 
 
-def _gemma3_layers() -> Group:
-    """Local layers turn by one wavelength, global ones by another, perhaps stretched."""
-
-    def read(json: Json) -> Overrides:
-        kinds = json.get("layer_types")
-        if not kinds:
-            every = json.get("sliding_window_pattern", json.get("_sliding_window_pattern", 6))
-            count = json["num_hidden_layers"]
-            kinds = ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(count)]
-        said = dict(json.get("rope_parameters") or {})
-        if "full_attention" not in said:
-            old = {"rope_theta": json.get("rope_theta", 1e6), **(json.get("rope_scaling") or {})}
-            said = {
-                "full_attention": {**old, **said},
-                "sliding_attention": {"rope_theta": json.get("rope_local_base_freq", 1e4)},
-            }
-        ropes = {kind: read_rope(entry, json) for kind, entry in said.items()}
-        variants = {
-            name: {"attention.rope_theta": ropes[kind][0], "attention.rope": ropes[kind][1]}
-            for name, kind in (("local", "sliding_attention"), ("global", "full_attention"))
-        }
-        variants["local"] = {"attention.window": json.get("sliding_window", 4096), **variants["local"]}
-        names = {"sliding_attention": "local", "full_attention": "global"}
-        found = patterned([names[kind] for kind in kinds], variants)
-        return {**found, "max_length": json["max_position_embeddings"]}
-
-    def write(config: Transformer) -> dict[str, Any]:
-        each = [layer.attention for layer in layers(config)]
-        kinds = ["sliding_attention" if a.window else "full_attention" for a in each]
-        ropes = {kind: write_rope(a.rope_theta, a.rope) for kind, a in zip(kinds, each, strict=True)}
-        plain = {"rope_theta": 1e4, "rope_type": "default"}
-        return {
-            "layer_types": kinds,
-            "sliding_window": next((a.window for a in each if a.window), 4096),
-            "rope_parameters": {"sliding_attention": plain, "full_attention": plain, **ropes},
-            "max_position_embeddings": config.max_length,
-        }
-
-    return Group(read, write)
-
+GEMMA = LLAMA._replace(
+    name="gemma",
+    base=transformer(attention=ROTARY, norm=Norm(kind="rms", offset=1.0)),
+    keys=(
+        *sizes(tied=True, head_dim=256, gates={**GATED, "gelu": "geglu"}),  # the first were said to be exact
+        _SCALED,
+        rotary(),
+        both_biases(),
+        Fixed("use_bidirectional_attention", None),
+    ),
+    heads=decoder_heads("Gemma"),
+)
 
 GEMMA2 = LLAMA._replace(
     name="gemma2",
@@ -264,7 +242,7 @@ GEMMA3 = GEMMA2._replace(
         attention=Attention(num_heads=1, rotary=True, qk_norm="head"),
         norm=Norm(kind="rms", offset=1.0, placement="both"),
     ),
-    keys=(*_gemma(), _gemma3_layers(), _qk_epsilon(), Fixed("use_bidirectional_attention", False)),
+    keys=(*_gemma(), rotary_by_layer(6, 1e6, 1e4), qk_epsilon(), Fixed("use_bidirectional_attention", False)),
     heads={
         "Gemma3ForCausalLM": causal(),
         "Gemma3TextModel": body(),

@@ -184,6 +184,7 @@ def write(
     tokenizer: Any = None,
     info: Mapping[str, Any] | None = None,
     state: State = None,
+    family: str | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> list[Path]:
     """Write a model as transformers reads it; the paths of its weights.
@@ -198,20 +199,21 @@ def write(
       tokenizer: written beside.
       info: of the checkpoint, which may hold the config.json that it came with.
       state: batch statistics, of a model that has them.
+      family: the `model_type` to write, where several compute the same; None: the one that it came from, or the first.
       shard_bytes: largest size of a file.
 
     Raises:
       InputError: no family is this model, or its weights are not plain.
     """
     directory, kept = Path(directory), dict((info or {}).get("huggingface") or {})
-    family, said = _written(model.config, kept)
+    of, said = _written(model.config, kept, family)
     architecture = said["architectures"][0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=weights.is_leaf):
         if weights.is_leaf(leaf):
             name = f"{weights.path_name(path)} is {type(leaf).__name__}"
             raise InputError(f"{name}, transformers wants plain weights: merge adapters and dequantize first")
     flat = _flat(params, state or {})
-    bound = bind(family, architecture, model.config, flat)
+    bound = bind(of, architecture, model.config, flat)
     left = set(flat) - {path for each in bound for path, _ in each.places}
     assert not left, f"no row of the table has {sorted(left)}"
     said["dtype"] = str(flat["stem/tokens" if "stem/tokens" in flat else next(iter(flat))].dtype)
@@ -231,14 +233,14 @@ def _tensor(each: Bound, flat: Mapping[str, Any]) -> files.Tensor:
     return files.Tensor(each.name, flat[each.places[0][0]].dtype, each.shape, produce)
 
 
-def _written(config: Any, kept: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
-    """The family that can say this config, that which it came from first, and its config.json."""
+def _written(config: Any, kept: Mapping[str, Any], wanted: str | None) -> tuple[Family, dict[str, Any]]:
+    """The family that can say this config, that which is wanted or it came from first, and its config.json."""
     came = dict(kept.get("config") or {})
-    first = came.get("model_type")
+    first = came.get("model_type") if wanted is None else wanted
     for name in sorted(FAMILIES, key=lambda name: name != first):
         if (said := write_config(FAMILIES[name], config)) is None:
             continue
-        if name != first:
+        if name != came.get("model_type"):
             return FAMILIES[name], {**said, "jaxmodel_version": jaxmodel.__version__}
         same = computes(read_config(FAMILIES[name], came, CONFIG)[0]) == computes(config)
         return FAMILIES[name], came if same else {**came, **said}

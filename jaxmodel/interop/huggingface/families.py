@@ -1,10 +1,10 @@
-"""Every family by its `model_type`. Another one is an entry in `decoders` or `encoders`, named here."""
+"""Every family by its `model_type`. Another one is an entry in a file of tables, named here."""
 
-from jaxmodel.interop.huggingface import decoders, encoders
+from jaxmodel.interop.huggingface import decoders, encoders, kin
 
 _ALL = (
     *(decoders.GPT2, decoders.LLAMA, decoders.QWEN3, decoders.MISTRAL, decoders.QWEN2),
-    *(decoders.GEMMA3, decoders.GEMMA2, encoders.BERT, encoders.VIT),
-    *(encoders.ROBERTA, encoders.DISTILBERT),
+    *(decoders.GEMMA3, decoders.GEMMA2, *kin.KIN),
+    *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT),
 )
 FAMILIES = {family.name: family for family in _ALL}

@@ -57,8 +57,17 @@ _ROPES = {  # what a kind of scaling has on disk -> field of ours
 }
 
 
-def read_rope(said: Json, json: Json) -> tuple[float, Rope]:
+def read_rope(
+    said: Json, json: Json, fraction: float = 1.0, interleaved: bool = False, theta: float = 1e4
+) -> tuple[float, Rope]:
     """Base wavelength and scaling from an entry of `rope_parameters`, or from what came before those.
+
+    Args:
+      said: the entry.
+      json: config.json.
+      fraction: of a head that is turned, where neither says.
+      interleaved: whether pairs are neighbours.
+      theta: base wavelength, where neither says.
 
     Raises ValueError for a kind that is not known, and for what it lacks.
     """
@@ -87,10 +96,10 @@ def read_rope(said: Json, json: Json) -> tuple[float, Rope]:
         values["attention_factor"] = _sharper(values["factor"], said["mscale"]) / _sharper(
             values["factor"], said["mscale_all_dim"]
         )
-    fraction = said.get("partial_rotary_factor", json.get("partial_rotary_factor", 1.0))
+    fraction = said.get("partial_rotary_factor", json.get("partial_rotary_factor", fraction))
     scaling = "none" if kind == "default" else kind
-    theta = said.get("rope_theta", json.get("rope_theta", 10000.0))
-    return float(theta), Rope(scaling=scaling, fraction=float(fraction), **values)
+    theta = said.get("rope_theta", json.get("rope_theta", theta))
+    return float(theta), Rope(scaling=scaling, fraction=float(fraction), interleaved=interleaved, **values)
 
 
 def _sharper(factor: float, scale: float) -> float:
@@ -112,11 +121,15 @@ def _said(json: Json) -> dict[str, Any]:
     return dict(json.get("rope_parameters") or json.get("rope_scaling") or {})
 
 
-def rotary() -> Group:
-    """Rotary positions alike in all layers, and how long a text may be: `max_position_embeddings`."""
+def rotary(**usual: Any) -> Group:
+    """Rotary positions alike in all layers, and how long a text may be: `max_position_embeddings`.
+
+    Args:
+      **usual: of the family, as `read_rope` takes it.
+    """
 
     def read(json: Json) -> Overrides:
-        base, rope = read_rope(_said(json), json)
+        base, rope = read_rope(_said(json), json, **usual)
         length = json["max_position_embeddings"]
         if rope.scaling == "dynamic":  # made to go on beyond what it was trained for
             length = math.ceil(length * rope.factor)
@@ -184,6 +197,54 @@ def layer_types(types: Callable[[Json], Sequence[str]], window: str = "sliding_w
     return Group(read, write)
 
 
+def rotary_by_layer(every: int, theta: float, local_theta: float | None = None) -> Group:
+    """`layer_types`, and an entry of `rope_parameters` for each of them; how long a text may be.
+
+    Args:
+      every: the last of so many layers is global where config.json does not say.
+      theta: base wavelength of global layers, and of local ones unless they have one of their own.
+      local_theta: that.
+    """
+
+    def read(json: Json) -> Overrides:
+        kinds = json.get("layer_types")
+        if not kinds:
+            period = json.get("sliding_window_pattern", json.get("_sliding_window_pattern", every))
+            count = json["num_hidden_layers"]
+            kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(count)]
+        said = dict(json.get("rope_parameters") or {})
+        if "full_attention" not in said:
+            base = json.get("rope_theta", theta)
+            local = json.get("rope_local_base_freq", local_theta or base)
+            said = {
+                "full_attention": {"rope_theta": base, **(json.get("rope_scaling") or {}), **said},
+                "sliding_attention": {"rope_theta": local},
+            }
+        ropes = {kind: read_rope(entry, json) for kind, entry in said.items()}
+        variants = {
+            name: {"attention.rope_theta": ropes[kind][0], "attention.rope": ropes[kind][1]}
+            for name, kind in (("local", "sliding_attention"), ("global", "full_attention"))
+        }
+        variants["local"] = {"attention.window": json.get("sliding_window", 4096), **variants["local"]}
+        names = {"sliding_attention": "local", "full_attention": "global"}
+        found = patterned([names[kind] for kind in kinds], variants)
+        return {**found, "max_length": json["max_position_embeddings"]}
+
+    def write(config: Transformer) -> dict[str, Any]:
+        each = [layer.attention for layer in layers(config)]
+        kinds = ["sliding_attention" if a.window else "full_attention" for a in each]
+        ropes = {kind: write_rope(a.rope_theta, a.rope) for kind, a in zip(kinds, each, strict=True)}
+        plain = {"rope_theta": local_theta or theta, "rope_type": "default"}
+        return {
+            "layer_types": kinds,
+            "sliding_window": next((a.window for a in each if a.window), 4096),
+            "rope_parameters": {"sliding_attention": plain, "full_attention": plain, **ropes},
+            "max_position_embeddings": config.max_length,
+        }
+
+    return Group(read, write)
+
+
 # Heads
 
 
@@ -206,14 +267,14 @@ def body(pool: Pool | None = None, rows: tuple[Row, ...] = ()) -> Heads:
     return Heads(lambda json: {"head": None, "pool": pool, "tied": False}, rows, write, base=True)
 
 
-def causal() -> Heads:
-    """One logit a token of the vocabulary, by `lm_head` or the embedding table."""
+def causal(name: str = "lm_head") -> Heads:
+    """One logit a token of the vocabulary, by a layer called `name` or the embedding table."""
 
     def write(config: Transformer) -> dict[str, Any] | None:
         usual = config.head is not None and config.pool is None and config.head.outputs is None
         return {} if usual else None
 
-    rows = Row("lm_head.weight", "head/logits", TRANSPOSED), Row("lm_head.bias", "head/bias")
+    rows = Row(f"{name}.weight", "head/logits", TRANSPOSED), Row(f"{name}.bias", "head/bias")
     return Heads(lambda json: {}, rows, write)
 
 

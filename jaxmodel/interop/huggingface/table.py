@@ -49,18 +49,42 @@ def _joined(arrays: Sequence[Any], axis: int) -> Any:
     return (jnp if isinstance(arrays[0], jax.Array) else np).concatenate(arrays, axis)
 
 
-def fused(flat: Callable[[Any], Any], restored: Callable[[Any, tuple[int, ...]], Any], axis: int = 0) -> Form:
-    """Several of ours, each as `flat` makes it, one after the other along an axis; one of them is the plain case."""
+def fused(
+    flat: Callable[[Any], Any],
+    restored: Callable[[Any, tuple[int, ...]], Any],
+    axis: int = 0,
+    groups: int = 1,
+) -> Form:
+    """Several of ours, each as `flat` makes it, one after the other along an axis; one of them is the plain case.
+
+    Args:
+      flat: ours -> as on disk.
+      restored: (a part of the tensor, shape of ours) -> ours.
+      axis: that they lie along.
+      groups: how often they take turns along it: a part of each for every head.
+    """
+
+    def split(x: Any) -> Any:
+        return x.reshape(*x.shape[:axis], groups, -1, *x.shape[axis + 1 :])
+
+    def merged(x: Any) -> Any:
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
     def read(tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         if len(shapes) == 1:
             return [restored(tensor, shapes[0])]
-        ends = np.cumsum([_shape(flat, shape)[axis] for shape in shapes])[:-1]
-        return [
-            restored(part, shape) for part, shape in zip(np.split(tensor, ends, axis), shapes, strict=True)
-        ]
+        ends = np.cumsum([_shape(flat, shape)[axis] // groups for shape in shapes])[:-1]
+        if groups == 1:
+            parts = np.split(tensor, ends, axis)
+        else:
+            parts = [merged(part) for part in np.split(split(tensor), ends, axis + 1)]
+        return [restored(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    return Form(read, lambda *ours: _joined([flat(each) for each in ours], axis))
+    def write(*ours: Any) -> Any:
+        parts = [flat(each) for each in ours]
+        return _joined(parts, axis) if groups == 1 else merged(_joined([split(p) for p in parts], axis + 1))
+
+    return Form(read, write)
 
 
 COPY = fused(lambda x: x, lambda x, shape: x)
@@ -238,7 +262,10 @@ def write_config(family: Family, config: Any) -> dict[str, Any] | None:
                 json[key.key] = key.value
             else:
                 value = _get(config, key.field)
-                json[key.key] = value if key.write is None else key.write(value)
+                if value is None:  # not said, or of a part that is not there
+                    json[key.key] = None if key.default is REQUIRED else key.default
+                else:
+                    json[key.key] = value if key.write is None else key.write(value)
         json |= of_heads
         try:
             again, _ = read_config(family, json, family.name)
