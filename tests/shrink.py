@@ -38,12 +38,9 @@ def distinct(facts: Mapping[str, Any]) -> dict[str, Any]:
     """
     names: dict[Any, list[str]] = {}
     for name, config in PRESETS.items():
-        if unknown := getattr(config, "by_data", ()):
-            said = {"num_classes": "num_outputs"}
-            sizes = {
-                field: facts[said.get(field, field)] for field in unknown if getattr(config, field) is None
-            }
-            config = dataclasses.replace(config, **sizes)
+        unknown: tuple[str, ...] = getattr(config, "by_data", ())
+        sizes = {each: facts[each] for each in unknown if getattr(config, each) is None}
+        config = dataclasses.replace(config, **sizes)
         names.setdefault(shrunk(config), []).append(name)
     return {" ".join(each): config for config, each in names.items()}
 

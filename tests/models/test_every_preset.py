@@ -17,7 +17,7 @@ from jaxmodel.train import TrainState, put
 from tests.contract import relative, same
 from tests.shrink import batch_of, distinct, params_of
 
-FACTS = {"num_features": 6, "categories": (3, 4), "num_outputs": 5, "channels": 3}
+FACTS = {"num_features": 6, "categories": (3, 4), "num_outputs": 5, "num_classes": 5, "channels": 3}
 SMALL = distinct(FACTS)
 ALWAYS = 3  # of so many, one runs every day
 ROWS = [
