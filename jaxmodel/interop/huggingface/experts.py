@@ -1,0 +1,105 @@
+"""Families of decoders with a mixture of experts in place of the MLP."""
+
+from __future__ import annotations
+
+from jaxmodel.interop.huggingface.decoders import LLAMA, ROTARY, both_biases, decoder_rows, qk_epsilon, sizes
+from jaxmodel.interop.huggingface.keys import GATED, body, causal, decoder_heads, named, rotary
+from jaxmodel.interop.huggingface.kin import OLMO_ATTENTION, WINDOW
+from jaxmodel.interop.huggingface.rows import transformer
+from jaxmodel.interop.huggingface.table import REQUIRED, TRANSPOSED, Fixed, Group, Json, Key, Overrides, Row
+from jaxmodel.models.configs import Transformer
+from jaxmodel.models.parts import Attention, MoE, Norm
+
+RMS = Norm(kind="rms", epsilon=1e-5)
+MOE = MoE(num_experts=2, dim=1, experts_per_token=1)
+
+
+def expert_rows(module: str, **names: str) -> tuple[Row, ...]:
+    """Llama's rows, and those of a router and of single experts, in a layer's `module`; `names` by ours."""
+    inside = f"layers.{{i}}.{module}"
+    names = names or {name: f"{name}_proj" for name in ("gate", "up", "down")}
+    return (
+        *decoder_rows(),
+        Row(f"{inside}.gate.weight", "stack/moe/router", TRANSPOSED),
+        *(
+            Row(f"{inside}.experts.{{e}}.{name}.weight", f"stack/moe/{ours}", TRANSPOSED)
+            for ours, name in names.items()
+        ),
+    )
+
+
+def experts(count: int, top: int, dim: str = "intermediate_size") -> tuple[Key | Group, ...]:
+    """The keys of a mixture.
+
+    Args:
+      count: experts where config.json does not say, under either of two names.
+      top: those a token goes to, where it does not say.
+      dim: the key of an expert's width.
+    """
+
+    def read(json: Json) -> Overrides:
+        return {"moe.num_experts": json.get("num_local_experts", json.get("num_experts", count))}
+
+    def write(config: Transformer) -> dict[str, int]:
+        return dict.fromkeys(
+            ("num_experts", "num_local_experts"), config.moe.num_experts if config.moe else 0
+        )
+
+    return (
+        Group(read, write),
+        Key("num_experts_per_tok", "moe.experts_per_token", top),
+        Key(dim, "moe.dim", REQUIRED),
+        Key("hidden_act", "moe.activation", "silu", *named(GATED)),
+    )
+
+
+def _switched_window() -> Group:
+    """A window of all layers, with a switch that turns it off."""
+
+    def read(json: Json) -> Overrides:
+        return {
+            "attention.window": json.get("sliding_window", 4096) if json.get("use_sliding_window") else None
+        }
+
+    def write(config: Transformer) -> dict[str, int | bool | None]:
+        window = config.attention.window
+        return {"sliding_window": window, "use_sliding_window": window is not None}
+
+    return Group(read, write)
+
+
+_NORMALIZE = Key("norm_topk_prob", "moe.normalize", False)
+_EPSILON = Key("rms_norm_eps", "norm.epsilon", 1e-5)
+
+QWEN3_MOE = LLAMA._replace(
+    name="qwen3_moe",
+    base=transformer(attention=Attention(num_heads=1, rotary=True, qk_norm="head"), norm=RMS, moe=MOE),
+    keys=(
+        *(*sizes(), *experts(128, 8, "moe_intermediate_size"), _NORMALIZE),
+        *(rotary(), both_biases(), qk_epsilon(), _switched_window()),
+        *(Fixed("decoder_sparse_step", 1), Fixed("mlp_only_layers", [])),
+    ),
+    rows=expert_rows("mlp"),
+    heads=decoder_heads("Qwen3Moe"),
+)
+
+MIXTRAL = LLAMA._replace(
+    name="mixtral",
+    base=transformer(attention=ROTARY, norm=RMS, moe=MOE),
+    keys=(*sizes(), _EPSILON, *experts(8, 2), rotary(theta=1e6), WINDOW),
+    rows=expert_rows("block_sparse_moe", gate="w1", up="w3", down="w2"),
+    heads=decoder_heads("Mixtral"),
+)
+
+OLMOE = LLAMA._replace(
+    name="olmoe",
+    base=transformer(attention=OLMO_ATTENTION, norm=RMS, moe=MOE),
+    keys=(
+        *(*sizes(), _EPSILON, *experts(64, 8), _NORMALIZE),
+        *(rotary(), both_biases(), qk_epsilon(), Fixed("clip_qkv", None)),
+    ),
+    rows=expert_rows("mlp"),
+    heads={"OlmoeForCausalLM": causal(), "OlmoeModel": body()},
+)
+
+EXPERTS = (QWEN3_MOE, MIXTRAL, OLMOE)

@@ -1,0 +1,31 @@
+"""Decoders with experts: qwen3_moe, mixtral, olmoe."""
+
+import pytest
+
+from tests.oracles.harness import check, rows, text
+from tests.oracles.test_decoders import SLIDING, case
+
+QWEN3 = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+OLMOE = {"num_experts": 5, "num_experts_per_tok": 2}
+
+CASES = [
+    case("grouped", "qwen3_moe", "Qwen3MoeForCausalLM", QWEN3, gradients=True, generates=True),
+    case("normalised, windowed, tied, biases", "qwen3_moe", "Qwen3MoeForCausalLM", {**QWEN3, **SLIDING,
+         "use_sliding_window": True, "norm_topk_prob": True, "tie_word_embeddings": True, "attention_bias": True},
+         generates=True),
+    case("bfloat16", "qwen3_moe", "Qwen3MoeForCausalLM", QWEN3, dtype="bfloat16"),
+    case("whole", "mixtral", "MixtralForCausalLM", MIXTRAL, generates=True),
+    case("windowed, tied, three a token", "mixtral", "MixtralForCausalLM", {**MIXTRAL, **SLIDING,
+         "num_experts_per_tok": 3, "tie_word_embeddings": True}, generates=True),
+    case("bfloat16", "mixtral", "MixtralForCausalLM", MIXTRAL, dtype="bfloat16"),
+    case("grouped", "olmoe", "OlmoeForCausalLM", OLMOE, generates=True),
+    case("normalised, tied, biases", "olmoe", "OlmoeForCausalLM", {**OLMOE, "norm_topk_prob": True,
+         "tie_word_embeddings": True, "attention_bias": True}, generates=True),
+    case("body, bfloat16", "olmoe", "OlmoeModel", OLMOE, dtype="bfloat16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", rows(CASES))
+def test_agrees(case, tmp_path):
+    check(case, text(67), tmp_path)
