@@ -16,6 +16,7 @@ import numpy as np
 from jaxmodel import config as configs
 from jaxmodel.errors import InputError
 from jaxmodel.models.configs import Transformer
+from jaxmodel.models.parts import MLP
 
 Overrides = dict[str, Any]  # dotted path of our config -> value
 Json = Mapping[str, Any]
@@ -283,7 +284,7 @@ def _get(config: Any, path: str) -> Any:
 
 
 def computes(config: Any) -> Any:
-    """The config without what changes no output: how it runs, how it was initialised, what training drops."""
+    """The config without what changes no output: how it runs, how it was initialised, what only training has."""
     fields = configs.fields(type(config))
     kept = ("execution", "dropout", "init_scale", "residual_init")
     said: Overrides = {name: fields[name].default for name in kept if name in fields}
@@ -296,6 +297,10 @@ def computes(config: Any) -> Any:
             "attention.head_dim": width,
             "attention.scale": attention.scale or width**-0.5,
         }
+        if config.moe is not None:
+            said |= {"moe.balance_loss": 0.0, "moe.z_loss": 0.0}
+            if not config.variants:  # of which one could be without experts
+                said["mlp"] = MLP(dim=1)
     return configs.replace(config, said)
 
 

@@ -139,6 +139,16 @@ def test_our_own_presets(name, tmp_path):
     assert same(load(tmp_path / "out").params, params)
 
 
+def test_experts_are_written_whatever_only_training_has():
+    """Losses of routers, and an MLP that no layer has, are nothing that a family says."""
+    model, _ = read_config(FAMILIES["mixtral"], said("mixtral"), "config.json")
+    ours = replace(model, {"moe.balance_loss": 0.5, "moe.z_loss": 0.0, "mlp.dim": model.mlp.dim + 1})
+    again = write_config(FAMILIES["mixtral"], ours)
+    assert again is not None and again["intermediate_size"] == model.moe.dim
+    assert write_config(FAMILIES["mixtral"], replace(ours, {"moe.normalize": False})) is None
+    assert write_config(FAMILIES["mixtral"], replace(ours, {"moe": None})) is None
+
+
 def test_adapted_and_quantized_weights_are_refused(tmp_path):
     model = GPT.build()
     params = weights.quantize(model.init(jax.random.key(0)), model.layout)
