@@ -6,7 +6,7 @@ PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3 python3.13 python3
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done),python3)
 VENV ?= .venv
 EXTRAS ?= plot
-SMOKE ?= tests/test_config.py tests/recipes
+SMOKE ?= tests/test_config.py $(patsubst %,tests/recipes/test_%.py,flags eval export generate)
 comma := ,
 TESTED := test$(if $(ORACLES),$(comma)oracle)
 

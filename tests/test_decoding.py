@@ -60,7 +60,9 @@ def test_padded_prompts_decode_as_if_alone(name, side):
         assert relative(got, alone[n - 1 :]) < 1e-6
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize(
+    "name", ["pattern", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt", "mixture"))]
+)
 def test_a_prompt_read_in_pieces(name):
     """Chunked prefill: several tokens at a time onto a cache that already holds some."""
     batch = {"tokens": jnp.asarray(batch_of(name, rows=2)["tokens"])}

@@ -34,7 +34,7 @@ def test_dot_product_attention_against_loops(groups, softcap, sunk):
     assert relative(found, expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["gpt", "pattern"])
+@pytest.mark.parametrize("name", ["gpt", pytest.param("pattern", marks=pytest.mark.slow)])
 def test_pieces_of_queries_change_nothing(name):
     """Packed documents and padding at the end, gradients too; 128 tokens are four pieces of 32."""
     config = replace(CAUSAL[name], {"max_length": 128})

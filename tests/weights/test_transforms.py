@@ -168,8 +168,16 @@ class Spy(Leaf):
         self.seen.setdefault(self.path, []).append(rows.T @ rows)
 
 
-@pytest.mark.parametrize("execution", [{}, {"execution.remat": True}, {"execution.scan": False}])
-@pytest.mark.parametrize("name", ["pattern", "mixture"])
+@pytest.mark.parametrize(
+    ("name", "execution"),
+    [
+        pytest.param(
+            name, how, marks=[] if (name, i) in (("pattern", 1), ("mixture", 0)) else pytest.mark.slow
+        )
+        for name in ("pattern", "mixture")
+        for i, how in enumerate(({}, {"execution.remat": True}, {"execution.scan": False}))
+    ],
+)
 def test_observed_yields_every_layers_xtx(name, execution):
     model = replace(CAUSAL[name], execution).build()
     batch = {"tokens": jnp.asarray(batch_of(name, rows=2)["tokens"])}
