@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from jaxmodel.models.configs import ConvNet, Perceptron, Transformer
-from jaxmodel.models.parts import MLP, Attention, Head, Norm, Pool, Stem
+from jaxmodel.models.configs import ConvNet, Perceptron, Transformer, Variant
+from jaxmodel.models.parts import MLP, Attention, Head, Images, Norm, Pool, Rope, Stem
 
 GPT2_VOCAB = 50257
 
@@ -35,6 +37,120 @@ def _llama3(num_layers: int, embed_dim: int, num_heads: int, num_kv_heads: int, 
         num_layers=num_layers,
         attention=Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, rotary=True, rope_theta=500000.0),
         mlp=MLP(dim=mlp_dim, activation="swiglu"),
+    )
+
+
+def _decoder(
+    vocab_size: int,
+    embed_dim: int,
+    num_layers: int,
+    heads: tuple[int, int, int | None],
+    mlp_dim: int,
+    max_length: int,
+    theta: float = 10000.0,
+    attention: Mapping[str, Any] | None = None,
+    mlp: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Transformer:
+    """A decoder in the manner of Llama; `heads` are those of queries, of keys and values, and their width."""
+    num_heads, num_kv_heads, head_dim = heads
+    usual = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    return Transformer(
+        vocab_size=vocab_size,
+        max_length=max_length,
+        embed_dim=embed_dim,
+        num_layers=num_layers,
+        attention=Attention(**usual, **{"rotary": True, "rope_theta": theta, **(attention or {})}),
+        mlp=MLP(**{"dim": mlp_dim, "activation": "swiglu", **(mlp or {})}),
+        **overrides,
+    )
+
+
+def _llama32(
+    embed_dim: int, num_layers: int, heads: tuple[int, int, int | None], dim: int, factor: float, tied: bool
+) -> Transformer:
+    """Llama 3.1 and 3.2 (arXiv:2407.21783): positions stretched from 8,192 tokens to 131,072."""
+    rope = Rope(scaling="llama3", factor=factor, original_length=8192)
+    return _decoder(128256, embed_dim, num_layers, heads, dim, 131072, 5e5, {"rope": rope}, tied=tied)
+
+
+def _qwen(
+    embed_dim: int,
+    num_layers: int,
+    heads: tuple[int, int, int | None],
+    dim: int,
+    tied: bool,
+    vocab_size: int = 151936,
+    **attention: Any,
+) -> Transformer:
+    """Qwen 2.5 (arXiv:2412.15115) has biases on queries, keys and values, Qwen 3 (arXiv:2505.09388) norms."""
+    norm = Norm(epsilon=1e-6)
+    return _decoder(
+        vocab_size, embed_dim, num_layers, heads, dim, 32768, 1e6, attention, tied=tied, norm=norm
+    )
+
+
+def _gemma(
+    embed_dim: int,
+    num_layers: int,
+    heads: tuple[int, int, int | None],
+    dim: int,
+    attention: Mapping[str, Any] | None = None,
+    placement: str = "both",
+    vocab_size: int = 256000,
+    max_length: int = 8192,
+    **overrides: Any,
+) -> Transformer:
+    """Gemma (arXiv:2403.08295), 2 (arXiv:2408.00118) and 3 (arXiv:2503.19786): scaled embeddings, norms less one."""
+    return _decoder(
+        *(vocab_size, embed_dim, num_layers, heads, dim, max_length, 1e4, attention, {"activation": "geglu"}),
+        norm=Norm(offset=1.0, epsilon=1e-6, placement=placement),
+        stem=Stem(scale=embed_dim**0.5),
+        tied=True,
+        **overrides,
+    )
+
+
+def _gemma3(embed_dim: int, num_layers: int, dim: int, window: int) -> Transformer:
+    """Five local layers to a global one, whose positions turn more slowly."""
+    variants = (
+        Variant("local", (("attention.window", window),)),
+        Variant("global", (("attention.rope_theta", 1e6),)),
+    )
+    return _gemma(
+        *(embed_dim, num_layers, (4, 1, 256), dim, {"qk_norm": "head", "scale": 256**-0.5}),
+        vocab_size=262144,
+        max_length=32768,
+        pattern=("local",) * 5 + ("global",),
+        variants=variants,
+    )
+
+
+def _pythia(embed_dim: int, num_layers: int, num_heads: int) -> Transformer:
+    """Pythia (arXiv:2304.01373): halves side by side, a quarter of each head turned."""
+    attention = {"bias": True, "output_bias": True, "rope": Rope(fraction=0.25)}
+    return _decoder(
+        *(50304, embed_dim, num_layers, (num_heads, num_heads, None), 4 * embed_dim, 2048, 1e4, attention),
+        {"activation": "gelu", "bias": True},
+        norm=Norm(kind="layer", bias=True, placement="parallel"),
+    )
+
+
+def _vit(embed_dim: int, num_layers: int, num_heads: int, patch: int) -> Transformer:
+    """ViT (arXiv:2010.11929) on images of 224 x 224, with 1,000 classes."""
+    images = Images(size=224, patch=patch)
+    return Transformer(
+        vocab_size=None,
+        max_length=images.length,
+        embed_dim=embed_dim,
+        num_layers=num_layers,
+        attention=Attention(num_heads=num_heads, causal=False, bias=True, output_bias=True),
+        mlp=MLP(dim=4 * embed_dim, activation="gelu", bias=True),
+        norm=Norm(kind="layer", bias=True, epsilon=1e-12),
+        stem=Stem(positions="learned"),
+        images=images,
+        pool=Pool(),
+        head=Head(outputs=1000, bias=True),
     )
 
 
@@ -81,6 +197,62 @@ PRESETS = {
     # arXiv:2005.14165, table 2.1 (its alternating sparse attention is not published in detail: dense here).
     "gpt3-175b": _gpt2(96, 12288, 96, max_length=2048),
     "llama3-8b": _llama3(32, 4096, 32, 8, 14336),
+    "llama-3.1-8b": _llama32(4096, 32, (32, 8, 128), 14336, 8.0, False),
+    "llama-3.1-70b": _llama32(8192, 80, (64, 8, 128), 28672, 8.0, False),
+    "llama-3.2-1b": _llama32(2048, 16, (32, 8, 64), 8192, 32.0, True),
+    "llama-3.2-3b": _llama32(3072, 28, (24, 8, 128), 8192, 32.0, True),
+    "mistral-7b": _decoder(32000, 4096, 32, (32, 8, 128), 14336, 32768, 1e4, {"window": 4096}),
+    "qwen2.5-0.5b": _qwen(896, 24, (14, 2, 64), 4864, True, bias=True),
+    "qwen2.5-1.5b": _qwen(1536, 28, (12, 2, 128), 8960, True, bias=True),
+    "qwen2.5-7b": _qwen(3584, 28, (28, 4, 128), 18944, False, 152064, bias=True),
+    "qwen3-0.6b": _qwen(1024, 28, (16, 8, 128), 3072, True, qk_norm="head"),
+    "qwen3-1.7b": _qwen(2048, 28, (16, 8, 128), 6144, True, qk_norm="head"),
+    "qwen3-4b": _qwen(2560, 36, (32, 8, 128), 9728, True, qk_norm="head"),
+    "qwen3-8b": _qwen(4096, 36, (32, 8, 128), 12288, False, qk_norm="head"),
+    "qwen3-32b": _qwen(5120, 64, (64, 8, 128), 25600, False, qk_norm="head"),
+    "gemma-2b": _gemma(2048, 18, (8, 1, 256), 16384, placement="pre"),
+    **{
+        name: _gemma(
+            *(*sizes, {"softcap": 50.0, "scale": 256**-0.5}),
+            head=Head(softcap=30.0),
+            pattern=("local", "global"),
+            variants=(Variant("local", (("attention.window", 4096),)), Variant("global")),
+        )
+        for name, sizes in {
+            "gemma-2-2b": (2304, 26, (8, 4, 256), 9216),
+            "gemma-2-9b": (3584, 42, (16, 8, 256), 14336),
+        }.items()
+    },
+    "gemma-3-270m": _gemma3(640, 18, 2048, 512),
+    "gemma-3-1b": _gemma3(1152, 26, 6912, 512),
+    # arXiv:2404.14219
+    "phi-3-mini": _decoder(32064, 3072, 32, (32, 32, 96), 8192, 4096, 1e4, {"window": 2047}),
+    # arXiv:2501.00656: norms on what each half gives, and of all queries, or keys, together.
+    "olmo-2-7b": _decoder(
+        *(100352, 4096, 32, (32, 32, 128), 11008, 4096, 5e5, {"qk_norm": "all"}),
+        norm=Norm(placement="output", epsilon=1e-6),
+    ),
+    # Every fourth layer has no positions (arXiv:2501.18795).
+    "smollm3-3b": _decoder(
+        *(128256, 2048, 36, (16, 4, 128), 11008, 65536, 5e6),
+        norm=Norm(epsilon=1e-6),
+        tied=True,
+        pattern=("rotary",) * 3 + ("plain",),
+        variants=(Variant("rotary"), Variant("plain", (("attention.rotary", False),))),
+    ),
+    # arXiv:2402.19173
+    "starcoder2-3b": _decoder(
+        *(49152, 3072, 30, (24, 2, 128), 12288, 16384, 999999.4420358813),
+        {"bias": True, "output_bias": True, "window": 4096},
+        {"activation": "gelu_tanh", "bias": True},
+        norm=Norm(kind="layer", bias=True),
+        tied=True,
+    ),
+    "pythia-160m": _pythia(768, 12, 12),
+    "pythia-1b": _pythia(2048, 16, 8),
+    "vit-b/16": _vit(768, 12, 12, 16),
+    "vit-b/32": _vit(768, 12, 12, 32),
+    "vit-l/16": _vit(1024, 24, 16, 16),
     "bert-base": _bert(12, 768, 12),
     "bert-large": _bert(24, 1024, 16),
     "roberta-base": _roberta(12, 768, 12),
