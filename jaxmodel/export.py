@@ -17,10 +17,14 @@ import numpy as np
 
 from jaxmodel import metrics as pairs
 from jaxmodel import weights
+from jaxmodel.checkpoint.manifest import Log, log_to_stderr
 from jaxmodel.data.fitted import Fitted
+from jaxmodel.data.tokenizer import Tokenizer
+from jaxmodel.data.tokenizer_files import special_ids
 from jaxmodel.errors import InputError
 from jaxmodel.interop import stablehlo
-from jaxmodel.interop.proof import Subject, prove
+from jaxmodel.interop.huggingface import directory as huggingface
+from jaxmodel.interop.proof import Subject, Unproved, prove, prove_transformers
 from jaxmodel.interop.signature import Inputs
 from jaxmodel.metrics import Metrics
 from jaxmodel.model import Batch, Model, Params, State
@@ -93,6 +97,78 @@ def export(
         result |= compare((model, params, state), (exported.model, exported.params, exported.state), batches)
         (directory / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def export_huggingface(
+    model: Model,
+    params: Params,
+    output: Path | str,
+    *,
+    state: State = None,
+    merge: bool = False,
+    tokenizer: Tokenizer | None = None,
+    info: Mapping[str, Any] | None = None,
+    log: Log = log_to_stderr,
+) -> dict[str, Any]:
+    """Write a model as transformers reads it, and have transformers run it where it is installed.
+
+    As with `export`, a failure leaves nothing, and `output` is new, empty, or an earlier export.
+
+    Args:
+      model: not bound to a mesh, and of a family that transformers has.
+      params: weights, not quantized.
+      output: a directory.
+      state: batch statistics.
+      merge: make adapters part of their weights; transformers knows none.
+      tokenizer: goes along; config.json gets the ids of what pads, begins and ends.
+      info: of the checkpoint, which may hold the config.json that it came with.
+      log: where it is said that nothing was proved, and what transformers warns of.
+
+    Returns:
+      What is in export.json: `format`, `quantize`, `bytes` of the weights, `consumer` and `max_deviation` (relative to
+      the largest value), both None where transformers or torch is not installed.
+
+    Raises:
+      InputError: `output` holds something else, or no family of transformers is this model.
+      RuntimeError: transformers cannot run it, or computes something else.
+    """
+    made = transform(params, model.layout, merge=merge)
+    with replacing(Path(output)) as directory:
+        paths = huggingface.write(directory, model, made, tokenizer, info, state)
+        if tokenizer is not None:
+            _say_ids(directory / huggingface.CONFIG, tokenizer)
+        result = {
+            "format": "huggingface",
+            "quantize": "none",
+            "bytes": sum(path.stat().st_size for path in paths if path.suffix == ".safetensors"),
+            "consumer": None,
+            "max_deviation": None,
+        }
+        try:
+            proof, said = prove_transformers(Subject(directory, model, made, state))
+        except Unproved as error:
+            log(
+                f"not proved, for lack of its consumer ({error}): pip install torch transformers, and export again"
+            )
+        else:
+            result |= {"consumer": proof.consumer, "max_deviation": proof.max_deviation}
+            if said.strip():
+                log(said.strip())
+        (directory / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def _say_ids(path: Path, tokenizer: Tokenizer) -> None:
+    """Add the tokenizer's ids to a config.json that lacks them: one that says its own may name several that end.
+
+    An id beyond the embedding table, of a token that the model never knew, would keep transformers from loading it.
+    """
+    said = json.loads(path.read_text(encoding="utf-8"))
+    size = said.get("vocab_size", float("inf"))
+    ids = special_ids(tokenizer).items()
+    missing = {name: i for name, i in ids if said.get(name) is None and i < size}
+    if missing:
+        path.write_text(json.dumps(said | missing, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def transform(

@@ -21,7 +21,7 @@ class Flags:
 
     checkpoint: str = field(help="a run's folder, or one of its steps")
     output: str = field(help="a new or empty directory, or an earlier export, which is replaced")
-    format: str = field("stablehlo", "what is written", choices=("stablehlo",))
+    format: str = field("stablehlo", "what is written", choices=("stablehlo", "huggingface"))
     quantize: str = field("none", "what the weights become", choices=("none", "int8", "int4"))
     group: int | None = field(
         None, "inputs that share a scale; none: all of a channel for int8, 32 for int4", low=2
@@ -36,10 +36,17 @@ class Flags:
                 f"--group={self.group} says how to quantize, and --quantize=none not to: give --quantize=int8 or "
                 "int4, or no --group"
             )
+        if self.format == "huggingface" and self.quantize != "none":
+            raise InputError(
+                f"--format=huggingface writes plain weights, and --quantize={self.quantize} packed ones: give "
+                "--format=stablehlo, or no --quantize"
+            )
 
 
 COMMAND = Command(
-    "export", "Export a checkpoint as programs and packed weights that need jax and numpy alone.", Flags
+    "export",
+    "Export a checkpoint as programs that need jax and numpy alone, or as transformers reads it.",
+    Flags,
 )
 
 
@@ -50,7 +57,7 @@ def main(parsed: Parsed[Flags]) -> int:
 
     compile_cache()
 
-    from jaxmodel.export import check_output, export
+    from jaxmodel.export import check_output, export, export_huggingface
     from jaxmodel.interop import stablehlo
     from jaxmodel.load import load
 
@@ -61,19 +68,23 @@ def main(parsed: Parsed[Flags]) -> int:
         )
     loaded = load(flags.checkpoint, log=log)
     log(f"exporting step {loaded.step} of {flags.checkpoint}, and running the export in a process of its own")
-    result = export(
-        loaded.model,
-        loaded.params,
-        flags.output,
-        state=loaded.model_state,
-        quantize=flags.quantize,
-        group=flags.group,
-        merge=flags.merge,
-        fitted=loaded.fitted,
-        step=loaded.step,
-        info=loaded.info,
-        batches=_heldout(loaded, flags.eval_batches, log) if flags.eval_batches else (),
-    )
+    common: Any = {"state": loaded.model_state, "merge": flags.merge, "info": loaded.info}
+    if flags.format == "huggingface":
+        result = export_huggingface(
+            loaded.model, loaded.params, flags.output, tokenizer=loaded.tokenizer, **common
+        )
+    else:
+        result = export(
+            loaded.model,
+            loaded.params,
+            flags.output,
+            quantize=flags.quantize,
+            group=flags.group,
+            fitted=loaded.fitted,
+            step=loaded.step,
+            batches=_heldout(loaded, flags.eval_batches, log) if flags.eval_batches else (),
+            **common,
+        )
     for line in _told(result):
         log(line)
     log(f"export: {flags.output}")
@@ -104,7 +115,13 @@ def _heldout(loaded: Any, limit: int, log: Callable[[str], None]) -> Iterable[Ma
 
 def _told(result: Mapping[str, Any]) -> Iterable[str]:
     """What a person wants to know of export.json."""
-    mega, dense = result["bytes"] / 1e6, result["float32_bytes"] / 1e6
+    mega = result["bytes"] / 1e6
+    if result["format"] == "huggingface":
+        yield f"weights: {mega:.2f} MB"
+        if result["consumer"] is not None:
+            yield f"largest deviation over largest value: {result['max_deviation']:.2g} ({result['consumer']})"
+        return
+    dense = result["float32_bytes"] / 1e6
     yield (
         f"weights: {mega:.2f} MB, {mega / dense:.3f} of the {dense:.2f} MB that they take as float32; "
         f"with its programs the export has {result['total_bytes'] / 1e6:.2f} MB"

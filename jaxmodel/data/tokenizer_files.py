@@ -86,8 +86,23 @@ def write_tokenizer(directory: str | Path, tokenizer: Tokenizer) -> None:
         (directory / name).write_bytes(content.encode())
 
 
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of what pads, begins and ends, as config.json calls them: `{"eos_token_id": 2, …}`."""
+    inner: Any = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json())
+    roles = tokenizer.extras.tokens if tokenizer.extras.files else _roles(tokenizer)
+    ids = {
+        f"{role}_id": inner.token_to_id(roles.get(role, ""))
+        for role in ("pad_token", "bos_token", "eos_token")
+    }
+    return {name: i for name, i in ids.items() if i is not None}
+
+
+def _roles(tokenizer: Tokenizer) -> dict[str, str]:
+    return dict.fromkeys(("bos_token", "eos_token"), tokenizer.separator) | dict(tokenizer.extras.tokens)
+
+
 def _new_files(tokenizer: Tokenizer) -> dict[str, str]:
-    roles = dict.fromkeys(("bos_token", "eos_token"), tokenizer.separator) | dict(tokenizer.extras.tokens)
+    roles = _roles(tokenizer)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **roles}
     template = tokenizer.extras.chat_template or {}
     named = {"default": template} if isinstance(template, str) else template

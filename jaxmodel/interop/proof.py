@@ -17,13 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmodel.interop import consumer
-from jaxmodel.interop.signature import cache_of, of_config
+from jaxmodel import config as configs
+from jaxmodel import weights
+from jaxmodel.interop import consumer, transformers_consumer
+from jaxmodel.interop.signature import cache_of, inputs_of, of_config
 from jaxmodel.interop.stablehlo import CACHED, values_of
 from jaxmodel.model import Model, Params, State
 from jaxmodel.nn.stack import unstack
 
 ROWS, LENGTH, DECODED, OTHER = 2, 12, 4, 16
+# transformers multiplies in another order: its numbers are near, where the same tensors mean the same.
+NEAR = 1e-3
+THEIRS = {"tokens": "input_ids", "images": "pixel_values"}
 
 
 class Subject(NamedTuple):
@@ -40,6 +45,10 @@ class Proof(NamedTuple):
 
     consumer: str
     max_deviation: float
+
+
+class Unproved(Exception):
+    """The consumer is not installed; says what is missing."""
 
 
 def prove(*subjects: Subject) -> list[Proof]:
@@ -186,3 +195,88 @@ def _deviation(directory: Path, want: Mapping[str, np.ndarray], got: Mapping[str
                 f"{directory}: the export deviates from the jitted model by {worst} in call {name}"
             )
     return 0.0
+
+
+def prove_transformers(subject: Subject) -> tuple[Proof, str]:
+    """Have transformers, in a process of its own, run a Hugging Face directory, and compare with ours in float32.
+
+    Returns:
+      The proof, whose deviation is relative to the largest value, and what the process wrote to stderr.
+
+    Raises:
+      Unproved: transformers or torch cannot be imported there.
+      RuntimeError: the consumer failed, or it computes something else.
+    """
+    batch = _plain_batch(subject)
+    theirs: dict[str, Any] = {THEIRS[name]: _as_theirs(name, value) for name, value in batch.items()}
+    with tempfile.TemporaryDirectory() as name:
+        probe, output = Path(name, "probe.npz"), Path(name, "output.npz")
+        np.savez(probe, **theirs)
+        ran = subprocess.run(
+            [sys.executable, transformers_consumer.__file__, str(subject.directory), str(probe), str(output)],
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if ran.returncode:
+            raise RuntimeError(f"transformers could not run the export ({ran.returncode}):\n{ran.stderr}")
+        report = json.loads(ran.stdout.splitlines()[-1])
+        if "missing" in report:
+            raise Unproved(report["missing"])
+        got = dict(np.load(output))
+    want = _in_float32(subject, batch)
+    assert got and got.keys() <= want.keys(), (sorted(got), sorted(want))
+    worst = 0.0
+    for name, value in got.items():
+        deviation = float(np.max(np.abs(value - want[name])) / np.max(np.abs(want[name])))
+        if not deviation < NEAR:
+            raise RuntimeError(f"{subject.directory}: {name} of transformers deviate by {deviation}")
+        worst = max(worst, deviation)
+    who = (
+        f"{report['architecture']} in a separate process, transformers {report['transformers']}, "
+        f"torch {report['torch']}"
+    )
+    return Proof(who, worst), ran.stderr
+
+
+def _plain_batch(subject: Subject) -> dict[str, np.ndarray]:
+    """Whole rows of images, or of tokens, none of which pads, begins or ends."""
+    config = json.loads((subject.directory / "config.json").read_text(encoding="utf-8"))
+    vocab = of_config(subject.model.config, "vocab_size") or 2
+    roles = (config.get(f"{role}_token_id") for role in ("pad", "bos", "eos"))
+    special = {i for each in roles for i in (each if isinstance(each, list) else [each])}
+    plain = np.array([i for i in range(vocab) if i not in special] or [0])
+    length = min(LENGTH, (of_config(subject.model.config, "limits") or {}).get("length", LENGTH))
+    rng, sizes = np.random.default_rng(0), {"batch": ROWS, "length": length}
+    found = {}
+    for name, each in inputs_of(subject.model).items():
+        if name in THEIRS:
+            shape = tuple(dim if isinstance(dim, int) else sizes.get(dim, OTHER) for dim in each.shape)
+            array = _array(name, each.dtype, shape, len(plain), rng)
+            found[name] = plain[array].astype(each.dtype) if name == "tokens" else array
+    return found
+
+
+def _as_theirs(name: str, value: np.ndarray) -> np.ndarray:
+    """Channels before rows and columns; ids of 64 bits."""
+    return np.moveaxis(value, -1, 1) if name == "images" else value.astype(np.int64)
+
+
+def _in_float32(subject: Subject, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What our model makes of a batch, computed in float32 whatever its weights are."""
+    config = subject.model.config
+    paths = ["execution", *(f"{name}.execution" for name in getattr(config, "parts", ()))]
+    known = [path for path in paths if _field(config, path) is not None]
+    model = configs.replace(config, {f"{path}.dtype": "float32" for path in known}).build()
+    with _on_cpu():
+        here = jnp.zeros(()).device
+        params, state = jax.device_put((weights.cast(subject.params, "float32"), subject.state or {}), here)
+        out = jax.jit(lambda p, b, s: values_of(model.apply(p, b, s or None)))(params, dict(batch), state)
+    return {name: np.asarray(value, np.float32) for name, value in out.items()}
+
+
+def _field(config: Any, path: str) -> Any:
+    """A field by its dotted path; None where there is none."""
+    for name in path.split("."):
+        config = getattr(config, name, None)
+    return config

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from jaxmodel import export as exports
+from jaxmodel.data.tokenizer import ByteTokenizer
+from jaxmodel.errors import InputError
+from jaxmodel.interop.huggingface import directory
 from jaxmodel.interop.proof import Proof
+from jaxmodel.load import load
 from recipes import eval as eval_recipe
 from recipes import export as export_recipe
 from recipes import generate as generate_recipe
@@ -103,8 +107,13 @@ def test_a_classifier(call, tmp_path, unproved):
     [
         (["--group=16"], "--group=16 says how to quantize, and --quantize=none not to"),
         (["--quantize=int5"], "--quantize=int5: must be one of none, int8, int4"),
-        (["--format=onnx"], "--format=onnx: must be one of stablehlo"),
+        (["--format=onnx"], "--format=onnx: must be one of stablehlo, huggingface"),
+        (
+            ["--format=huggingface", "--quantize=int8"],
+            "--format=huggingface writes plain weights, and --quantize=int8 packed ones",
+        ),
         (["--output=full"], "full is not empty and holds no export: name another directory, or empty it"),
+        (["--format=huggingface", "--output=full"], "full is not empty and holds no export"),
         (["--checkpoint=nowhere"], "nowhere: there is no such folder"),
     ],
 )
@@ -115,3 +124,70 @@ def test_what_cannot_be_is_one_line(call, workdir, tmp_path, monkeypatch, flags,
     code, out, err = call("export", f"--checkpoint={workdir}", "--output=export", *flags)
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1
     assert os.listdir() == ["full"]
+
+
+@pytest.fixture
+def without_torch(monkeypatch, tmp_path):
+    """In processes that start from here, torch cannot be imported, installed or not."""
+    folder = tmp_path / "hidden"
+    folder.mkdir()
+    (folder / "torch.py").write_text("raise ImportError('there is no torch')")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_a_hugging_face_directory(call, workdir, tmp_path, without_torch):
+    output = tmp_path / "export"
+    flags = (f"--checkpoint={workdir}", "--format=huggingface", f"--output={output}")
+    for _ in range(2):  # an earlier export is replaced
+        code, out, err = call("export", *flags)
+        assert code == 0 and err.count("\n") == 1
+        assert err.startswith("not proved") and "pip install torch transformers" in err
+        assert f"export: {output}\nnext: python -m recipes.generate" in out
+    assert sorted(os.listdir(tmp_path)) == ["export", "hidden"]
+    told = json.loads((output / "export.json").read_text())
+    assert told == {
+        "format": "huggingface",
+        "quantize": "none",
+        "bytes": (output / "model.safetensors").stat().st_size,
+        "consumer": None,
+        "max_deviation": None,
+    }
+    config = json.loads((output / "config.json").read_text())
+    separator = ByteTokenizer.separator_id
+    assert config["architectures"] == ["GPT2LMHeadModel"] and "pad_token_id" not in config
+    assert (config["bos_token_id"], config["eos_token_id"]) == (separator, separator)
+    assert {"tokenizer.json", "tokenizer_config.json"} < set(os.listdir(output))
+
+    ours, again = load(workdir), load(output)
+    assert ours.tokenizer is not None and again.tokenizer is not None
+    assert again.tokenizer.encode("é 1").tolist() == ours.tokenizer.encode("é 1").tolist()
+    leaves = [jax.tree_util.tree_leaves_with_path(each.params) for each in (ours, again)]
+    assert [path for path, _ in leaves[0]] == [path for path, _ in leaves[1]]
+    for (_, left), (_, right) in zip(*leaves, strict=True):
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
+
+
+def test_what_transformers_cannot_say_leaves_nothing(call, tmp_path):
+    workdir, output = classifier(tmp_path / "run"), tmp_path / "export"
+    flags = (f"--checkpoint={workdir}", "--format=huggingface", f"--output={output}")
+    code, _, err = call("export", *flags)
+    assert code == 2 and "no family of transformers that is known here" in err and err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_weights_that_transformers_has_no_tensor_for_are_named(workdir, tmp_path):
+    loaded = load(workdir)
+    params = {**loaded.params, "more": {"bias": np.zeros(3, np.float32), "scale": np.ones(3, np.float32)}}
+    with pytest.raises(InputError, match="no tensor in GPT2LMHeadModel for more/bias, more/scale"):
+        directory.write(tmp_path / "written", loaded.model, params)
+    assert os.listdir(tmp_path) == []
+
+
+def test_ids_that_are_said_stay_and_others_are_added_where_the_model_knows_them(tmp_path):
+    path = tmp_path / "config.json"
+    for vocab_size, added in ((300, {"bos_token_id": ByteTokenizer.separator_id}), (256, {})):
+        said = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": [7, 9]}
+        path.write_text(json.dumps(said))
+        exports._say_ids(path, ByteTokenizer())
+        assert json.loads(path.read_text()) == said | added

@@ -215,7 +215,8 @@ def write(
     flat = _flat(params, state or {})
     bound = bind(of, architecture, model.config, flat)
     left = set(flat) - {path for each in bound for path, _ in each.places}
-    assert not left, f"no row of the table has {sorted(left)}"
+    if left:
+        raise InputError(f"transformers has no tensor in {architecture} for {', '.join(sorted(left))}")
     said["dtype"] = str(flat["stem/tokens" if "stem/tokens" in flat else next(iter(flat))].dtype)
     tensors = [_tensor(each, flat) for each in bound]
     paths = files.write_weights(directory, tensors, shard_bytes=shard_bytes)
