@@ -97,6 +97,24 @@ def contrastive(first: jax.Array, second: jax.Array, weights: jax.Array, tempera
     return jax.tree.map(lambda a, b: (a + b) / 2, *sums)
 
 
+def sigmoid_contrastive(logits: jax.Array, weights: jax.Array) -> Sums:
+    """Each pair of [B,B] logits on its own: a row belongs to its partner and to no other (arXiv:2303.15343).
+
+    Computed in float32; a row's loss is the sum over its pairs, in nats, the mean of both directions. A row of weight
+    zero is in no pair. Right is a row whose partner has the largest logit, as `contrastive` counts it.
+    """
+    logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
+    valid = weights > 0
+    sign = 2 * jnp.eye(logits.shape[0], dtype=jnp.float32) - 1
+    counts = (weights[:, None] * valid + valid[:, None] * weights) / 2
+    # Selected before it is multiplied: what stands in a row that is not there may be anything, NaN too.
+    pairs = jnp.where(counts > 0, sign * logits, 0)
+    targets = jnp.arange(logits.shape[0], dtype=jnp.int32)
+    ways = [jnp.where(valid, each, -1e30) for each in (logits, logits.T)]
+    right = [cross_entropy(each, targets, weights).correct for each in ways]
+    return Sums(jnp.sum(counts * jax.nn.softplus(-pairs)), jnp.sum(weights), (right[0] + right[1]) / 2)
+
+
 def unit(x: jax.Array) -> jax.Array:
     """x [..., D] at length one, float32; zeros stay zeros."""
     x = x.astype(jnp.float32)

@@ -231,3 +231,30 @@ def test_contrastive_leaves_out_what_weighs_nothing():
         assert np.all(np.isfinite(slope)) and np.all((np.abs(slope).max(-1) > 0) == kept)
     nobody = run(a, 0 * b, 0 * counts)
     assert (nobody.loss, nobody.weight) == (0, 0)
+
+
+def test_sigmoid_contrastive_is_its_formula_over_the_rows_that_count():
+    rng = np.random.default_rng(5)
+    logits, counts = rng.normal(size=(5, 5)) * 3, np.array([1.0, 0.5, 0.0, 2.0, 1.0])
+    sums = losses.sigmoid_contrastive(jnp.asarray(logits, jnp.float32), jnp.asarray(counts, jnp.float32))
+    expected, right, there = 0.0, 0.0, [0, 1, 3, 4]
+    for i in there:
+        for j in there:
+            expected += (
+                np.log1p(np.exp(-logits[i, j] if i == j else logits[i, j])) * (counts[i] + counts[j]) / 2
+            )
+        right += (
+            counts[i]
+            * ((max(there, key=lambda j: logits[i, j]) == i) + (max(there, key=lambda j: logits[j, i]) == i))
+            / 2
+        )
+    np.testing.assert_allclose(sums.loss, expected, rtol=1e-6)
+    np.testing.assert_allclose([sums.weight, sums.correct], [counts.sum(), right])
+
+
+def test_sigmoid_contrastive_holds_where_logits_are_large_or_not_there():
+    logits = jnp.array([[1e4, -1e4, jnp.nan], [-1e4, 1e4, jnp.nan], [jnp.nan] * 3])
+    weights = jnp.array([1.0, 1.0, 0.0])
+    assert float(losses.sigmoid_contrastive(logits, weights).loss) == 0.0
+    gradient = jax.grad(lambda x: losses.sigmoid_contrastive(x, weights).loss)(-jnp.nan_to_num(logits))
+    assert np.all(np.isfinite(gradient)) and float(gradient[0, 0]) == -1.0 and float(gradient[2, 2]) == 0.0
