@@ -1,4 +1,4 @@
-"""What encoder-decoders read and compute, beside transformers."""
+"""Log-mel frames beside Whisper's own front end."""
 
 import jax
 import numpy as np
