@@ -53,7 +53,7 @@ def ours(directory: Path) -> list:
     """A model and its params: every matrix of a kind stacked and turned to [layers, in, out], in jax arrays."""
     import jax
 
-    from jaxmodel.load import load
+    from jaxmodel.loading import load
 
     return jax.tree.leaves(jax.block_until_ready(load(directory).params))
 
@@ -114,7 +114,7 @@ def _contend(who: str, directory: str) -> dict[str, float]:
     import jax
 
     from benchmarks.memory import megabytes
-    from jaxmodel import load  # noqa: F401
+    from jaxmodel import loading  # noqa: F401
     from jaxmodel.models import transformer  # noqa: F401
 
     jax.device_put(np.zeros(1)).block_until_ready()

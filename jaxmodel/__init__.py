@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxmodel.config import replace
     from jaxmodel.errors import InputError, Retryable
+    from jaxmodel.loading import load
     from jaxmodel.model import (
         Model,
         Outputs,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "jaxmodel.config": ("replace",),
     "jaxmodel.errors": ("InputError", "Retryable"),
+    "jaxmodel.loading": ("load",),
     "jaxmodel.model": (
         "Model",
         "Outputs",
@@ -56,6 +58,7 @@ __all__ = [
     "from_nnx",
     "frozen",
     "join",
+    "load",
     "lora",
     "make_mesh",
     "merge",

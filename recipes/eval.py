@@ -82,7 +82,7 @@ def main(parsed: Parsed[Flags]) -> int:
     from jaxmodel.data.text import gzip_bits_per_byte
     from jaxmodel.evaluate import evaluate
     from jaxmodel.interop.signature import limits_of
-    from jaxmodel.load import load
+    from jaxmodel.loading import load
     from jaxmodel.sharding import Partitioning, make_mesh
     from jaxmodel.train import put
     from recipes._task import loss_of, task_in

@@ -59,7 +59,7 @@ def main(parsed: Parsed[Flags]) -> int:
 
     from jaxmodel.export import check_output, export, export_huggingface
     from jaxmodel.interop import stablehlo
-    from jaxmodel.load import load
+    from jaxmodel.loading import load
 
     check_output(Path(flags.output))
     if stablehlo.is_export(Path(flags.checkpoint)):

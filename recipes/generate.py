@@ -61,7 +61,7 @@ def main(parsed: Parsed[Flags]) -> int:
 
     from jaxmodel.generate import generate, prepared
     from jaxmodel.interop.signature import limits_of
-    from jaxmodel.load import load
+    from jaxmodel.loading import load
     from jaxmodel.sharding import make_mesh
 
     mesh = flags.mesh and make_mesh(dataclasses.asdict(flags.mesh))

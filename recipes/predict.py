@@ -55,7 +55,7 @@ def main(parsed: Parsed[Flags]) -> int:
     compile_cache()
 
     from jaxmodel.data.delimited import is_table
-    from jaxmodel.load import load
+    from jaxmodel.loading import load
     from jaxmodel.predict import predict, read_arrays
 
     raw = not Path(flags.input).is_dir() and is_table(flags.input)

@@ -48,7 +48,7 @@ class Flags:
 
 
 def _config_of(path: str):
-    from jaxmodel.load import config_of
+    from jaxmodel.loading import config_of
 
     return config_of(path)
 
@@ -90,7 +90,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     from jaxmodel.data.dataset import kind_of, open_dataset
     from jaxmodel.data.loader import Loader, sequential
     from jaxmodel.evaluate import evaluate
-    from jaxmodel.load import load
+    from jaxmodel.loading import load
     from jaxmodel.loop import Rollback, fit
     from jaxmodel.model import count, sharded
     from jaxmodel.sharding import Partitioning, make_mesh

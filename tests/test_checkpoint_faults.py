@@ -15,7 +15,7 @@ import pytest
 from jaxmodel import checkpoint
 from jaxmodel.checkpoint import Checkpointer
 from jaxmodel.errors import InputError, Retryable
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from jaxmodel.model import Model, from_function
 from jaxmodel.train import TrainState
 from tests.test_checkpoint import equal, restored, saved, tiny

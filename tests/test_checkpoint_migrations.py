@@ -12,7 +12,7 @@ from jaxmodel.checkpoint.migrations import MIGRATIONS, SCHEMA, Migration, migrat
 from jaxmodel.config import from_dict, replace, to_dict
 from jaxmodel.data.tokenizer import ByteTokenizer
 from jaxmodel.errors import InputError
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from tests.contract import CAUSAL
 from tests.golden import make_checkpoints as golden
 from tests.test_checkpoint import equal, silent

@@ -10,7 +10,7 @@ import jax
 
 from jaxmodel import checkpoint
 from jaxmodel.checkpoint import Checkpointer
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from jaxmodel.sharding import Partitioning, make_mesh
 from tests.contract import built
 from tests.test_checkpoint import equal, silent, state_of
@@ -30,7 +30,7 @@ jax.distributed.initialize(f"localhost:{port}", 2, int(index))
 import jax.numpy as jnp
 from jaxmodel.checkpoint import Checkpointer, manifest
 from jaxmodel.errors import InputError
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from jaxmodel.sharding import Partitioning, make_mesh
 from jaxmodel.train import TrainState
 from jaxmodel.weights import partition

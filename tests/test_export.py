@@ -16,7 +16,7 @@ from jaxmodel.errors import InputError
 from jaxmodel.evaluate import evaluate
 from jaxmodel.export import compare, export, kind_of, transform
 from jaxmodel.interop.proof import Proof
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from jaxmodel.models.presets import PRESETS
 from jaxmodel.train import make_state, make_step
 from jaxmodel.weights import LowRank, Quantized

@@ -12,7 +12,7 @@ import pytest
 
 from jaxmodel import checkpoint
 from jaxmodel.errors import InputError, Retryable
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from jaxmodel.loop import Diverged, Rollback, Watch, fit
 from jaxmodel.model import from_function
 from jaxmodel.optim import make_optimizer, make_schedule

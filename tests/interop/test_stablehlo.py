@@ -23,7 +23,7 @@ from jaxmodel.generate import generate
 from jaxmodel.interop import stablehlo
 from jaxmodel.interop.proof import Subject, prove
 from jaxmodel.interop.signature import cache_of, flat, inputs_of, limits_of, of_config
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from jaxmodel.model import Model, Outputs, chain, from_function, frozen
 from jaxmodel.nn.stack import unstack, unstack_layout
 from jaxmodel.train import TrainState

@@ -9,7 +9,7 @@ import pytest
 
 from jaxmodel import weights
 from jaxmodel.checkpoint import Checkpointer
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from jaxmodel.model import sharded
 from jaxmodel.models.presets import PRESETS
 from jaxmodel.sharding import Partitioning, make_mesh

@@ -24,7 +24,7 @@ import transformers
 from jaxmodel.generate import generate, prepared
 from jaxmodel.interop import tensors
 from jaxmodel.interop.huggingface import directory
-from jaxmodel.load import Loaded, load
+from jaxmodel.loading import Loaded, load
 from jaxmodel.model import Params
 from tests.golden import families
 

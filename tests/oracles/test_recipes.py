@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from jaxmodel.interop import proof
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from recipes import export
 from recipes._flags import run
 from tests.oracles.harness import Case, made, text

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from recipes._flags import run
 from recipes.eval import COMMAND, main
 from tests.saved import LENGTH, classifier, language_model

@@ -13,7 +13,7 @@ from jaxmodel.data.tokenizer import ByteTokenizer
 from jaxmodel.errors import InputError
 from jaxmodel.interop.huggingface import directory
 from jaxmodel.interop.proof import Proof
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from recipes import eval as eval_recipe
 from recipes import export as export_recipe
 from recipes import generate as generate_recipe

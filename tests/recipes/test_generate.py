@@ -9,7 +9,7 @@ import pytest
 
 from jaxmodel.data.tokenizer import ByteTokenizer
 from jaxmodel.generate import generate
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from recipes._flags import run
 from recipes.generate import COMMAND, main
 from tests.saved import classifier, language_model

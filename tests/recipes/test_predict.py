@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from recipes._flags import run
 from recipes.predict import COMMAND, main
 from tests.contract import batch_of, built, params_of, relative

@@ -14,7 +14,7 @@ import pytest
 
 from jaxmodel import checkpoint
 from jaxmodel.config import replace
-from jaxmodel.load import config_of, load
+from jaxmodel.loading import config_of, load
 from recipes import train
 from recipes._flags import run
 from tests.contract import same

@@ -14,7 +14,7 @@ from jaxmodel.interop import tensors as files
 from jaxmodel.interop.huggingface import directory
 from jaxmodel.interop.huggingface.families import FAMILIES
 from jaxmodel.interop.huggingface.table import computes, read_config, write_config
-from jaxmodel.load import config_of, load
+from jaxmodel.loading import config_of, load
 from jaxmodel.models.presets import PRESETS
 from jaxmodel.sharding import make_mesh
 from tests.contract import GPT, PATTERN, same

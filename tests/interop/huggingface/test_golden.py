@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxmodel.interop.huggingface.families import FAMILIES
-from jaxmodel.load import load
+from jaxmodel.loading import load
 from tests.golden import families
 
 FILES = sorted(families.FOLDER.glob("*.npz"))

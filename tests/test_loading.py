@@ -15,7 +15,7 @@ from jaxmodel.checkpoint import Checkpointer
 from jaxmodel.config import replace, to_dict
 from jaxmodel.data.tokenizer import ByteTokenizer, train_bpe
 from jaxmodel.errors import InputError
-from jaxmodel.load import READERS, Loaded, Reader, config_of, load
+from jaxmodel.loading import READERS, Loaded, Reader, config_of, load
 from jaxmodel.model import Model, chain, from_function, frozen
 from jaxmodel.sharding import Partitioning, make_mesh
 from jaxmodel.train import TrainState
