@@ -16,7 +16,8 @@ from jaxmodel.models.presets import PRESETS
 # A size by the name of its field; a number that is smaller already stays.
 SIZES: Mapping[str, int] = {
     **{"vocab_size": 64, "max_length": 32, "embed_dim": 32, "dim": 48, "head_dim": 8, "window": 4, "num_heads": 4},
-    **{"num_experts": 4, "experts_per_token": 2, "size": 8, "patch": 4, "num_classes": 5, "outputs": 5},
+    **{"num_experts": 4, "experts_per_token": 2, "shared_dim": 24, "size": 8, "patch": 4},
+    **{"num_classes": 5, "outputs": 5},
 }  # fmt: skip
 
 

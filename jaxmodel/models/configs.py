@@ -176,7 +176,8 @@ class Transformer:
                 half = block.moe or block.mlp
                 matrices = 3 if half.activation in GATED else 2
                 experts = block.moe.experts_per_token if block.moe else 1
-                products += repeats * experts * matrices * self.embed_dim * half.dim
+                hidden = experts * half.dim + (block.moe.shared_dim or 0 if block.moe else 0)
+                products += repeats * matrices * self.embed_dim * hidden
         return 6.0 * products
 
     def check(self) -> None:

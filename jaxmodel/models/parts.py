@@ -92,6 +92,10 @@ class MoE:
     experts_per_token: int = field(2, help="experts a token is sent to", low=1)
     activation: str = field("swiglu", help="non-linearity of an expert", choices=ACTIVATIONS)
     normalize: bool = field(True, help="rescale the chosen experts' probabilities to sum to one")
+    shared_dim: int | None = field(
+        None, help="hidden width of an expert that every token goes through (arXiv:2401.06066)", low=1
+    )
+    shared_gate: bool = field(False, help="scale what it gives by a sigmoid of the token")
     balance_loss: float = field(
         0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0
     )

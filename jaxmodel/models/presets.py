@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmodel.models.configs import ConvNet, Perceptron, Transformer, Variant
-from jaxmodel.models.parts import MLP, Attention, Head, Images, Norm, Pool, Rope, Stem
+from jaxmodel.models.parts import MLP, Attention, Head, Images, MoE, Norm, Pool, Rope, Stem
 
 GPT2_VOCAB = 50257
 
@@ -210,6 +210,28 @@ PRESETS = {
     "qwen3-4b": _qwen(2560, 36, (32, 8, 128), 9728, True, qk_norm="head"),
     "qwen3-8b": _qwen(4096, 36, (32, 8, 128), 12288, False, qk_norm="head"),
     "qwen3-32b": _qwen(5120, 64, (64, 8, 128), 25600, False, qk_norm="head"),
+    # arXiv:2401.04088, arXiv:2505.09388, arXiv:2409.02060, and Qwen1.5-MoE (2024): mixtures of experts.
+    "mixtral-8x7b": _decoder(
+        *(32000, 4096, 32, (32, 8, 128), 14336, 32768, 1e6), moe=MoE(num_experts=8, dim=14336)
+    ),
+    "qwen3-30b-a3b": _decoder(
+        *(151936, 2048, 48, (32, 4, 128), 6144, 40960, 1e6, {"qk_norm": "head"}),
+        norm=Norm(epsilon=1e-6),
+        moe=MoE(num_experts=128, dim=768, experts_per_token=8),
+    ),
+    "olmoe-1b-7b": _decoder(
+        *(50304, 2048, 16, (16, 16, 128), 1024, 4096, 1e4, {"qk_norm": "all"}),
+        moe=MoE(num_experts=64, dim=1024, experts_per_token=8, normalize=False),
+    ),
+    "qwen1.5-moe-a2.7b": _decoder(
+        *(151936, 2048, 24, (16, 16, 128), 5632, 8192, 1e6, {"bias": True}),
+        norm=Norm(epsilon=1e-6),
+        moe=MoE(
+            **{"num_experts": 60, "dim": 1408, "experts_per_token": 4, "normalize": False},
+            shared_dim=5632,
+            shared_gate=True,
+        ),
+    ),
     "gemma-2b": _gemma(2048, 18, (8, 1, 256), 16384, placement="pre"),
     **{
         name: _gemma(

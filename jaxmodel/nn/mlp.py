@@ -69,11 +69,22 @@ class MoE(Layer):
             name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated
         }
         y = self._dispatch(x, gates.astype(x.dtype), chosen, experts)
+        if config.shared_dim is not None:
+            y = y + self._shared(x, config.shared_dim)
         return y, self._losses(logits, probabilities, chosen, real)
 
     @property
     def _gated(self) -> bool:
         return ACTIVATIONS[self.config.activation][1]
+
+    def _shared(self, x: jax.Array, width: int) -> jax.Array:
+        """What the expert of all tokens gives."""
+        config = parts.MLP(dim=width, activation=self.config.activation)
+        y = MLP(self.partitioning, config, self.dim, self.init_input, self.init_output, name="shared")(x)
+        if not self.config.shared_gate:
+            return y
+        gate = self.vector("shared_gate", "embed classes", (self.dim, 1), self.init_input)
+        return y * jax.nn.sigmoid(x.astype(STABLE) @ gate).astype(y.dtype)
 
     def _expert(self, name: str) -> tuple[Any, str]:
         sizes = (self.dim, self.config.dim) if name != "down" else (self.config.dim, self.dim)

@@ -40,6 +40,10 @@ PUBLISHED = {  # distinct parameters: a tied head counts once
     "vit-b/16": 86_567_656,
     "vit-b/32": 88_224_232,
     "vit-l/16": 304_326_632,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "olmoe-1b-7b": 6_919_161_856,
+    "qwen1.5-moe-a2.7b": 14_315_784_192,
     "llama3-8b": 8_030_261_248,
     # With the head of masked tokens, without BERT's pooler and next-sentence head.
     "bert-base": 109_514_298,

@@ -1,4 +1,4 @@
-"""Decoders with experts: qwen3_moe, mixtral, olmoe."""
+"""Decoders with experts: qwen3_moe, mixtral, olmoe, qwen2_moe."""
 
 import pytest
 
@@ -7,6 +7,7 @@ from tests.oracles.test_decoders import SLIDING, case
 
 QWEN3 = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+QWEN2 = {**QWEN3, "shared_expert_intermediate_size": 40}
 OLMOE = {"num_experts": 5, "num_experts_per_tok": 2}
 
 CASES = [
@@ -23,6 +24,11 @@ CASES = [
     case("normalised, tied, biases", "olmoe", "OlmoeForCausalLM", {**OLMOE, "norm_topk_prob": True,
          "tie_word_embeddings": True, "attention_bias": True}, generates=True),
     case("body, bfloat16", "olmoe", "OlmoeModel", OLMOE, dtype="bfloat16"),
+    case("with one of all tokens", "qwen2_moe", "Qwen2MoeForCausalLM", QWEN2, generates=True),
+    case("windowed, no biases, tied, normalised", "qwen2_moe", "Qwen2MoeForCausalLM", {**QWEN2, **SLIDING,
+         "use_sliding_window": True, "norm_topk_prob": True, "tie_word_embeddings": True, "qkv_bias": False},
+         generates=True),
+    case("bfloat16", "qwen2_moe", "Qwen2MoeForCausalLM", QWEN2, dtype="bfloat16"),
 ]  # fmt: skip
 
 

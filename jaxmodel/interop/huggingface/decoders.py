@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxmodel.interop.huggingface.keys import (
@@ -119,9 +119,9 @@ def _sliding(json: Json) -> list[str]:
     return ["sliding_attention" if i >= first else "full_attention" for i in range(json["num_hidden_layers"])]
 
 
-def _qwen_layers() -> Group:
+def qwen_layers(types: Callable[[Json], list[str]] = _sliding) -> Group:
     """As `layer_types`, with a switch that turns windows off."""
-    plain = layer_types(_sliding)
+    plain = layer_types(types)
 
     def read(json: Json) -> Overrides:
         used = json.get("use_sliding_window")
@@ -165,14 +165,14 @@ MISTRAL = LLAMA._replace(
 QWEN2 = LLAMA._replace(
     name="qwen2",
     base=transformer(attention=Attention(num_heads=1, rotary=True, bias=True), norm=RMS),
-    keys=(*sizes(), rotary(), _qwen_layers()),
+    keys=(*sizes(), rotary(), qwen_layers()),
     heads=decoder_heads("Qwen2"),
 )
 
 QWEN3 = LLAMA._replace(
     name="qwen3",
     base=transformer(attention=Attention(num_heads=1, rotary=True, qk_norm="head"), norm=RMS),
-    keys=(*sizes(head_dim=128), rotary(), _qwen_layers(), both_biases(), qk_epsilon()),
+    keys=(*sizes(head_dim=128), rotary(), qwen_layers(), both_biases(), qk_epsilon()),
     heads=decoder_heads("Qwen3"),
 )
 

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from jaxmodel.interop.huggingface.decoders import LLAMA, ROTARY, both_biases, decoder_rows, qk_epsilon, sizes
+from jaxmodel.interop.huggingface.decoders import (
+    LLAMA,
+    ROTARY,
+    both_biases,
+    decoder_rows,
+    qk_epsilon,
+    qwen_layers,
+    sizes,
+)
 from jaxmodel.interop.huggingface.keys import GATED, body, causal, decoder_heads, named, rotary
 from jaxmodel.interop.huggingface.kin import OLMO_ATTENTION, WINDOW
 from jaxmodel.interop.huggingface.rows import transformer
-from jaxmodel.interop.huggingface.table import REQUIRED, TRANSPOSED, Fixed, Group, Json, Key, Overrides, Row
+from jaxmodel.interop.huggingface.table import (
+    REQUIRED,
+    TRANSPOSED,
+    Fixed,
+    Group,
+    Json,
+    Key,
+    Overrides,
+    Row,
+)
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Attention, MoE, Norm
 
@@ -102,4 +119,38 @@ OLMOE = LLAMA._replace(
     heads={"OlmoeForCausalLM": causal(), "OlmoeModel": body()},
 )
 
-EXPERTS = (QWEN3_MOE, MIXTRAL, OLMOE)
+_SHARED = "layers.{i}.mlp.shared_expert"
+
+
+def _every_other(json: Json) -> list[str]:
+    """Qwen2-MoE's layers where `layer_types` is not there: every other one slides, up to `max_window_layers`."""
+    last = json.get("max_window_layers", 28) if json.get("use_sliding_window") else 0
+    count = json["num_hidden_layers"]
+    return ["full_attention" if i % 2 or i >= last else "sliding_attention" for i in range(count)]
+
+
+QWEN2_MOE = LLAMA._replace(
+    name="qwen2_moe",
+    base=transformer(
+        attention=Attention(num_heads=1, rotary=True, bias=True),
+        norm=RMS,
+        moe=MoE(num_experts=2, dim=1, experts_per_token=1, shared_dim=1, shared_gate=True),
+    ),
+    keys=(
+        *(*sizes(), *experts(60, 4, "moe_intermediate_size"), _NORMALIZE),
+        *(rotary(), qwen_layers(_every_other), Key("qkv_bias", "attention.bias", True)),
+        Key("shared_expert_intermediate_size", "moe.shared_dim", REQUIRED),
+        *(Fixed("decoder_sparse_step", 1), Fixed("mlp_only_layers", [])),
+    ),
+    rows=(
+        *expert_rows("mlp"),
+        *(
+            Row(f"{_SHARED}.{name}_proj.weight", f"stack/moe/shared/{name}", TRANSPOSED)
+            for name in ("gate", "up", "down")
+        ),
+        Row(f"{_SHARED}_gate.weight", "stack/moe/shared_gate", TRANSPOSED),
+    ),
+    heads=decoder_heads("Qwen2Moe"),
+)
+
+EXPERTS = (QWEN3_MOE, MIXTRAL, OLMOE, QWEN2_MOE)
