@@ -28,18 +28,6 @@ def _gpt2(num_layers: int, embed_dim: int, num_heads: int, **overrides) -> Trans
     )
 
 
-def _llama3(num_layers: int, embed_dim: int, num_heads: int, num_kv_heads: int, mlp_dim: int) -> Transformer:
-    """Llama 3's block (arXiv:2407.21783): RMS norm, rotary positions, grouped heads, SwiGLU."""
-    return Transformer(
-        vocab_size=128256,
-        max_length=8192,
-        embed_dim=embed_dim,
-        num_layers=num_layers,
-        attention=Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, rotary=True, rope_theta=500000.0),
-        mlp=MLP(dim=mlp_dim, activation="swiglu"),
-    )
-
-
 def _decoder(
     vocab_size: int,
     embed_dim: int,
@@ -196,7 +184,7 @@ PRESETS = {
     "gpt2-xl": _gpt2(48, 1600, 25),
     # arXiv:2005.14165, table 2.1 (its alternating sparse attention is not published in detail: dense here).
     "gpt3-175b": _gpt2(96, 12288, 96, max_length=2048),
-    "llama3-8b": _llama3(32, 4096, 32, 8, 14336),
+    "llama3-8b": _decoder(128256, 4096, 32, (32, 8, None), 14336, 8192, 5e5),
     "llama-3.1-8b": _llama32(4096, 32, (32, 8, 128), 14336, 8.0, False),
     "llama-3.1-70b": _llama32(8192, 80, (64, 8, 128), 28672, 8.0, False),
     "llama-3.2-1b": _llama32(2048, 16, (32, 8, 64), 8192, 32.0, True),

@@ -34,6 +34,7 @@ from jaxmodel.interop.huggingface.table import (
     Fixed,
     Form,
     Group,
+    Heads,
     Json,
     Key,
     Overrides,
@@ -84,6 +85,13 @@ PHI3 = LLAMA._replace(
     heads=decoder_heads("Phi3"),
 )
 
+
+def _of_texts(name: str) -> dict[str, Heads]:
+    """As `decoder_heads`, without classes of tokens."""
+    found = decoder_heads(name)
+    return {each: heads for each, heads in found.items() if each != f"{name}ForTokenClassification"}
+
+
 # Norms on what each half gives, and of all queries, or keys, together.
 OLMO_NORM = Norm(kind="rms", placement="output")
 OLMO_ATTENTION = Attention(num_heads=1, rotary=True, qk_norm="all")
@@ -94,20 +102,12 @@ OLMO2 = LLAMA._replace(
     rows=decoder_rows(
         attention_output_norm="post_attention_layernorm", mlp_output_norm="post_feedforward_layernorm"
     ),
-    heads={
-        "Olmo2ForCausalLM": causal(),
-        "Olmo2Model": body(),
-        "Olmo2ForSequenceClassification": classifier("score", Pool("last"), bias=False),
-    },
+    heads=_of_texts("Olmo2"),
 )
 OLMO3 = OLMO2._replace(
     name="olmo3",
     keys=(*sizes(), rotary_by_layer(4, 5e5), both_biases(), qk_epsilon()),
-    heads={
-        "Olmo3ForCausalLM": causal(),
-        "Olmo3Model": body(),
-        "Olmo3ForSequenceClassification": classifier("score", Pool("last"), bias=False),
-    },
+    heads=_of_texts("Olmo3"),
 )
 
 
@@ -221,12 +221,13 @@ STABLELM = LLAMA._replace(
 )
 
 
-# Of each head its query, key and value, one after the other.
 def _by_head(config: Transformer) -> Form:
+    """Of each head its query, key and value, one after the other."""
     return fused(lambda x: x.T, lambda x, shape: x.T, groups=config.attention.num_heads)
 
 
 def _biases_by_head(config: Transformer) -> Form:
+    """Their biases, likewise."""
     return fused(
         lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape), groups=config.attention.num_heads
     )
