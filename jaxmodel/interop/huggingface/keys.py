@@ -58,14 +58,14 @@ _ROPES = {  # what a kind of scaling has on disk -> field of ours
 
 
 def read_rope(
-    said: Json, json: Json, fraction: float = 1.0, interleaved: bool = False, theta: float = 1e4
+    said: Json, json: Json, fraction: float | None = None, interleaved: bool = False, theta: float = 1e4
 ) -> tuple[float, Rope]:
     """Base wavelength and scaling from an entry of `rope_parameters`, or from what came before those.
 
     Args:
       said: the entry.
       json: config.json.
-      fraction: of a head that is turned, where neither says.
+      fraction: of a head that is turned, where neither says; None: all of it, whatever they say, as theirs does.
       interleaved: whether pairs are neighbours.
       theta: base wavelength, where neither says.
 
@@ -96,10 +96,17 @@ def read_rope(
         values["attention_factor"] = _sharper(values["factor"], said["mscale"]) / _sharper(
             values["factor"], said["mscale_all_dim"]
         )
-    fraction = said.get("partial_rotary_factor", json.get("partial_rotary_factor", fraction))
+    turned = 1.0
+    if fraction is not None:
+        turned = float(said.get("partial_rotary_factor", json.get("partial_rotary_factor", fraction)))
     scaling = "none" if kind == "default" else kind
     theta = said.get("rope_theta", json.get("rope_theta", theta))
-    return float(theta), Rope(scaling=scaling, fraction=float(fraction), interleaved=interleaved, **values)
+    return float(theta), Rope(
+        scaling=scaling,
+        fraction=turned,
+        interleaved=interleaved,
+        **values,
+    )
 
 
 def _sharper(factor: float, scale: float) -> float:
@@ -107,13 +114,13 @@ def _sharper(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def write_rope(theta: float, rope: Rope) -> dict[str, Any]:
-    """An entry of `rope_parameters`."""
+def write_rope(theta: float, rope: Rope, part: bool = False) -> dict[str, Any]:
+    """An entry of `rope_parameters`, which says what part of a head is turned where `part` is."""
     kind = "default" if rope.scaling == "none" else rope.scaling
     values = {theirs: getattr(rope, ours) for theirs, ours in _ROPES[kind].items()}
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
-    part = {"partial_rotary_factor": rope.fraction} if rope.fraction != 1 else {}
-    return {"rope_theta": theta, "rope_type": kind, **values, **part}
+    said = {"partial_rotary_factor": rope.fraction} if part else {}
+    return {"rope_theta": theta, "rope_type": kind, **values, **said}
 
 
 def _said(json: Json) -> dict[str, Any]:
@@ -138,7 +145,10 @@ def rotary(**usual: Any) -> Group:
     def write(config: Transformer) -> dict[str, Any]:
         a = config.attention
         length = a.rope.original_length if a.rope.scaling == "dynamic" else config.max_length
-        return {"rope_parameters": write_rope(a.rope_theta, a.rope), "max_position_embeddings": length}
+        return {
+            "rope_parameters": write_rope(a.rope_theta, a.rope, "fraction" in usual),
+            "max_position_embeddings": length,
+        }
 
     return Group(read, write)
 

@@ -76,7 +76,7 @@ _TRAINED = Group(
 )
 PHI3 = LLAMA._replace(
     name="phi3",
-    keys=(*sizes(), rotary(), WINDOW, _TRAINED),
+    keys=(*sizes(), rotary(fraction=1.0), WINDOW, _TRAINED),
     rows=(
         *but(decoder_rows(), *QKV, *paths("mlp", "gate", "up")),
         Row("layers.{i}.self_attn.qkv_proj.weight", QKV, TRANSPOSED),

@@ -104,6 +104,20 @@ def test_no_two_families_are_taken_for_one_another():
         assert again is not None and again["architectures"] == [architecture]
 
 
+def test_only_families_that_turn_a_part_of_a_head_say_so(tmp_path):
+    """transformers' llama turns all of it, whatever its config.json says: phi3 computes the same, and does not."""
+    config = replace(
+        read_config(FAMILIES["llama"], said("llama"), "here")[0], {"attention.rope.fraction": 0.5}
+    )
+    assert write_config(FAMILIES["llama"], config) is None
+    directory.write(tmp_path, config.build(), random(config.build()))
+    written_as = json.loads((tmp_path / "config.json").read_text())
+    assert written_as["model_type"] == "phi3"
+    assert written_as["rope_parameters"]["partial_rotary_factor"] == 0.5
+    ignoring = said("llama", rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.5})
+    assert read_config(FAMILIES["llama"], ignoring, "here")[0].attention.rope.fraction == 1.0
+
+
 def test_weights_go_to_any_mesh_and_type(tmp_path):
     _, params = written(tmp_path, "qwen3", vocab_size=64, dtype="bfloat16")
     mesh = make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
