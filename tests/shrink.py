@@ -26,7 +26,7 @@ def shrunk(config: Any) -> Any:
     small = _by_name(config)
     if isinstance(config, Transformer):
         small = _transformer(config, small)
-    for part in getattr(config, "parts", ()):
+    for part in getattr(config, "submodels", ()):
         small = dataclasses.replace(small, **{part: shrunk(getattr(config, part))})
     return small
 

@@ -265,7 +265,7 @@ def _as_theirs(name: str, value: np.ndarray) -> np.ndarray:
 def _in_float32(subject: Subject, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What our model makes of a batch, computed in float32 whatever its weights are."""
     config = subject.model.config
-    paths = ["execution", *(f"{name}.execution" for name in getattr(config, "parts", ()))]
+    paths = ["execution", *(f"{name}.execution" for name in getattr(config, "submodels", ()))]
     known = [path for path in paths if _field(config, path) is not None]
     model = configs.replace(config, {f"{path}.dtype": "float32" for path in known}).build()
     with _on_cpu():

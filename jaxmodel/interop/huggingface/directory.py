@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxmodel
@@ -217,7 +218,8 @@ def write(
     left = set(flat) - {path for each in bound for path, _ in each.places}
     if left:
         raise InputError(f"transformers has no tensor in {architecture} for {', '.join(sorted(left))}")
-    said["dtype"] = str(flat["stem/tokens" if "stem/tokens" in flat else next(iter(flat))].dtype)
+    types = (flat[each.places[0][0]].dtype for each in bound)
+    said["dtype"] = str(next(each for each in types if jnp.issubdtype(each, jnp.floating)))
     tensors = [_tensor(each, flat) for each in bound]
     paths = files.write_weights(directory, tensors, shard_bytes=shard_bytes)
     (directory / CONFIG).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")

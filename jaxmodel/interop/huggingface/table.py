@@ -237,8 +237,9 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"{where}: {key.key}={value!r} is not supported ({error})") from error
     overrides |= family.heads[said].read(json)
-    if "head" in overrides:  # another one, or none: what was said of the usual one is not of it
-        overrides = {name: value for name, value in overrides.items() if not name.startswith("head.")}
+    # Another head, or none: what was said of the usual one is not of it.
+    replaced = tuple(f"{name}." for name in overrides if name.split(".")[-1] == "head")
+    overrides = {name: value for name, value in overrides.items() if not name.startswith(replaced)}
     try:
         found = configs.replace(family.base, overrides)
         found.check()
@@ -258,7 +259,7 @@ def write_config(family: Family, config: Any) -> dict[str, Any] | None:
         json: dict[str, Any] = {"model_type": family.name, "architectures": [name]}
         for key in family.keys:
             if isinstance(key, Group):
-                json |= key.write(config)
+                json = _merged(json, key.write(config))
             elif isinstance(key, Fixed):
                 json[key.key] = key.value
             else:
@@ -267,7 +268,7 @@ def write_config(family: Family, config: Any) -> dict[str, Any] | None:
                     json[key.key] = None if key.default is REQUIRED else key.default
                 else:
                     json[key.key] = value if key.write is None else key.write(value)
-        json |= of_heads
+        json = _merged(json, of_heads)
         try:
             again, _ = read_config(family, json, family.name)
         except InputError:
@@ -275,6 +276,16 @@ def write_config(family: Family, config: Any) -> dict[str, Any] | None:
         if computes(again) == computes(config):
             return json
     return None
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, and so are the objects within them: several groups may write keys of one."""
+    both = {
+        key: _merged(one[key], other[key])
+        for key in one.keys() & other.keys()
+        if isinstance(other[key], dict)
+    }
+    return {**one, **other, **both}
 
 
 def _get(config: Any, path: str) -> Any:
@@ -288,7 +299,7 @@ def computes(config: Any) -> Any:
     fields = configs.fields(type(config))
     kept = ("execution", "dropout", "init_scale", "residual_init")
     said: Overrides = {name: fields[name].default for name in kept if name in fields}
-    said |= {name: computes(getattr(config, name)) for name in parts_of(config)}
+    said |= {name: computes(getattr(config, name)) for name in submodels(config)}
     if isinstance(config, Transformer):
         attention = config.attention
         width = attention.head_dim or config.embed_dim // attention.num_heads
@@ -304,9 +315,9 @@ def computes(config: Any) -> Any:
     return configs.replace(config, said)
 
 
-def parts_of(config: Any) -> tuple[str, ...]:
+def submodels(config: Any) -> tuple[str, ...]:
     """Fields of a config that are configs of models, whose params are under the same names: encoder, decoder."""
-    return tuple(getattr(config, "parts", ()))
+    return tuple(getattr(config, "submodels", ()))
 
 
 class Bound(NamedTuple):
@@ -347,7 +358,7 @@ def bind(
     for row, before in [*((row, prefix) for row in body), *((row, "") for row in heads.rows)]:
         paths = (row.paths,) if isinstance(row.paths, str) else row.paths
         part = paths[0].split("/", 1)[0]
-        part, of = (f"{part}/", getattr(config, part)) if part in parts_of(config) else ("", config)
+        part, of = (f"{part}/", getattr(config, part)) if part in submodels(config) else ("", config)
         form = row.form if isinstance(row.form, Form) else row.form(of)
         for i, (place, index) in enumerate(_layers(of) if "{i}" in row.name else [("", ())]):
             mine = [path.replace(f"{part}stack", part + place, 1) if place else path for path in paths]
