@@ -8,9 +8,9 @@ from jaxmodel.config import field, register
 
 ACTIVATIONS = (
     *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
-    *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu", "geglu_exact"),
+    *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu", "geglu_exact", "quick_geglu"),
 )
-GATED = ("swiglu", "geglu", "geglu_exact")  # those with a gate, that is, a third matrix
+GATED = ("swiglu", "geglu", "geglu_exact", "quick_geglu")  # those with a gate, that is, a third matrix
 UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
 
@@ -91,6 +91,11 @@ class MoE:
     dim: int = field(help="hidden width of one expert", low=1)
     experts_per_token: int = field(2, help="experts a token is sent to", low=1)
     activation: str = field("swiglu", help="non-linearity of an expert", choices=ACTIVATIONS)
+    bias: bool = field(False, help="biases on the router and on the experts' projections")
+    limit: float | None = field(
+        None, help="clamp of the gate from above, and of what it multiplies on both sides (gpt-oss)", low=0.0
+    )
+    up_offset: float = field(0.0, help="added to what the gate multiplies (gpt-oss: 1)")
     normalize: bool = field(True, help="rescale the chosen experts' probabilities to sum to one")
     shared_dim: int | None = field(
         None, help="hidden width of an expert that every token goes through (arXiv:2401.06066)", low=1

@@ -114,6 +114,21 @@ def _gemma3(embed_dim: int, num_layers: int, dim: int, window: int) -> Transform
     )
 
 
+def _gpt_oss(num_layers: int, num_experts: int) -> Transformer:
+    """gpt-oss (arXiv:2508.10925): every other layer local, sinks, clamped experts with biases."""
+    rope = Rope(scaling="yarn", factor=32.0, original_length=4096, truncate=False)
+    return _decoder(
+        *(201088, 2880, num_layers, (64, 8, 64), 2880, 131072, 1.5e5),
+        {"rope": rope, "sinks": True, "bias": True, "output_bias": True},
+        moe=MoE(
+            **{"num_experts": num_experts, "dim": 2880, "experts_per_token": 4, "bias": True},
+            **{"activation": "quick_geglu", "limit": 7.0, "up_offset": 1.0},
+        ),
+        pattern=("local", "global"),
+        variants=(Variant("local", (("attention.window", 128),)), Variant("global")),
+    )
+
+
 def _pythia(embed_dim: int, num_layers: int, num_heads: int) -> Transformer:
     """Pythia (arXiv:2304.01373): halves side by side, a quarter of each head turned."""
     attention = {"bias": True, "output_bias": True, "rope": Rope(fraction=0.25)}
@@ -220,6 +235,8 @@ PRESETS = {
             shared_gate=True,
         ),
     ),
+    "gpt-oss-20b": _gpt_oss(24, 32),
+    "gpt-oss-120b": _gpt_oss(36, 128),
     "gemma-2b": _gemma(2048, 18, (8, 1, 256), 16384, placement="pre"),
     **{
         name: _gemma(

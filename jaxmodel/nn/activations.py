@@ -32,6 +32,7 @@ def slope_saved(function: Elementwise) -> Elementwise:
 gelu = slope_saved(lambda x: jax.nn.gelu(x, approximate=False))
 gelu_tanh = slope_saved(lambda x: jax.nn.gelu(x, approximate=True))
 silu = slope_saved(jax.nn.silu)
+quick_gelu = slope_saved(lambda x: x * jax.nn.sigmoid(1.702 * x))
 
 # name -> (non-linearity, whether a gate multiplies it)
 ACTIVATIONS: dict[str, tuple[Elementwise, bool]] = {
@@ -40,7 +41,7 @@ ACTIVATIONS: dict[str, tuple[Elementwise, bool]] = {
     "elu": (slope_saved(jax.nn.elu), False),  # arXiv:1511.07289
     "gelu": (gelu, False),  # arXiv:1606.08415
     "gelu_tanh": (gelu_tanh, False),
-    "quick_gelu": (slope_saved(lambda x: x * jax.nn.sigmoid(1.702 * x)), False),
+    "quick_gelu": (quick_gelu, False),
     "silu": (silu, False),  # also called swish, arXiv:1710.05941
     "mish": (slope_saved(jax.nn.mish), False),  # arXiv:1908.08681
     "tanh": (slope_saved(jnp.tanh), False),
@@ -50,4 +51,5 @@ ACTIVATIONS: dict[str, tuple[Elementwise, bool]] = {
     "swiglu": (silu, True),
     "geglu": (gelu_tanh, True),
     "geglu_exact": (gelu, True),
+    "quick_geglu": (quick_gelu, True),
 }

@@ -61,6 +61,8 @@ class MoE(Layer):
         config = self.config
         router = self.vector("router", "embed experts", (self.dim, config.num_experts), self.init_input)
         logits = x.astype(STABLE) @ router
+        if config.bias:
+            logits = logits + self.vector("router_bias", "experts", (config.num_experts,), zeros)
         probabilities = jax.nn.softmax(logits, axis=-1)
         gates, chosen = _top(probabilities, config.experts_per_token)
         if config.normalize:
@@ -68,6 +70,8 @@ class MoE(Layer):
         experts = {
             name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated
         }
+        if config.bias:
+            experts |= {f"{name}_bias": self._expert_bias(name) for name in tuple(experts)}
         y = self._dispatch(x, gates.astype(x.dtype), chosen, experts)
         if config.shared_dim is not None:
             y = y + self._shared(x, config.shared_dim)
@@ -92,6 +96,12 @@ class MoE(Layer):
         init = self.init_output if name == "down" else self.init_input
         weight = self.weight(name, layout, sizes[:1], sizes[1:], init, stack=(self.config.num_experts,))
         return weight.leaf, layout
+
+    def _expert_bias(self, name: str) -> tuple[jax.Array, str]:
+        size, layout = (
+            (self.dim, "experts embed_bias") if name == "down" else (self.config.dim, "experts mlp")
+        )
+        return self.vector(f"{name}_bias", layout, (self.config.num_experts, size), zeros), layout
 
     def _dispatch(
         self, x: jax.Array, gates: jax.Array, chosen: jax.Array, experts: Mapping[str, tuple[Any, str]]
@@ -147,13 +157,21 @@ class MoE(Layer):
         expert = jnp.where(mine, expert, held)  # others sort to the end, behind every group
         order = jnp.argsort(expert, stable=True)
         sizes = jnp.bincount(expert, length=held + 1)[:held].astype(jnp.int32)
+        of_row = jnp.minimum(expert[order], held - 1)
+        limit, offset = self.config.limit, self.config.up_offset
+
+        def product(x: jax.Array, name: str) -> jax.Array:
+            y = weights.grouped(x, leaves[name], sizes)
+            return y + leaves[f"{name}_bias"][of_row].astype(y.dtype) if self.config.bias else y
+
         rows = x.reshape(B * T, D)[order // top]
-        h = ACTIVATIONS[self.config.activation][0](
-            weights.grouped(rows, leaves["gate" if self._gated else "up"], sizes)
-        )
+        h = product(rows, "gate" if self._gated else "up")
+        h = ACTIVATIONS[self.config.activation][0](h if limit is None else jnp.minimum(h, limit))
         if self._gated:
-            h = h * weights.grouped(rows, leaves["up"], sizes)
-        y = weights.grouped(h, leaves["down"], sizes)
+            up = product(rows, "up")
+            up = up if limit is None else jnp.clip(up, -limit, limit)
+            h = h * (up + offset if offset else up)
+        y = product(h, "down")
         back = jnp.where(mine[:, None], y[jnp.argsort(order)], 0.0)
         return jnp.sum(back.reshape(B, T, top, D) * gates[..., None], axis=2)
 

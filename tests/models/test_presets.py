@@ -44,6 +44,8 @@ PUBLISHED = {  # distinct parameters: a tied head counts once
     "qwen3-30b-a3b": 30_532_122_624,
     "olmoe-1b-7b": 6_919_161_856,
     "qwen1.5-moe-a2.7b": 14_315_784_192,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
     "llama3-8b": 8_030_261_248,
     # With the head of masked tokens, without BERT's pooler and next-sentence head.
     "bert-base": 109_514_298,

@@ -3,12 +3,13 @@
 import pytest
 
 from tests.oracles.harness import check, rows, text
-from tests.oracles.test_decoders import SLIDING, case
+from tests.oracles.test_decoders import LLAMA3, SLIDING, case, rope
 
 QWEN3 = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 QWEN2 = {**QWEN3, "shared_expert_intermediate_size": 40}
 OLMOE = {"num_experts": 5, "num_experts_per_tok": 2}
+OSS = {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 4}
 
 CASES = [
     case("grouped", "qwen3_moe", "Qwen3MoeForCausalLM", QWEN3, gradients=True, generates=True),
@@ -29,6 +30,19 @@ CASES = [
          "use_sliding_window": True, "norm_topk_prob": True, "tie_word_embeddings": True, "qkv_bias": False},
          generates=True),
     case("bfloat16", "qwen2_moe", "Qwen2MoeForCausalLM", QWEN2, dtype="bfloat16"),
+    case("grouped, yarn", "gpt_oss", "GptOssForCausalLM", {**OSS, **rope("yarn", factor=4.0, truncate=False,
+         original_max_position_embeddings=16)}, gradients=True, generates=True),
+    case("usual yarn, another width, clamped, tied", "gpt_oss", "GptOssForCausalLM", {**OSS, "intermediate_size": 20,
+         "swiglu_limit": 0.05, "tie_word_embeddings": True}, generates=True),
+    case("full and whole, no biases", "gpt_oss", "GptOssForCausalLM", {**OSS, **rope("default"),
+         "layer_types": ["full_attention"] * 3, "num_key_value_heads": 4, "attention_bias": False}, generates=True),
+    case("linear", "gpt_oss", "GptOssForCausalLM", {**OSS, **rope("linear", factor=2.0)}),
+    case("dynamic", "gpt_oss", "GptOssForCausalLM", {**OSS, **rope("dynamic", factor=2.0)}),
+    case("llama3", "gpt_oss", "GptOssForCausalLM", {**OSS, **LLAMA3}),
+    case("bfloat16", "gpt_oss", "GptOssForCausalLM", OSS, dtype="bfloat16"),
+    case("body", "gpt_oss", "GptOssModel", OSS),
+    case("classes of a text", "gpt_oss", "GptOssForSequenceClassification", {**OSS, "num_labels": 3}),
+    case("classes of tokens", "gpt_oss", "GptOssForTokenClassification", {**OSS, "num_labels": 3}),
 ]  # fmt: skip
 
 

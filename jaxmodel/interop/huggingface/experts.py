@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxmodel.interop.huggingface.decoders import (
     LLAMA,
     ROTARY,
@@ -11,18 +13,28 @@ from jaxmodel.interop.huggingface.decoders import (
     qwen_layers,
     sizes,
 )
-from jaxmodel.interop.huggingface.keys import GATED, body, causal, decoder_heads, named, rotary
-from jaxmodel.interop.huggingface.kin import OLMO_ATTENTION, WINDOW
-from jaxmodel.interop.huggingface.rows import transformer
+from jaxmodel.interop.huggingface.keys import (
+    GATED,
+    body,
+    causal,
+    decoder_heads,
+    layer_types,
+    named,
+    rotary,
+)
+from jaxmodel.interop.huggingface.kin import OLMO_ATTENTION, WINDOW, paths, without
+from jaxmodel.interop.huggingface.rows import linear, transformer
 from jaxmodel.interop.huggingface.table import (
     REQUIRED,
     TRANSPOSED,
     Fixed,
+    Form,
     Group,
     Json,
     Key,
     Overrides,
     Row,
+    fused,
 )
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Attention, MoE, Norm
@@ -153,4 +165,50 @@ QWEN2_MOE = LLAMA._replace(
     heads=decoder_heads("Qwen2Moe"),
 )
 
-EXPERTS = (QWEN3_MOE, MIXTRAL, OLMOE, QWEN2_MOE)
+
+def _in_turn(axis: int) -> Callable[[Transformer], Form]:
+    """Of gates and what they multiply, one number each in turn."""
+    return lambda config: fused(
+        lambda x: x, lambda x, shape: x, axis=axis, groups=config.moe.dim if config.moe else 1
+    )
+
+
+_BOTH = paths("moe", "gate", "up")
+_OSS = "layers.{i}.mlp"
+_OSS_ROPE = {
+    **{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+    "original_max_position_embeddings": 4096,
+}
+GPT_OSS = LLAMA._replace(
+    name="gpt_oss",
+    base=transformer(
+        attention=Attention(num_heads=1, rotary=True, sinks=True),
+        norm=RMS,
+        moe=MoE(**{"num_experts": 2, "dim": 1, "activation": "quick_geglu", "bias": True, "up_offset": 1.0}),
+    ),
+    keys=(
+        *without(sizes(head_dim=64), "hidden_act"),
+        *(_EPSILON, Fixed("hidden_act", "silu"), Fixed("swiglu_alpha", 1.702)),
+        *without(experts(128, 4), "hidden_act"),
+        Key("swiglu_limit", "moe.limit", 7.0),
+        *(rotary(_OSS_ROPE, theta=1.5e5), both_biases(True)),
+        layer_types(
+            lambda json: [
+                ("sliding", "full")[i % 2] + "_attention" for i in range(json["num_hidden_layers"])
+            ],
+            usual=128,
+        ),
+    ),
+    rows=(
+        *decoder_rows(),
+        Row("layers.{i}.self_attn.sinks", "stack/attention/sinks"),
+        *linear(f"{_OSS}.router", "stack/moe/router"),
+        Row(f"{_OSS}.experts.gate_up_proj", _BOTH, _in_turn(2)),
+        Row(f"{_OSS}.experts.gate_up_proj_bias", tuple(f"{path}_bias" for path in _BOTH), _in_turn(1)),
+        Row(f"{_OSS}.experts.down_proj", "stack/moe/down"),
+        Row(f"{_OSS}.experts.down_proj_bias", "stack/moe/down_bias"),
+    ),
+    heads=decoder_heads("GptOss"),
+)
+
+EXPERTS = (QWEN3_MOE, MIXTRAL, OLMOE, QWEN2_MOE, GPT_OSS)

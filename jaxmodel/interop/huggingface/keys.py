@@ -128,15 +128,16 @@ def _said(json: Json) -> dict[str, Any]:
     return dict(json.get("rope_parameters") or json.get("rope_scaling") or {})
 
 
-def rotary(**usual: Any) -> Group:
+def rotary(scaling: Json = {}, **usual: Any) -> Group:  # noqa: B006  # it is not changed
     """Rotary positions alike in all layers, and how long a text may be: `max_position_embeddings`.
 
     Args:
+      scaling: `rope_parameters` where config.json has none.
       **usual: of the family, as `read_rope` takes it.
     """
 
     def read(json: Json) -> Overrides:
-        base, rope = read_rope(_said(json), json, **usual)
+        base, rope = read_rope(_said(json) or scaling, json, **usual)
         length = json["max_position_embeddings"]
         if rope.scaling == "dynamic":  # made to go on beyond what it was trained for
             length = math.ceil(length * rope.factor)
@@ -182,12 +183,15 @@ def patterned(kinds: Sequence[str], variants: Mapping[str, Overrides]) -> Overri
     }
 
 
-def layer_types(types: Callable[[Json], Sequence[str]], window: str = "sliding_window") -> Group:
+def layer_types(
+    types: Callable[[Json], Sequence[str]], window: str = "sliding_window", usual: int | None = None
+) -> Group:
     """`layer_types`: full_attention, or sliding_attention with a window.
 
     Args:
       types: config.json -> what they are where it does not say.
       window: the key that says how many tokens a sliding layer sees.
+      usual: that number, where it does not say or no layer slides.
     """
 
     def read(json: Json) -> Overrides:
@@ -196,13 +200,16 @@ def layer_types(types: Callable[[Json], Sequence[str]], window: str = "sliding_w
         for kind in kinds:
             if kind not in known:
                 raise InputError(f"layer_types: {kind} is not supported: there are {', '.join(known)}")
-        variants: dict[str, Overrides] = {"global": {}, "local": {"attention.window": json.get(window)}}
+        variants: dict[str, Overrides] = {
+            "global": {},
+            "local": {"attention.window": json.get(window, usual)},
+        }
         return patterned([known[kind] for kind in kinds], variants)
 
     def write(config: Transformer) -> dict[str, Any]:
         windows = [layer.attention.window for layer in layers(config)]
         kinds = ["sliding_attention" if each else "full_attention" for each in windows]
-        return {"layer_types": kinds, window: next(filter(None, windows), None)}
+        return {"layer_types": kinds, window: next(filter(None, windows), usual)}
 
     return Group(read, write)
 

@@ -281,11 +281,12 @@ def _local_positions() -> Group:
         lambda json: [
             ("sliding" if (i + 1) % json.get("sliding_window_pattern", 4) else "full") + "_attention"
             for i in range(json["num_hidden_layers"])
-        ]
+        ],
+        usual=4096,
     )
 
     def read(json: Json) -> Overrides:
-        found = plain.read({"sliding_window": 4096, **json})
+        found = plain.read(json)
         if "variants" not in found:
             return found if found.get("attention.window") else {**found, "attention.rotary": False}
         variants = {
@@ -296,11 +297,7 @@ def _local_positions() -> Group:
         names = [found["pattern"][i % len(found["pattern"])] for i in range(json["num_hidden_layers"])]
         return patterned(names, variants)
 
-    def write(config: Transformer) -> dict[str, Any]:
-        said = plain.write(config)
-        return said | {"sliding_window": said["sliding_window"] or 4096}
-
-    return Group(read, write)
+    return Group(read, plain.write)
 
 
 COHERE2 = LLAMA._replace(

@@ -209,6 +209,12 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
       json: config.json.
       where: its path, for messages.
     """
+    if packed := json.get("quantization_config"):
+        kind = packed.get("quant_method", "packed")
+        raise InputError(
+            f"{where}: quantization_config says that the weights are {kind}, which is not supported: load them with "
+            "transformers and its option dequantize=True, save that, and read it"
+        )
     said = (json.get("architectures") or [next(iter(family.heads))])[0]
     if said not in family.heads:
         raise InputError(
@@ -310,7 +316,8 @@ def computes(config: Any) -> Any:
         }
         if config.moe is not None:
             said |= {"moe.balance_loss": 0.0, "moe.z_loss": 0.0}
-            if not config.variants:  # of which one could be without experts
+            kinds = {name for pattern, _ in config.segments for name in pattern}
+            if all(config.variant(name).moe is not None for name in kinds):
                 said["mlp"] = MLP(dim=1)
     return configs.replace(config, said)
 

@@ -135,7 +135,7 @@ def test_weights_go_to_any_mesh_and_type(tmp_path):
         load(tmp_path, dtype="float64")
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama3-8b", "tiny"])
+@pytest.mark.parametrize("name", ["gpt2", "llama3-8b", "gpt-oss-20b", "tiny"])
 def test_our_own_presets(name, tmp_path):
     """Those that transformers has are written as such; the others are refused, and nothing is written."""
     config = replace(
@@ -182,6 +182,8 @@ def test_adapted_and_quantized_weights_are_refused(tmp_path):
         ({"architectures": ["LlamaForQuestionAnswering"]}, "architecture LlamaForQuestionAnswering is not supported: "
          "of llama there are LlamaForCausalLM, LlamaModel"),
         ({"pretraining_tp": 2}, "pretraining_tp=2 is not supported: only pretraining_tp=1 is"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config says that the weights are mxfp4, "
+         "which is not supported: load them with transformers and its option dequantize=True"),
         ({"hidden_size": None}, None),
         ({"hidden_act": "gelu_10"}, "hidden_act='gelu_10' is not supported"),
         ({"num_attention_heads": 3}, "num_heads=3 is no multiple of model.attention.num_kv_heads=2"),
