@@ -21,9 +21,8 @@ from jaxmodel.interop import stablehlo
 from jaxmodel.interop.huggingface import directory as huggingface
 from jaxmodel.model import Model, Params, State, sharded
 from jaxmodel.models import configs as _known  # noqa: F401 (registers the configs a checkpoint may name)
+from jaxmodel.options import DTYPES
 from jaxmodel.sharding import RULES, Partitioning, Rules
-
-DTYPES = ("float32", "bfloat16", "float16")  # that weights may be cast to
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ from jaxmodel.config import field, register, to_text, validate
 from jaxmodel.errors import InputError
 from jaxmodel.optim_options import Optimizer as Optimizer
 
+DTYPES = ("float32", "bfloat16", "float16")  # that weights may be cast to
+
 
 @register
 @dataclasses.dataclass(frozen=True)

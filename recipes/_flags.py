@@ -16,6 +16,7 @@ import absl.flags
 from jaxmodel import config
 from jaxmodel.config import MISSING, FieldInfo, allowed, closest, to_text
 from jaxmodel.errors import InputError, Retryable
+from jaxmodel.options import DTYPES
 
 F = TypeVar("F")
 FLAG_FILES = Path(__file__).parent / "flags"
@@ -24,6 +25,13 @@ COMMON = {
     "print_config": FieldInfo(bool, False, "print every value as it was resolved, as a flag file, and exit"),
     "flagfile": FieldInfo(str, "", "read flags from a file; later flags win over earlier ones"),
 }
+
+
+def dtype_flag() -> Any:
+    """The field `dtype` of every recipe that loads a model to run it."""
+    return config.field(
+        None, "what plain weights are cast to as they are loaded; none: as they were saved", choices=DTYPES
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Chosen:
         found = dict(facts)
         if self.name == "regression" and self.options.loss == "quantile":
             found["num_outputs"] = len(self.options.quantiles)
-        if self.name == "masked_language_model":
+        if self.name == "masked_language_model" and "mask_id" not in facts:
             found["vocab_size"] += 1  # what stands for a hidden token comes after all others
         return found
 
@@ -62,9 +62,19 @@ def task_of(section: options.Task, of_data: str) -> Chosen:
     return Chosen(name, chosen)
 
 
-def task_in(info: Mapping[str, Any]) -> Chosen | None:
-    """The task that a checkpoint was trained for; None where it names none of ours."""
+def task_in(loaded: Any) -> Chosen | None:
+    """The task that a model was trained for, as its checkpoint says or, in a Hugging Face directory, its head shows.
+
+    None where it is none of ours.
+    """
+    info = loaded.info
     name = info.get("task")
+    if name is None and "huggingface" in info and loaded.tokenizer is not None:
+        config = loaded.model.config
+        per_token = getattr(config, "head", None) and config.head.outputs is None and config.pool is None
+        name = per_token and ("language_model" if config.causal else "masked_language_model")
+        if name == "masked_language_model" and loaded.tokenizer.mask_id is None:
+            return None
     if name not in TASKS:
         return None
     known = {each.name for each in dataclasses.fields(options.Task)}
@@ -77,7 +87,8 @@ def loss_of(task: Chosen, model: Any, facts: Mapping[str, Any], *, shards: int) 
     """The loss of a task for a model, given what its data tell."""
     known = {"shards": shards}
     if "vocab_size" in facts:
-        known |= {"vocab_size": facts["vocab_size"], "mask_id": facts["vocab_size"]}
+        size = facts["vocab_size"]
+        known |= {"vocab_size": size, "mask_id": facts.get("mask_id", size)}
     return task.row.loss(model, task.options, **{name: known[name] for name in task.row.needs})
 
 

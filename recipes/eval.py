@@ -10,7 +10,7 @@ from typing import Any
 from jaxmodel import config, options
 from jaxmodel.config import field
 from jaxmodel.errors import InputError
-from recipes._flags import Command, Parsed, run
+from recipes._flags import Command, Parsed, dtype_flag, run
 from recipes._output import output_file
 
 GZIP_BYTES = 64 << 20  # enough to know what gzip makes of a text
@@ -51,11 +51,12 @@ class Data:
 class Flags:
     """What is evaluated, on what, and where the numbers go."""
 
-    checkpoint: str = field(help="a run's folder, one of its steps, or an export")
+    checkpoint: str = field(help="a run's folder, one of its steps, an export, or a Hugging Face directory")
     output: str | None = field(
         None, "file for the numbers; none: eval.json in the run's folder, or eval-NAME.json of other data"
     )
     batch_size: int = field(16, "examples computed at once; changes no number", low=1)
+    dtype: str | None = dtype_flag()
     mesh: options.Mesh | None = field(None, "devices that share the work; none: one device")
     data: Data = Data()
 
@@ -91,12 +92,15 @@ def main(parsed: Parsed[Flags]) -> int:
     partitioning = mesh and Partitioning(mesh)
     if partitioning:
         partitioning.check_batch(flags.batch_size, "batch_size")
-    loaded = load(flags.checkpoint, mesh=mesh, log=log)
-    task = task_in(loaded.info)
+    loaded = load(flags.checkpoint, mesh=mesh, dtype=flags.dtype, log=log)
+    task = task_in(loaded)
     if loaded.fitted is None or task is None:
+        lacks = (
+            "no tokenizer and no table" if loaded.fitted is None else "no language model, and names no task"
+        )
         raise InputError(
-            f"--checkpoint={flags.checkpoint} holds no tokenizer and no table: only what recipes.train made is "
-            "evaluated here; from Python, see jaxmodel.evaluate"
+            f"--checkpoint={flags.checkpoint} holds {lacks}: only what recipes.train made, and language models of "
+            "Hugging Face, are evaluated here; from Python, see jaxmodel.evaluate"
         )
     data_options = _data(loaded.info, parsed.said)
     limit = limits_of(loaded.model).get("length", data_options.length)

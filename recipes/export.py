@@ -10,7 +10,7 @@ from typing import Any
 from jaxmodel import config, options
 from jaxmodel.config import field
 from jaxmodel.errors import InputError
-from recipes._flags import Command, Parsed, run
+from recipes._flags import Command, Parsed, dtype_flag, run
 
 BATCH_SIZE = 16
 
@@ -19,13 +19,14 @@ BATCH_SIZE = 16
 class Flags:
     """What is exported, how, and where to."""
 
-    checkpoint: str = field(help="a run's folder, or one of its steps")
+    checkpoint: str = field(help="a run's folder, one of its steps, or a Hugging Face directory")
     output: str = field(help="a new or empty directory, or an earlier export, which is replaced")
     format: str = field("stablehlo", "what is written", choices=("stablehlo", "huggingface"))
     quantize: str = field("none", "what the weights become", choices=("none", "int8", "int4"))
     group: int | None = field(
         None, "inputs that share a scale; none: all of a channel for int8, 32 for int4", low=2
     )
+    dtype: str | None = dtype_flag()
     merge: bool = field(False, "make adapters part of the weights they belong to")
     eval_batches: int = field(32, "batches of held-out text to compare the export on; 0: none", low=0)
 
@@ -66,7 +67,7 @@ def main(parsed: Parsed[Flags]) -> int:
         raise InputError(
             f"--checkpoint={flags.checkpoint} is an export: give the checkpoint that it was made from"
         )
-    loaded = load(flags.checkpoint, log=log)
+    loaded = load(flags.checkpoint, dtype=flags.dtype, log=log)
     log(f"exporting step {loaded.step} of {flags.checkpoint}, and running the export in a process of its own")
     common: Any = {"state": loaded.model_state, "merge": flags.merge, "info": loaded.info}
     if flags.format == "huggingface":

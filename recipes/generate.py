@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxmodel import options
 from jaxmodel.config import field
 from jaxmodel.errors import InputError
-from recipes._flags import Command, Parsed, run
+from recipes._flags import Command, Parsed, dtype_flag, run
 from recipes._output import output_file
 
 
@@ -18,7 +18,7 @@ from recipes._output import output_file
 class Flags:
     """What is continued, and how tokens are drawn."""
 
-    checkpoint: str = field(help="a run's folder, one of its steps, or an export")
+    checkpoint: str = field(help="a run's folder, one of its steps, an export, or a Hugging Face directory")
     prompt: str = field("", "how a text begins; repeat it for several texts; empty: a new document")
     max_new_tokens: int | None = field(
         None, "tokens to add at most; unsaid: 100, or what the model's max_length leaves", low=1
@@ -31,6 +31,7 @@ class Flags:
     seed: int = field(0, "of the draws: the same seed gives the same texts", low=0)
     stop: str | None = field(None, "a text ends before this; always at the end of a document")
     output: str | None = field(None, "also write the texts to this .jsonl file: prompt and text")
+    dtype: str | None = dtype_flag()
     mesh: options.Mesh | None = field(None, "devices that share the model; none: one device")
     prompts: tuple[str, ...] = field((), "all that were given", flag=False)
 
@@ -65,7 +66,7 @@ def main(parsed: Parsed[Flags]) -> int:
     from jaxmodel.sharding import make_mesh
 
     mesh = flags.mesh and make_mesh(dataclasses.asdict(flags.mesh))
-    loaded = load(flags.checkpoint, mesh=mesh)
+    loaded = load(flags.checkpoint, mesh=mesh, dtype=flags.dtype)
     model, tokenizer = loaded.model, loaded.tokenizer
     params = prepared(model, loaded.params)
     del loaded  # the weights as they were: one copy is enough

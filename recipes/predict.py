@@ -10,7 +10,7 @@ from typing import Any
 from jaxmodel import config, options
 from jaxmodel.config import field
 from jaxmodel.errors import InputError
-from recipes._flags import Command, Parsed, run
+from recipes._flags import Command, Parsed, dtype_flag, run
 from recipes._output import output_file
 
 
@@ -29,7 +29,7 @@ class Data:
 class Flags:
     """What is read, what is written, and how much at once."""
 
-    checkpoint: str = field(help="a run's folder, one of its steps, or an export")
+    checkpoint: str = field(help="a run's folder, one of its steps, an export, or a Hugging Face directory")
     input: str = field(
         help="a raw .csv or .tsv for a model trained on a table, or a .npz file of what the model reads: tokens, "
         "mask, images, …, by name"
@@ -37,6 +37,7 @@ class Flags:
     output: str = field(help=".npz file for what it gives, by name; of a table also .csv")
     values: tuple[str, ...] = field((), "which of that; none named: all")
     batch_size: int = field(32, "rows computed at once", low=1)
+    dtype: str | None = dtype_flag()
     data: Data = Data()
 
 
@@ -60,7 +61,7 @@ def main(parsed: Parsed[Flags]) -> int:
 
     raw = not Path(flags.input).is_dir() and is_table(flags.input)
     arrays = {} if raw else read_arrays(flags.input)
-    loaded = load(flags.checkpoint, log=log)
+    loaded = load(flags.checkpoint, dtype=flags.dtype, log=log)
     how: dict[str, Any] = {"state": loaded.model_state, "batch_size": flags.batch_size}
     if raw:
         found = _answers(parsed, loaded, how, log)
@@ -78,7 +79,7 @@ def _answers(parsed: Parsed[Flags], loaded: Any, how: Mapping[str, Any], log: An
     from recipes._task import task_in
 
     flags = parsed.flags
-    task = task_in(loaded.info)
+    task = task_in(loaded)
     if loaded.table is None or task is None:
         raise InputError(
             f"--input={flags.input} is a table, and --checkpoint={flags.checkpoint} was not trained on one: give a .npz"

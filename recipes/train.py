@@ -27,7 +27,8 @@ class Flags:
     )
     init_from: str | None = field(
         None,
-        "start from the weights of this checkpoint or workdir; without --model, --model.* change its model",
+        "start from the weights of this checkpoint, workdir or Hugging Face directory, as float32; without --model, "
+        "--model.* change its model",
     )
     data: options.Data = options.Data()
     task: options.Task = options.Task()
@@ -90,6 +91,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     from jaxmodel.data.dataset import kind_of, open_dataset
     from jaxmodel.data.loader import Loader, sequential
     from jaxmodel.evaluate import evaluate
+    from jaxmodel.interop import stablehlo
     from jaxmodel.loading import load
     from jaxmodel.loop import Rollback, fit
     from jaxmodel.model import count, sharded
@@ -107,14 +109,20 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     asked = _model_config(parsed)
     source = None
     if flags.init_from is not None:
+        if stablehlo.is_export(Path(flags.init_from)):
+            raise InputError(
+                f"--init_from={flags.init_from} is an export, made to be run: start from its checkpoint"
+            )
         where = mesh if partitioning else None
-        source = load(flags.init_from, mesh=where, model=asked.build(), log=log)
-    if source is not None and "format" in source.info:
-        raise InputError(
-            f"--init_from={flags.init_from} is an export, made to be run: start from its checkpoint"
-        )
+        # Updates are smaller than what narrower types can tell apart.
+        source = load(flags.init_from, mesh=where, model=asked.build(), dtype="float32", log=log)
     if kind_of(flags.data) == "text":  # said before a large text is read, not after
         asked.fitted({"inputs": ("tokens",), "length": flags.data.length})
+        if source is not None and source.fitted is None:
+            raise InputError(
+                f"--init_from={flags.init_from} holds no tokenizer, and its model knows tokens by their ids: put the "
+                "tokenizer.json that it was trained with beside it"
+            )
 
     data = open_dataset(flags.data, stored=source.fitted if source else None, task=flags.task.name, log=log)
     rows = data.train
@@ -160,6 +168,10 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         "train": dataclasses.asdict(flags.train),
         "optimizer": dataclasses.asdict(flags.optimizer),
     }
+    if (
+        source is not None and "huggingface" in source.info
+    ):  # with which an export is of the same family again
+        info["huggingface"] = source.info["huggingface"]
     writers = [make_writer(name, workdir, info) for name in flags.train.writers]
     workdir.mkdir(parents=True, exist_ok=True)  # only now: what was refused leaves nothing behind
     saver = checkpoint.Checkpointer(

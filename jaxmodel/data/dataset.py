@@ -196,11 +196,14 @@ def _in_units(numbers: Numbers, table: Table) -> dict[str, float]:
 
 def _open_text(options: Data, tokenizer: Tokenizer | None, log: Log) -> Dataset:
     data = prepare_text(options, tokenizer, log=log)
+    facts = {"inputs": ("tokens",), "vocab_size": data.tokenizer.vocab_size, "length": options.length}
+    if (mask_id := data.tokenizer.mask_id) is not None:
+        facts["mask_id"] = mask_id
     return Dataset(
         title=options.path or "the built-in text",
         train=None if options.heldout == 1 else Windows(data.train, options.length),
         heldout={"eval": Windows(data.heldout, options.length, partial=True)},
-        facts={"inputs": ("tokens",), "vocab_size": data.tokenizer.vocab_size, "length": options.length},
+        facts=facts,
         task="language_model",
         fitted=data.tokenizer,
         texts={"tokenizer.json": data.tokenizer.to_json()},

@@ -85,6 +85,11 @@ class Tokenizer(abc.ABC):
         """The ids that end a text."""
         return self.extras.stop or (self.separator_id,)
 
+    @property
+    def mask_id(self) -> int | None:
+        """The id that stands for a hidden token; None where it has none."""
+        return None
+
     def encode_input(self, text: str) -> np.ndarray:
         """The ids by which a model is given `text`, int32[N]: `encode`, and around it whatever belongs there."""
         return self.encode(text)
@@ -201,6 +206,10 @@ class BpeTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    @property
+    def mask_id(self) -> int | None:
+        return self._inner.token_to_id(self.extras.tokens.get("mask_token", ""))
 
     def encode_input(self, text: str) -> np.ndarray:
         return np.array(self._inner.encode(text).ids, np.int32)

@@ -161,7 +161,7 @@ def test_what_has_no_tokenizer_is_refused(call, tmp_path):
     code, _, err = call(f"--checkpoint={classifier(tmp_path / 'conv')}")
     assert code == 2
     assert err.startswith(
-        f"error: --checkpoint={tmp_path / 'conv'} holds no tokenizer and no table: only what recipes.train "
+        f"error: --checkpoint={tmp_path / 'conv'} holds no tokenizer and no table: only what recipes.train made"
     )
 
 

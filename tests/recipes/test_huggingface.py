@@ -1,0 +1,191 @@
+"""Every recipe on Hugging Face directories: cast, fine-tuned, evaluated, exported; what is wrong is one line."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmodel import sharding, weights
+from jaxmodel.interop.proof import Unproved
+from jaxmodel.loading import load
+from jaxmodel.sharding import make_mesh
+from recipes._flags import run
+from tests.contract import same
+from tests.saved import huggingface, language_model
+
+ROOT = Path(__file__).parents[2]
+TEXT = "".join(f"line {i} says {i * i}\n" for i in range(60))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a recipe in this process: name, arguments -> (exit code, stdout, stderr)."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.values["jax_compilation_cache_dir"])
+
+    def call(recipe: str, *args: object):
+        module = importlib.import_module(f"recipes.{recipe}")
+        return run(module.main, module.COMMAND, [recipe, *map(str, args)]), *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return huggingface(tmp_path_factory.mktemp("llama") / "llama", dtype="bfloat16", num_key_value_heads=2)
+
+
+@pytest.fixture(scope="module")
+def runs(llama, tmp_path_factory):
+    return {"theirs": llama, "ours": language_model(tmp_path_factory.mktemp("ours") / "run")}
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    return f"--data.path={tmp_path / 'corpus.txt'}", f"--data.cache={tmp_path / 'cache'}", "--data.length=24"
+
+
+# --dtype
+
+
+@pytest.mark.parametrize("which", ["theirs", "ours"])
+def test_weights_are_cast_as_they_are_loaded(which, runs, call, tmp_path, corpus):
+    """By every recipe that runs a model: what it gives is what the cast weights give."""
+    checkpoint, dtype = runs[which], "float16"
+    flags = f"--checkpoint={checkpoint}", f"--dtype={dtype}"
+    loaded = load(checkpoint, dtype=dtype)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.params)} == {dtype}
+    tokens = np.random.default_rng(0).integers(0, 250, (3, 9))
+    np.savez(tmp_path / "in.npz", tokens=tokens)
+    assert call("predict", *flags, f"--input={tmp_path / 'in.npz'}", f"--output={tmp_path / 'out.npz'}")[
+        ::2
+    ] == (0, "")
+    expected = jax.jit(loaded.model.apply)(loaded.params, {"tokens": jnp.asarray(tokens, "int32")})["logits"]
+    written = np.load(tmp_path / "out.npz")["logits"]
+    np.testing.assert_allclose(written, expected, rtol=1e-5, atol=1e-5)
+    plain = load(checkpoint)
+    other = jax.jit(plain.model.apply)(plain.params, {"tokens": jnp.asarray(tokens, "int32")})["logits"]
+    assert which == "theirs" or np.any(written != other)  # what bfloat16 holds, float16 does mostly
+
+    again = "--temperature=0", "--max_new_tokens=4", "--prompt=line"
+    assert call("generate", *flags, *again)[::2] == (0, "")
+
+    losses = {}
+    for each in ("float32", "bfloat16"):
+        output = tmp_path / f"{each}.json"
+        code, _, err = call("eval", flags[0], f"--dtype={each}", *corpus, f"--output={output}")
+        assert (code, err) == (0, "")
+        losses[each] = json.loads(output.read_text())["loss"]
+    assert losses["float32"] == pytest.approx(losses["bfloat16"], rel=1e-2)
+    assert (losses["float32"] == losses["bfloat16"]) == (
+        which == "theirs"
+    )  # whose weights are bfloat16 anyway
+
+
+@pytest.mark.parametrize("which", ["theirs", "ours"])
+def test_an_export_has_the_type_that_was_asked_for(which, runs, call, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxmodel.export.prove_transformers", _unproved)
+    flags = f"--checkpoint={runs[which]}", "--dtype=bfloat16", f"--output={tmp_path / 'out'}"
+    assert call("export", *flags, "--format=huggingface")[0] == 0
+    found = load(tmp_path / "out").params
+    assert same(found, weights.cast(load(runs[which]).params, "bfloat16"))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def _unproved(*_):
+    raise Unproved("nobody looks")
+
+
+@pytest.mark.parametrize("recipe", ["eval", "export", "generate", "predict"])
+def test_a_type_that_no_weight_has_is_refused(recipe, llama, call, tmp_path):
+    more = {"export": [f"--output={tmp_path / 'o'}"]}
+    more["predict"] = [*more["export"], "--input=in.npz"]
+    code, out, err = call(recipe, f"--checkpoint={llama}", "--dtype=float64", *more.get(recipe, []))
+    assert (code, out) == (2, "") and not (tmp_path / "o").exists()
+    assert (
+        err
+        == "error: --dtype=float64: must be one of float32, bfloat16, float16, or none (did you mean float16?)\n"
+    )
+
+
+# --init_from
+
+
+QUICK = "--train.steps=20", "--train.batch_size=4", "--optimizer.learning_rate=3e-3"
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """A step for eight of them takes long to compile."""
+    monkeypatch.setattr(sharding, "make_mesh", lambda sizes: make_mesh(sizes, jax.devices()[:1]))
+
+
+def losses_of(workdir):
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["split"] == "train"]
+
+
+def test_a_bfloat16_directory_is_fine_tuned_evaluated_exported_and_read_again(
+    llama, call, tmp_path, corpus, monkeypatch, one_device
+):
+    monkeypatch.setattr("jaxmodel.export.prove_transformers", _unproved)
+    workdir, output = tmp_path / "run", tmp_path / "export"
+    assert call("train", f"--init_from={llama}", *corpus, *QUICK, f"--workdir={workdir}")[0] == 0
+    losses, trained = losses_of(workdir), load(workdir)
+    assert losses[-1] < 0.8 * losses[0]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trained.params)} == {"float32"}
+    assert trained.tokenizer is not None and trained.tokenizer.extras.files  # that of the directory
+    assert call("eval", f"--checkpoint={workdir}")[::2] == (0, "")
+    assert json.loads((workdir / "eval.json").read_text())["loss"] < losses[0]
+
+    flags = f"--checkpoint={workdir}", "--dtype=bfloat16", "--format=huggingface", f"--output={output}"
+    assert call("export", *flags)[0] == 0
+    again = load(output)
+    assert again.info["huggingface"]["config"]["model_type"] == "llama"
+    assert same(again.params, weights.cast(trained.params, "bfloat16"))
+    assert (output / "tokenizer.json").read_bytes() == (llama / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_hidden_tokens_are_the_mask_token_of_the_directory(call, tmp_path, corpus, one_device):
+    checkpoint, workdir = huggingface(tmp_path / "bert", "bert", "BertForMaskedLM"), tmp_path / "run"
+    flags = f"--init_from={checkpoint}", *corpus, *QUICK, f"--workdir={workdir}"
+    code, _, err = call("train", *flags)
+    assert code == 2 and "set --model.attention.causal=true, or --task.name=masked_language_model" in err
+    assert call("train", *flags, "--task.name=masked_language_model")[0] == 0
+    assert losses_of(workdir)[-1] < losses_of(workdir)[0]
+    for each in (checkpoint, workdir):
+        assert call("eval", f"--checkpoint={each}", *corpus, f"--output={tmp_path / 'e.json'}")[::2] == (
+            0,
+            "",
+        )
+        assert json.loads((tmp_path / "e.json").read_text())["task"] == "masked_language_model"
+
+
+@pytest.mark.slow
+def test_a_classifier_of_images_is_fine_tuned_on_a_table(call, tmp_path, one_device):
+    rng = np.random.default_rng(0)
+    names = ",".join(f"p{i}" for i in range(64))
+    rows = [(label, rng.normal(2 * label, 1, 64)) for label in range(3) for _ in range(30)]
+    lines = [",".join([*(f"{x:.3f}" for x in pixels), f"kind {label}"]) for label, pixels in rows]
+    (tmp_path / "images.csv").write_text("\n".join([f"{names},label", *lines]) + "\n")
+    more = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 3}
+    vit = huggingface(tmp_path / "vit", "vit", "ViTForImageClassification", "bfloat16", **more)
+    workdir = tmp_path / "run"
+    data = f"--data.path={tmp_path / 'images.csv'}", "--data.image_shape=8,8"
+    assert call("train", f"--init_from={vit}", *data, *QUICK, f"--workdir={workdir}")[0] == 0
+    assert losses_of(workdir)[-1] < losses_of(workdir)[0]
+
+
+def test_weights_of_tokens_need_their_tokenizer(llama, call, tmp_path, corpus, one_device):
+    (tmp_path / "bare").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "bare" / name).write_bytes((llama / name).read_bytes())
+    flags = f"--init_from={tmp_path / 'bare'}", *corpus, f"--workdir={tmp_path / 'run'}"
+    code, out, err = call("train", *flags)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert "bare holds no tokenizer" in err and "put the tokenizer.json" in err
