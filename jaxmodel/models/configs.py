@@ -12,6 +12,7 @@ from jaxmodel.errors import InputError
 from jaxmodel.models.parts import (
     GATED,
     MLP,
+    SUBLAYERS,
     UNGATED,
     Attention,
     Execution,
@@ -20,6 +21,7 @@ from jaxmodel.models.parts import (
     MoE,
     Norm,
     Pool,
+    Recurrence,
     Stem,
 )
 from jaxmodel.models.sizes import fit_sizes
@@ -56,6 +58,13 @@ class Transformer:
     attention: Attention = field(help="attention of a block")
     mlp: MLP = field(help="feed-forward half of a block")
     moe: MoE | None = field(None, help="mixture of experts in place of the MLP")
+    recurrence: Recurrence | None = field(None, help="recurrence of a block that has one")
+    sublayers: tuple[str, ...] = field(
+        ("attention", "mlp"),
+        help="what a block is made of, in order, each with its norm and residual: attention or a recurrence, "
+        "and perhaps an MLP (or experts)",
+        choices=SUBLAYERS,
+    )
     norm: Norm = field(Norm(), help="normalisation")
     stem: Stem = field(Stem(), help="how tokens become vectors")
     images: Images | None = field(None, help="images in place of tokens")
@@ -138,7 +147,8 @@ class Transformer:
     def causal(self) -> bool:
         """Whether no token sees a later one, in any block."""
         kinds = {name for pattern, _ in self.segments for name in pattern}
-        return all(self.variant(name).attention.causal for name in kinds)
+        blocks = [self.variant(name) for name in kinds]
+        return all(each.attention.causal for each in blocks if "attention" in each.sublayers)
 
     @property
     def num_outputs(self) -> int:
@@ -159,7 +169,7 @@ class Transformer:
         """Multiply-adds of a forward pass for one token of a sequence of `length`, times two, times three to train.
 
         The convention of arXiv:2204.02311, appendix B: products only, attention over the whole sequence (or the
-        window), nothing for recomputation.
+        window), a recurrence token by token, nothing for recomputation.
         """
         products = self.num_outputs * self.embed_dim * (self.pool is None)
         if self.images is not None:
@@ -167,18 +177,28 @@ class Transformer:
         for pattern, repeats in self.segments:
             for name in pattern:
                 block = self.variant(name)
-                a = block.attention
-                width = a.head_dim or self.embed_dim // a.num_heads
-                heads, groups = a.num_heads * width, (a.num_kv_heads or a.num_heads) * width
-                products += repeats * (
-                    self.embed_dim * 2 * (heads + groups) + 2 * heads * min(length, a.window or length)
-                )
-                half = block.moe or block.mlp
-                matrices = 3 if half.activation in GATED else 2
-                experts = block.moe.experts_per_token if block.moe else 1
-                hidden = experts * half.dim + (block.moe.shared_dim or 0 if block.moe else 0)
-                products += repeats * matrices * self.embed_dim * hidden
+                products += repeats * sum(block._products(half, length) for half in block.sublayers)
         return 6.0 * products
+
+    def _products(self, sublayer: str, length: int) -> int:
+        """Multiply-adds of a token in one sublayer of this block."""
+        if sublayer == "attention":
+            a = self.attention
+            width = a.head_dim or self.embed_dim // a.num_heads
+            heads, groups = a.num_heads * width, (a.num_kv_heads or a.num_heads) * width
+            return self.embed_dim * 2 * (heads + groups) + 2 * heads * min(length, a.window or length)
+        if sublayer == "recurrence":
+            assert self.recurrence is not None
+            r, delta = self.recurrence, self.recurrence.kind == "delta"
+            heads, groups = r.num_heads * r.head_dim, 2 * r.groups * r.state_dim
+            written = (2 + delta) * heads * r.state_dim  # the state is written and read, by the delta rule twice
+            inputs = groups + 3 * heads + (1 + delta) * r.num_heads
+            return self.embed_dim * inputs + r.kernel * (groups + heads) + written
+        half = self.moe or self.mlp
+        matrices = 3 if half.activation in GATED else 2
+        experts = self.moe.experts_per_token if self.moe else 1
+        hidden = experts * half.dim + (self.moe.shared_dim or 0 if self.moe else 0)
+        return matrices * self.embed_dim * hidden
 
     def check(self) -> None:
         """InputError naming both fields and both fixes when two of them do not fit together."""
@@ -187,6 +207,7 @@ class Transformer:
             raise InputError("model.dropout=1.0 drops everything: give a fraction below 1")
         self._check_ends()
         for name in dict.fromkeys((*self.first, *self.pattern)):
+            self.variant(name)._check_sublayers()
             attention = self.variant(name).attention
             _check_cap("attention.softcap", attention.softcap)
             if attention.head_dim is None and self.embed_dim % attention.num_heads:
@@ -211,6 +232,31 @@ class Transformer:
                     f"model.moe.experts_per_token={moe.experts_per_token} exceeds model.moe.num_experts="
                     f"{moe.num_experts}: change one of them"
                 )
+
+    def _check_sublayers(self) -> None:
+        """InputError when this block is not made of what it can be made of."""
+        if len({"attention", "recurrence"} & {*self.sublayers}) != 1 or len({*self.sublayers}) < len(self.sublayers):
+            raise InputError(
+                f"model.sublayers={','.join(self.sublayers)}: a block has attention or a recurrence, once, and at most "
+                "one mlp"
+            )
+        if "recurrence" not in self.sublayers:
+            return
+        r = self.recurrence
+        if r is None:
+            raise InputError(
+                "model.sublayers names a recurrence and model.recurrence is none: set its sizes, or name attention"
+            )
+        if r.num_heads % r.groups:
+            raise InputError(
+                f"model.recurrence.num_heads={r.num_heads} is no multiple of model.recurrence.num_groups={r.groups}: "
+                "change one of them"
+            )
+        if r.step_max is not None and r.step_max < r.step_min:
+            raise InputError(
+                f"model.recurrence.step_max={r.step_max} is below model.recurrence.step_min={r.step_min}: change one "
+                "of them"
+            )
 
     def _check_ends(self) -> None:
         """InputError when stem, pool and head do not fit together."""

@@ -10,6 +10,7 @@ ACTIVATIONS = (
     *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
     *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu", "geglu_exact", "quick_geglu"),
 )
+SUBLAYERS = ("attention", "recurrence", "mlp")
 GATED = ("swiglu", "geglu", "geglu_exact", "quick_geglu")  # those with a gate, that is, a third matrix
 UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -70,6 +71,41 @@ class Attention:
     sinks: bool = field(False, help="a learned score a head that only takes weight away (arXiv:2309.17453)")
     bias: bool = field(False, help="biases on query, key and value")
     output_bias: bool = field(False, help="bias on the output projection")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Recurrence:
+    """A linear recurrence over a matrix of state a head, behind a short causal convolution, with a gate."""
+
+    num_heads: int = field(help="heads of values, gates and state", low=1)
+    head_dim: int = field(help="width of a head's values", low=1)
+    state_dim: int = field(128, help="width of queries and keys; a head's state has state_dim x head_dim", low=1)
+    num_groups: int | None = field(None, help="heads of queries and keys (default: num_heads)", low=1)
+    kind: str = field(
+        "ssd",
+        help="what a token writes: its value (ssd: Mamba-2, arXiv:2405.21060), or what of it the state does not give "
+        "for its key (delta: gated DeltaNet, arXiv:2412.06464)",
+        choices=("ssd", "delta"),
+    )
+    kernel: int = field(4, help="tokens that the convolution sees, the token's own included", low=2)
+    chunk: int = field(64, help="tokens computed at once in training and reading", low=2)
+    skip: bool = field(False, help="add values times a learned number of their head (D)")
+    norm: str = field(
+        "group",
+        help="RMS norm beside the gate: of all heads of a group together, of each head, or none",
+        choices=("group", "head", "none"),
+    )
+    norm_first: bool = field(False, help="the norm comes before the gate")
+    bias: bool = field(False, help="biases on all projections")
+    conv_bias: bool = field(False, help="bias on the convolution")
+    step_min: float = field(0.0, help="least time step; a token fades the state by the step it takes", low=0.0)
+    step_max: float | None = field(None, help="greatest time step", low=0.0)
+
+    @property
+    def groups(self) -> int:
+        """Heads of queries and keys."""
+        return self.num_groups or self.num_heads
 
 
 @register

@@ -15,7 +15,7 @@ from jaxmodel.models.configs import Transformer
 from jaxmodel.models.inputs import check_batch
 from jaxmodel.nn import layer
 from jaxmodel.nn.block import Block
-from jaxmodel.nn.cache import make_cache
+from jaxmodel.nn.cache import block_cache
 from jaxmodel.nn.head import Head, Pool
 from jaxmodel.nn.mask import ABSENT, positions_of
 from jaxmodel.nn.norm import Norm
@@ -58,7 +58,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         tokens = config.images.length if config.images else 1
 
         def block(kind: str, key: jax.Array) -> Any:
-            return blocks[kind].init({"params": key}, x, one, None, one > 0, None, False)["params"]
+            return blocks[kind].init({"params": key}, x, one, None, None, None, False)["params"]
 
         def made(module: Any, key: jax.Array, *args: Any) -> dict[str, Any]:
             return module.init({"params": key}, *args).get("params", {})
@@ -96,7 +96,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
 
         def run(params: Params, x: jax.Array, cache: Any, key: jax.Array | None) -> Any:
             rngs = {} if key is None else {"dropout": key}
-            seen = (where.positions, where.segments, where.real, cache, train, pieces)
+            seen = (where.positions, where.segments, where.mask, cache, train, pieces)
             return parts.blocks[kind].apply({"params": params}, x, *seen, rngs=rngs)
 
         return jax.checkpoint(run) if config.execution.remat and train else run
@@ -144,9 +144,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         for i, (pattern, repeats) in enumerate(config.segments):
             stack[str(i)] = {}
             for kind in dict.fromkeys(pattern):
-                a = kinds[kind].attention
-                width = a.head_dim or config.embed_dim // a.num_heads
-                cache = make_cache(batch_size, length, a.window, a.num_kv_heads or a.num_heads, width, dtype)
+                cache = block_cache(kinds[kind], batch_size, length, dtype)
                 count = repeats * pattern.count(kind)
                 stack[str(i)][kind] = jax.tree.map(
                     lambda z, n=count: jnp.broadcast_to(z, (n, *z.shape)), cache

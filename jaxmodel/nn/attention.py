@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxmodel.models import parts
 from jaxmodel.models.configs import Transformer
-from jaxmodel.nn.cache import Cache
+from jaxmodel.nn.cache import AttentionCache
 from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, zeros
 from jaxmodel.nn.mask import attention_mask
 from jaxmodel.nn.norm import norm_scale, rms_normalize
@@ -86,9 +86,9 @@ class Attention(Layer):
         x: jax.Array,
         positions: jax.Array,
         segments: jax.Array | None,
-        cache: Cache | None,
+        cache: AttentionCache | None,
         pieces: int = 1,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, AttentionCache | None]:
         config = self.config
         H, G = config.num_heads, config.num_kv_heads or config.num_heads
         K = config.head_dim or self.dim // H

@@ -1,4 +1,4 @@
-"""A transformer block: attention and an MLP (or experts), each with a norm and a residual."""
+"""A transformer block: attention and an MLP (or experts), as a rule, each with a norm and a residual."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.attention import Attention
-from jaxmodel.nn.cache import Cache
+from jaxmodel.nn.cache import AttentionCache, Cache, RecurrentCache
 from jaxmodel.nn.layer import Initializer, Layer, compact, normal
 from jaxmodel.nn.mlp import MLP, MoE
 from jaxmodel.nn.norm import Norm
+from jaxmodel.nn.recurrence import Recurrence
 
 
 class Block(Layer):
@@ -39,7 +40,7 @@ class Block(Layer):
         x: jax.Array,
         positions: jax.Array,
         segments: jax.Array | None,
-        real: jax.Array,
+        mask: jax.Array | None,
         cache: Cache | None,
         train: bool,
         pieces: int = 1,
@@ -63,19 +64,26 @@ class Block(Layer):
             x = norm(config.norm.placement == "post", f"{half}_norm", x)
             return self.constrain(x, "batch", None, None)
 
-        attention = Attention(**shared, **halves, config=config.attention, model=config, name="attention")
-        h = before(x, "attention")
-        y, cache = attention(h, positions, segments, cache, pieces)
-        if config.norm.parallel:
-            h = h if config.norm.placement == "shared" else before(x, "mlp")
-            x = x + added(y, "attention")
-        else:
-            x = after(x + added(y, "attention"), "attention")
-            h = before(x, "mlp")
-
         losses: dict[str, jax.Array] = {}
-        if config.moe is None:
-            y = MLP(**shared, **halves, config=config.mlp, name="mlp")(h)
-        else:
-            y, losses = MoE(**shared, **halves, config=config.moe, name="moe")(h, real)
-        return after(x + added(y, "mlp"), "mlp"), cache, losses
+        entering, h = x, None
+        for half in config.sublayers:
+            if h is None or config.norm.placement != "shared":
+                h = before(entering if config.norm.parallel else x, half)
+            if half == "attention":
+                assert cache is None or isinstance(cache, AttentionCache)
+                attend = Attention(**shared, **halves, config=config.attention, model=config, name=half)
+                y, cache = attend(h, positions, segments, cache, pieces)
+            elif half == "recurrence":
+                assert config.recurrence is not None
+                assert cache is None or isinstance(cache, RecurrentCache)
+                recur = Recurrence(
+                    **shared, **halves, config=config.recurrence, epsilon=config.norm.epsilon, name=half
+                )
+                y, cache = recur(h, mask, segments, cache)
+            elif config.moe is None:
+                y = MLP(**shared, **halves, config=config.mlp, name=half)(h)
+            else:
+                real = jnp.ones(x.shape[:2], bool) if mask is None else mask
+                y, losses = MoE(**shared, **halves, config=config.moe, name="moe")(h, real)
+            x = after(x + added(y, half), half)
+        return x, cache, losses

@@ -1,6 +1,6 @@
-"""The cache protocol: what attention remembers of earlier tokens.
+"""Caches: what a block remembers of earlier tokens.
 
-A cache is a pytree with one method, `append(keys, values, positions) -> (cache, keys, values, positions)`: it takes
+That of attention has one method, `append(keys, values, positions) -> (cache, keys, values, positions)`: it takes
 what the new tokens bring and returns itself, grown, and everything that the new tokens' queries may look at.
 Padding has position ABSENT and is never seen, so rows of different lengths share a batch, padded left or right.
 """
@@ -8,25 +8,31 @@ Padding has position ABSENT and is never seen, so rows of different lengths shar
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.mask import ABSENT
 
 Read = tuple[jax.Array, jax.Array, jax.Array]
 
 
-class Cache(Protocol):
+class Cache:
+    """What a block keeps, of any kind: a dataclass of arrays, by which `unstack` knows the blocks of a stack."""
+
+
+class AttentionCache(Cache):
     """keys, values [B,T,H,K] and positions int32[B,T] in; the grown cache and all that is visible out."""
 
-    def append(self, keys: jax.Array, values: jax.Array, positions: jax.Array) -> tuple[Self, Read]: ...
+    def append(self, keys: jax.Array, values: jax.Array, positions: jax.Array) -> tuple[AttentionCache, Read]:
+        raise NotImplementedError
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class FullCache:
+class FullCache(AttentionCache):
     """Every token so far, in the order it came: keys and values [B,H,S,K], positions int32[B,S], int32[] used.
 
     A head's tokens lie together, as attention multiplies them: what is read is not copied first.
@@ -58,7 +64,7 @@ def _heads_first(x: jax.Array) -> jax.Array:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SlidingCache:
+class SlidingCache(AttentionCache):
     """The last S tokens of each row in a ring: a token at position p lies in slot p mod S."""
 
     keys: jax.Array
@@ -85,6 +91,34 @@ class SlidingCache:
             jnp.concatenate([self.values, values.astype(self.values.dtype)], axis=1),
             jnp.concatenate([self.positions, positions], axis=1),
         )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RecurrentCache(Cache):
+    """What a recurrence keeps, however long the text: the last tokens that its convolutions see, and its state.
+
+    query, key [B,W-1,G,N] and value [B,W-1,H,P], before the convolution; state float32[B,H,N,P].
+    """
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    state: jax.Array
+
+
+def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -> Cache:
+    """An empty cache of one block, by its own config."""
+    if "attention" in config.sublayers:
+        a = config.attention
+        width = a.head_dim or config.embed_dim // a.num_heads
+        return make_cache(batch_size, length, a.window, a.num_kv_heads or a.num_heads, width, dtype)
+    r = config.recurrence
+    assert r is not None
+    pair = jnp.zeros((batch_size, r.kernel - 1, r.groups, r.state_dim), dtype)
+    value = jnp.zeros((batch_size, r.kernel - 1, r.num_heads, r.head_dim), dtype)
+    state = jnp.zeros((batch_size, r.num_heads, r.state_dim, r.head_dim), jnp.float32)
+    return RecurrentCache(pair, pair, value, state)
 
 
 def make_cache(

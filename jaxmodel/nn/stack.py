@@ -7,7 +7,6 @@ that counts that kind's blocks in the order they run (a pattern with five local 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel import weights
+from jaxmodel.nn.cache import Cache
 from jaxmodel.nn.layer import Declared, is_declared
 
 Segments = tuple[tuple[tuple[str, ...], int], ...]
@@ -110,7 +110,7 @@ def _keeps_caches(segments: Any) -> bool:
     def is_cache(kind: Any) -> bool:
         if isinstance(kind, tuple):
             return all(map(is_cache, kind))
-        return dataclasses.is_dataclass(kind) and hasattr(kind, "append")
+        return isinstance(kind, Cache)
 
     if not isinstance(segments, dict) or not all(isinstance(each, dict) for each in segments.values()):
         return False
