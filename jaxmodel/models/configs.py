@@ -186,12 +186,15 @@ class Transformer:
             a = self.attention
             width = a.head_dim or self.embed_dim // a.num_heads
             heads, groups = a.num_heads * width, (a.num_kv_heads or a.num_heads) * width
-            return self.embed_dim * 2 * (heads + groups) + 2 * heads * min(length, a.window or length)
+            projected = (2 + a.gate) * heads + 2 * groups
+            return self.embed_dim * projected + 2 * heads * min(length, a.window or length)
         if sublayer == "recurrence":
             assert self.recurrence is not None
             r, delta = self.recurrence, self.recurrence.kind == "delta"
             heads, groups = r.num_heads * r.head_dim, 2 * r.groups * r.state_dim
-            written = (2 + delta) * heads * r.state_dim  # the state is written and read, by the delta rule twice
+            written = (
+                (2 + delta) * heads * r.state_dim
+            )  # the state is written and read, by the delta rule twice
             inputs = groups + 3 * heads + (1 + delta) * r.num_heads
             return self.embed_dim * inputs + r.kernel * (groups + heads) + written
         half = self.moe or self.mlp
@@ -235,7 +238,9 @@ class Transformer:
 
     def _check_sublayers(self) -> None:
         """InputError when this block is not made of what it can be made of."""
-        if len({"attention", "recurrence"} & {*self.sublayers}) != 1 or len({*self.sublayers}) < len(self.sublayers):
+        if len({"attention", "recurrence"} & {*self.sublayers}) != 1 or len({*self.sublayers}) < len(
+            self.sublayers
+        ):
             raise InputError(
                 f"model.sublayers={','.join(self.sublayers)}: a block has attention or a recurrence, once, and at most "
                 "one mlp"

@@ -69,7 +69,10 @@ class Attention:
     scale: float | None = field(None, help="of the scores (default: 1 / sqrt(head_dim))", low=0.0)
     softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=0.0)
     sinks: bool = field(False, help="a learned score a head that only takes weight away (arXiv:2309.17453)")
-    bias: bool = field(False, help="biases on query, key and value")
+    gate: bool = field(
+        False, help="scale what heads give by a sigmoid of the token, value by value (arXiv:2505.06708)"
+    )
+    bias: bool = field(False, help="biases on query, key, value and gate")
     output_bias: bool = field(False, help="bias on the output projection")
 
 
@@ -80,7 +83,9 @@ class Recurrence:
 
     num_heads: int = field(help="heads of values, gates and state", low=1)
     head_dim: int = field(help="width of a head's values", low=1)
-    state_dim: int = field(128, help="width of queries and keys; a head's state has state_dim x head_dim", low=1)
+    state_dim: int = field(
+        128, help="width of queries and keys; a head's state has state_dim x head_dim", low=1
+    )
     num_groups: int | None = field(None, help="heads of queries and keys (default: num_heads)", low=1)
     kind: str = field(
         "ssd",
@@ -99,7 +104,9 @@ class Recurrence:
     norm_first: bool = field(False, help="the norm comes before the gate")
     bias: bool = field(False, help="biases on all projections")
     conv_bias: bool = field(False, help="bias on the convolution")
-    step_min: float = field(0.0, help="least time step; a token fades the state by the step it takes", low=0.0)
+    step_min: float = field(
+        0.0, help="least time step; a token fades the state by the step it takes", low=0.0
+    )
     step_max: float | None = field(None, help="greatest time step", low=0.0)
 
     @property

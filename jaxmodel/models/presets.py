@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmodel.models.configs import ConvNet, Perceptron, Transformer, Variant
-from jaxmodel.models.parts import MLP, Attention, Head, Images, MoE, Norm, Pool, Rope, Stem
+from jaxmodel.models.parts import MLP, Attention, Head, Images, MoE, Norm, Pool, Recurrence, Rope, Stem
 
 GPT2_VOCAB = 50257
 
@@ -136,6 +136,22 @@ def _pythia(embed_dim: int, num_layers: int, num_heads: int) -> Transformer:
         *(50304, embed_dim, num_layers, (num_heads, num_heads, None), 4 * embed_dim, 2048, 1e4, attention),
         {"activation": "gelu", "bias": True},
         norm=Norm(kind="layer", bias=True, placement="parallel"),
+    )
+
+
+def _mamba2(embed_dim: int, num_layers: int) -> Transformer:
+    """Mamba-2 (arXiv:2405.21060): blocks of a recurrence alone, twice as wide as the residual stream."""
+    sizes = {"num_heads": embed_dim // 32, "head_dim": 64, "state_dim": 128, "num_groups": 1, "chunk": 256}
+    return Transformer(
+        vocab_size=50288,
+        max_length=1 << 20,  # nothing in it sets a limit
+        embed_dim=embed_dim,
+        num_layers=num_layers,
+        attention=Attention(num_heads=1),  # neither is there
+        mlp=MLP(dim=1),
+        recurrence=Recurrence(**sizes, skip=True, conv_bias=True),
+        sublayers=("recurrence",),
+        tied=True,
     )
 
 
@@ -277,6 +293,11 @@ PRESETS = {
     ),
     "pythia-160m": _pythia(768, 12, 12),
     "pythia-1b": _pythia(2048, 16, 8),
+    "mamba2-130m": _mamba2(768, 24),
+    "mamba2-370m": _mamba2(1024, 48),
+    "mamba2-780m": _mamba2(1536, 48),
+    "mamba2-1.3b": _mamba2(2048, 48),
+    "mamba2-2.7b": _mamba2(2560, 64),
     "vit-b/16": _vit(768, 12, 12, 16),
     "vit-b/32": _vit(768, 12, 12, 32),
     "vit-l/16": _vit(1024, 24, 16, 16),

@@ -131,6 +131,9 @@ class Attention(Layer):
             else:
                 ends = [(i + 1) * T // pieces for i in range(pieces)]
                 out = jnp.concatenate([attend(end - T // pieces, end, end) for end in ends], axis=1)
+        if config.gate:
+            gate = self._project(x, "gate", "heads", H, K)
+            out = out * jax.nn.sigmoid(gate.astype(STABLE)).astype(out.dtype)
         out = self.constrain(out, "batch", None, "heads", None)
         y = einsum(
             out, self.weight("output", "heads head_dim -> embed", (H, K), (self.dim,), self.init_output)

@@ -209,9 +209,7 @@ class Recurrence(Layer):
         if config.skip:
             y = y + self.vector("skip", "heads", (H,), ones)[:, None] * v
         y = self.constrain(self._gated(y, gate).astype(x.dtype), "batch", None, "heads", None)
-        y = einsum(
-            y, self.weight("output", "heads head_dim -> embed", (H, P), (self.dim,), self.init_output)
-        )
+        y = einsum(y, self.weight("output", "heads head_dim -> embed", (H, P), (self.dim,), self.init_output))
         if config.bias:
             y = y + self.vector("output_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
         if order is not None:

@@ -47,6 +47,11 @@ PUBLISHED = {  # distinct parameters: a tied head counts once
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
     "llama3-8b": 8_030_261_248,
+    "mamba2-130m": 128_989_632,
+    "mamba2-370m": 368_346_624,
+    "mamba2-780m": 780_161_280,
+    "mamba2-1.3b": 1_343_757_312,
+    "mamba2-2.7b": 2_702_599_680,
     # With the head of masked tokens, without BERT's pooler and next-sentence head.
     "bert-base": 109_514_298,
     "bert-large": 335_174_458,

@@ -16,7 +16,7 @@ import numpy as np
 from jaxmodel import config as configs
 from jaxmodel.errors import InputError
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import MLP
+from jaxmodel.models.parts import MLP, Attention
 
 Overrides = dict[str, Any]  # dotted path of our config -> value
 Json = Mapping[str, Any]
@@ -319,6 +319,13 @@ def computes(config: Any) -> Any:
             kinds = {name for pattern, _ in config.segments for name in pattern}
             if all(config.variant(name).moe is not None for name in kinds):
                 said["mlp"] = MLP(dim=1)
+        kinds = {
+            half for names, _ in config.segments for name in names for half in config.variant(name).sublayers
+        }
+        unread = {"attention": Attention(num_heads=1), "recurrence": None, "mlp": MLP(dim=1)}
+        for half in unread.keys() - kinds:  # whatever it says
+            said = {name: value for name, value in said.items() if name.split(".")[0] != half}
+            said[half] = unread[half]
     return configs.replace(config, said)
 
 

@@ -1,0 +1,259 @@
+"""Families with recurrences, as data: Mamba-2, and those of Qwen that have attention in every fourth layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxmodel.interop.huggingface.decoders import LLAMA, both_biases, qk_epsilon, sizes
+from jaxmodel.interop.huggingface.experts import QWEN2_MOE, experts
+from jaxmodel.interop.huggingface.keys import (
+    body,
+    causal,
+    classifier,
+    decoder_heads,
+    layers,
+    patterned,
+    rotary,
+)
+from jaxmodel.interop.huggingface.kin import but, without
+from jaxmodel.interop.huggingface.rows import linear, norm, transformer
+from jaxmodel.interop.huggingface.table import (
+    FLAT,
+    REQUIRED,
+    TRANSPOSED,
+    WHOLE,
+    Family,
+    Fixed,
+    Form,
+    Group,
+    Json,
+    Key,
+    Overrides,
+    Row,
+    fused,
+)
+from jaxmodel.models.configs import Transformer
+from jaxmodel.models.parts import Attention, MoE, Norm, Pool, Recurrence
+
+# A depthwise convolution: [channels, 1, kernel] on disk, [kernel, heads, width] with us.
+CONV = fused(
+    lambda x: x.reshape(x.shape[0], 1, -1).transpose(2, 1, 0),
+    lambda x, shape: x.transpose(2, 1, 0).reshape(shape),
+)
+
+
+def recurrence_rows(
+    prefix: str,
+    inputs: Mapping[str, tuple[str, ...]],
+    conv: tuple[str, ...],
+    form: Form | Callable[[Transformer], Form] = TRANSPOSED,
+) -> tuple[Row, ...]:
+    """A recurrence's tensors.
+
+    Args:
+      prefix: of their names.
+      inputs: by the name of a projection of what enters, ours that lie in it.
+      conv: ours, in the order that one convolution has their channels.
+      form: of the projections' weights.
+    """
+    at = "stack/recurrence/"
+    return (
+        *(
+            Row(f"{prefix}.{name}.weight", tuple(at + each for each in ours), form)
+            for name, ours in inputs.items()
+        ),
+        *(
+            Row(f"{prefix}.{name}.bias", tuple(f"{at}{each}_bias" for each in ours), FLAT)
+            for name, ours in inputs.items()
+        ),
+        Row(f"{prefix}.conv1d.weight", tuple(f"{at}{each}_conv" for each in conv), CONV),
+        Row(f"{prefix}.conv1d.bias", tuple(f"{at}{each}_conv_bias" for each in conv), FLAT),
+        Row(f"{prefix}.dt_bias", f"{at}step_shift"),
+        Row(f"{prefix}.A_log", f"{at}decay"),
+        Row(f"{prefix}.D", f"{at}skip"),
+        Row(f"{prefix}.norm.weight", f"{at}scale", FLAT),
+        *linear(f"{prefix}.out_proj", f"{at}output"),
+    )
+
+
+def _read_expand(json: Json) -> Overrides:
+    inner, heads = json.get("expand", 2) * json["hidden_size"], json.get("num_heads", 128)
+    if inner != heads * json.get("head_dim", 64):
+        raise ValueError(f"expand x hidden_size is {inner}, num_heads x head_dim is not: {WHOLE}")
+    return {}
+
+
+def _number(said: Any) -> float:
+    """A number, which config.json has in an object where it is infinite."""
+    return float(said["__float__"] if isinstance(said, dict) else said)
+
+
+def _read_limits(json: Json) -> Overrides:
+    low, high = map(_number, json.get("time_step_limit") or (0.0, math.inf))
+    return {"recurrence.step_min": low, "recurrence.step_max": None if high == math.inf else high}
+
+
+def _write_limits(config: Transformer) -> dict[str, Any]:
+    r = config.recurrence or MAMBA
+    high = {"__float__": "Infinity"} if r.step_max is None else r.step_max
+    return {"time_step_limit": [r.step_min, high]}
+
+
+MAMBA = Recurrence(num_heads=1, head_dim=1, skip=True, conv_bias=True)
+# Nothing in it limits how long a text may be.
+_LENGTH = Key("max_position_embeddings", "max_length", 1 << 20)
+MAMBA2 = Family(
+    name="mamba2",
+    prefix="backbone.",
+    base=transformer(sublayers=("recurrence",), recurrence=MAMBA, norm=Norm(kind="rms")),
+    keys=(
+        Key("vocab_size", "vocab_size", REQUIRED),
+        Key("hidden_size", "embed_dim", REQUIRED),
+        Key("num_hidden_layers", "num_layers", REQUIRED),
+        Key("num_heads", "recurrence.num_heads", 128),
+        Key("head_dim", "recurrence.head_dim", 64),
+        Key("state_size", "recurrence.state_dim", 128),
+        Key("n_groups", "recurrence.num_groups", 8),
+        Key("conv_kernel", "recurrence.kernel", 4),
+        Key("chunk_size", "recurrence.chunk", 256),
+        Key("use_bias", "recurrence.bias", False),
+        Key("use_conv_bias", "recurrence.conv_bias", True),
+        Key("layer_norm_epsilon", "norm.epsilon", 1e-5),
+        Key("tie_word_embeddings", "tied", False),
+        Group(_read_expand, lambda config: {"expand": _expand(config)}),
+        Group(_read_limits, _write_limits),
+        Fixed("hidden_act", "silu"),
+        _LENGTH,
+    ),
+    rows=(
+        Row("embeddings.weight", "stem/tokens"),
+        *norm("norm_f", "norm"),
+        *norm("layers.{i}.norm", "stack/recurrence_norm"),
+        *recurrence_rows(
+            "layers.{i}.mixer",
+            {"in_proj": ("gate", "value", "key", "query", "step")},
+            ("value", "key", "query"),
+        ),
+    ),
+    heads={"Mamba2ForCausalLM": causal(), "Mamba2Model": body()},
+)
+
+
+def _expand(config: Transformer) -> int:
+    r = config.recurrence or MAMBA
+    return r.num_heads * r.head_dim // config.embed_dim
+
+
+# Qwen: the gated delta rule in most layers, attention with a gate of its own in the others.
+
+
+def _read_layers(json: Json) -> Overrides:
+    every, count = json.get("full_attention_interval", 4), json["num_hidden_layers"]
+    usual = ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)]
+    known = {"linear_attention": "linear", "full_attention": "global"}
+    kinds = json.get("layer_types") or usual
+    for kind in kinds:
+        if kind not in known:
+            raise ValueError(f"layer_types: {kind} is not supported: there are {', '.join(known)}")
+    variants: dict[str, Overrides] = {"linear": {"sublayers": ("recurrence", "mlp")}, "global": {}}
+    return patterned([known[kind] for kind in kinds], variants)
+
+
+def _write_layers(config: Transformer) -> dict[str, Any]:
+    found = ["recurrence" in layer.sublayers for layer in layers(config)]
+    return {"layer_types": ["linear_attention" if each else "full_attention" for each in found]}
+
+
+_DELTA = (
+    Key("linear_num_value_heads", "recurrence.num_heads", 32),
+    Key("linear_value_head_dim", "recurrence.head_dim", 128),
+    Key("linear_num_key_heads", "recurrence.num_groups", 16),
+    Key("linear_key_head_dim", "recurrence.state_dim", 128),
+    Key("linear_conv_kernel_dim", "recurrence.kernel", 4),
+    Group(_read_layers, _write_layers),
+    *(rotary(fraction=0.25), both_biases(), qk_epsilon()),
+)
+
+
+def _taking_turns(heads: Callable[[Transformer], int]) -> Callable[[Transformer], Form]:
+    """Transposed, a part of each for every head."""
+    return lambda config: fused(lambda x: x.T, lambda x, shape: x.T, groups=heads(config))
+
+
+def _biases_taking_turns(config: Transformer) -> Form:
+    return fused(
+        lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape), groups=config.attention.num_heads
+    )
+
+
+def _qwen_rows(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Llama's rows, but that queries have gates beside them."""
+    both = ("stack/attention/query", "stack/attention/gate")
+    form = _taking_turns(lambda config: config.attention.num_heads)
+    name = "layers.{i}.self_attn.q_proj"
+    return (
+        *but(rows, "stack/attention/query"),
+        *norm("layers.{i}.input_layernorm", "stack/recurrence_norm"),
+        Row(f"{name}.weight", both, form),
+        Row(f"{name}.bias", tuple(f"{path}_bias" for path in both), _biases_taking_turns),
+    )
+
+
+_CONV_ORDER = ("query", "key", "value")
+_SEPARATE = recurrence_rows(
+    "layers.{i}.linear_attn",
+    {"in_proj_qkv": _CONV_ORDER, "in_proj_z": ("gate",), "in_proj_b": ("strength",), "in_proj_a": ("step",)},
+    _CONV_ORDER,
+)
+_BASE = {
+    "attention": Attention(num_heads=1, rotary=True, qk_norm="head", gate=True),
+    "recurrence": Recurrence(num_heads=1, head_dim=1, kind="delta", norm="head", norm_first=True),
+    "norm": Norm(kind="rms", offset=1.0),
+}
+_MOE = MoE(num_experts=2, dim=1, experts_per_token=1, shared_dim=1, shared_gate=True)
+_MOE_KEYS = (
+    *experts(256, 8, "moe_intermediate_size"),
+    Key("shared_expert_intermediate_size", "moe.shared_dim", 512),
+)
+QWEN3_5 = LLAMA._replace(
+    name="qwen3_5_text",
+    base=transformer(**_BASE),
+    keys=(*sizes(head_dim=256), *_DELTA),
+    rows=(*_qwen_rows(LLAMA.rows), *_SEPARATE),
+    heads={
+        "Qwen3_5ForCausalLM": causal(),
+        "Qwen3_5TextModel": body(),
+        "Qwen3_5TextForSequenceClassification": classifier("score", Pool("last"), bias=False),
+    },
+    ignored=("mtp.*",),
+)
+QWEN3_5_MOE = QWEN3_5._replace(
+    name="qwen3_5_moe_text",
+    base=transformer(**_BASE, moe=_MOE),
+    keys=(*without(sizes(head_dim=256), "intermediate_size", "hidden_act"), *_MOE_KEYS, *_DELTA),
+    rows=(*_qwen_rows(QWEN2_MOE.rows), *_SEPARATE),
+    heads={"Qwen3_5MoeForCausalLM": causal(), "Qwen3_5MoeTextModel": body()},
+)
+QWEN3_NEXT = QWEN3_5_MOE._replace(
+    name="qwen3_next",
+    keys=(
+        *(*without(sizes(head_dim=256), "intermediate_size", "hidden_act"), *_DELTA),
+        *(*experts(512, 10, "moe_intermediate_size"), Key("norm_topk_prob", "moe.normalize", True)),
+        Key("shared_expert_intermediate_size", "moe.shared_dim", 512),
+        *(Fixed("decoder_sparse_step", 1), Fixed("mlp_only_layers", [])),
+    ),
+    rows=(
+        *_qwen_rows(QWEN2_MOE.rows),
+        *recurrence_rows(
+            "layers.{i}.linear_attn",
+            {"in_proj_qkvz": (*_CONV_ORDER, "gate"), "in_proj_ba": ("strength", "step")},
+            _CONV_ORDER,
+            _taking_turns(lambda config: config.recurrence.groups if config.recurrence else 1),
+        ),
+    ),
+    heads=decoder_heads("Qwen3Next"),
+)
+
+RECURRENT = (MAMBA2, QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT)
