@@ -141,7 +141,6 @@ def _pythia(embed_dim: int, num_layers: int, num_heads: int) -> Transformer:
 
 def _mamba2(embed_dim: int, num_layers: int) -> Transformer:
     """Mamba-2 (arXiv:2405.21060): blocks of a recurrence alone, twice as wide as the residual stream."""
-    sizes = {"num_heads": embed_dim // 32, "head_dim": 64, "state_dim": 128, "num_groups": 1, "chunk": 256}
     return Transformer(
         vocab_size=50288,
         max_length=1 << 20,  # nothing in it sets a limit
@@ -149,9 +148,29 @@ def _mamba2(embed_dim: int, num_layers: int) -> Transformer:
         num_layers=num_layers,
         attention=Attention(num_heads=1),  # neither is there
         mlp=MLP(dim=1),
-        recurrence=Recurrence(**sizes, skip=True, conv_bias=True),
+        recurrence=Recurrence(embed_dim // 32, 64, 128, 1, chunk=256, skip=True, conv_bias=True),
         sublayers=("recurrence",),
         tied=True,
+    )
+
+
+def _qwen_delta(
+    vocab_size: int,
+    embed_dim: int,
+    num_layers: int,
+    heads: tuple[int, int, int],
+    mlp_dim: int,
+    **overrides: Any,
+) -> Transformer:
+    """Qwen3-Next and Qwen3.5: three layers of the gated delta rule (arXiv:2412.06464), then one of gated attention."""
+    attention = {"rope": Rope(fraction=0.25), "qk_norm": "head", "gate": True}
+    return _decoder(
+        *(vocab_size, embed_dim, num_layers, heads, mlp_dim, 262144, 1e7, attention),
+        recurrence=Recurrence(32, 128, 128, 16, kind="delta", norm="head", norm_first=True),
+        norm=Norm(offset=1.0, epsilon=1e-6),
+        pattern=("linear",) * 3 + ("global",),
+        variants=(Variant("linear", (("sublayers", ("recurrence", "mlp")),)), Variant("global")),
+        **overrides,
     )
 
 
@@ -298,6 +317,11 @@ PRESETS = {
     "mamba2-780m": _mamba2(1536, 48),
     "mamba2-1.3b": _mamba2(2048, 48),
     "mamba2-2.7b": _mamba2(2560, 64),
+    "qwen3.5-9b": _qwen_delta(248320, 4096, 32, (16, 4, 256), 12288),
+    "qwen3-next-80b-a3b": _qwen_delta(
+        *(151936, 2048, 48, (16, 2, 256), 5632),
+        moe=MoE(num_experts=512, dim=512, experts_per_token=10, shared_dim=512, shared_gate=True),
+    ),
     "vit-b/16": _vit(768, 12, 12, 16),
     "vit-b/32": _vit(768, 12, 12, 32),
     "vit-l/16": _vit(1024, 24, 16, 16),

@@ -181,12 +181,12 @@ class Recurrence(Layer):
         ):
             y = self._project(x, name, heads, shape)
             tail = None if cache is None else getattr(cache, name)
-            layout = f"kernel {heads} head_dim"
-            kernel = self.vector(f"{name}_conv", layout, (config.kernel, *shape), _kernel)
-            y, whole = causal_conv(y, kernel, tail, segments)
+            channels = math.prod(shape)
+            kernel = self.vector(f"{name}_conv", "kernel channels", (config.kernel, channels), _kernel)
+            y, whole = causal_conv(y, kernel.reshape(-1, *shape), tail, segments)
             if config.conv_bias:
-                shift = self.vector(f"{name}_conv_bias", f"{heads} head_dim", shape, zeros)
-                y = y + shift.astype(y.dtype)
+                shift = self.vector(f"{name}_conv_bias", "channels", (channels,), zeros)
+                y = y + shift.reshape(shape).astype(y.dtype)
             seen[name] = jax.nn.silu(y).astype(STABLE)
             tails[name] = _last(whole, config.kernel - 1, mask)
         q, k, v = seen["query"], seen["key"], seen["value"]

@@ -37,11 +37,8 @@ from jaxmodel.interop.huggingface.table import (
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Attention, MoE, Norm, Pool, Recurrence
 
-# A depthwise convolution: [channels, 1, kernel] on disk, [kernel, heads, width] with us.
-CONV = fused(
-    lambda x: x.reshape(x.shape[0], 1, -1).transpose(2, 1, 0),
-    lambda x, shape: x.transpose(2, 1, 0).reshape(shape),
-)
+# A depthwise convolution: [channels, 1, kernel] on disk, [kernel, channels] with us.
+CONV = fused(lambda x: x.T[:, None], lambda x, shape: x[:, 0].T)
 
 
 def recurrence_rows(
@@ -69,7 +66,7 @@ def recurrence_rows(
             for name, ours in inputs.items()
         ),
         Row(f"{prefix}.conv1d.weight", tuple(f"{at}{each}_conv" for each in conv), CONV),
-        Row(f"{prefix}.conv1d.bias", tuple(f"{at}{each}_conv_bias" for each in conv), FLAT),
+        Row(f"{prefix}.conv1d.bias", tuple(f"{at}{each}_conv_bias" for each in conv)),
         Row(f"{prefix}.dt_bias", f"{at}step_shift"),
         Row(f"{prefix}.A_log", f"{at}decay"),
         Row(f"{prefix}.D", f"{at}skip"),
@@ -188,13 +185,14 @@ def _biases_taking_turns(config: Transformer) -> Form:
     )
 
 
-def _qwen_rows(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """Llama's rows, but that queries have gates beside them."""
+def _qwen_rows(family: Family) -> tuple[Row, ...]:
+    """Those of a family in the manner of Llama, but that queries have gates beside them."""
+    assert isinstance(family.rows, tuple)
     both = ("stack/attention/query", "stack/attention/gate")
     form = _taking_turns(lambda config: config.attention.num_heads)
     name = "layers.{i}.self_attn.q_proj"
     return (
-        *but(rows, "stack/attention/query"),
+        *but(family.rows, "stack/attention/query"),
         *norm("layers.{i}.input_layernorm", "stack/recurrence_norm"),
         Row(f"{name}.weight", both, form),
         Row(f"{name}.bias", tuple(f"{path}_bias" for path in both), _biases_taking_turns),
@@ -221,7 +219,7 @@ QWEN3_5 = LLAMA._replace(
     name="qwen3_5_text",
     base=transformer(**_BASE),
     keys=(*sizes(head_dim=256), *_DELTA),
-    rows=(*_qwen_rows(LLAMA.rows), *_SEPARATE),
+    rows=(*_qwen_rows(LLAMA), *_SEPARATE),
     heads={
         "Qwen3_5ForCausalLM": causal(),
         "Qwen3_5TextModel": body(),
@@ -233,7 +231,7 @@ QWEN3_5_MOE = QWEN3_5._replace(
     name="qwen3_5_moe_text",
     base=transformer(**_BASE, moe=_MOE),
     keys=(*without(sizes(head_dim=256), "intermediate_size", "hidden_act"), *_MOE_KEYS, *_DELTA),
-    rows=(*_qwen_rows(QWEN2_MOE.rows), *_SEPARATE),
+    rows=(*_qwen_rows(QWEN2_MOE), *_SEPARATE),
     heads={"Qwen3_5MoeForCausalLM": causal(), "Qwen3_5MoeTextModel": body()},
 )
 QWEN3_NEXT = QWEN3_5_MOE._replace(
@@ -245,7 +243,7 @@ QWEN3_NEXT = QWEN3_5_MOE._replace(
         *(Fixed("decoder_sparse_step", 1), Fixed("mlp_only_layers", [])),
     ),
     rows=(
-        *_qwen_rows(QWEN2_MOE.rows),
+        *_qwen_rows(QWEN2_MOE),
         *recurrence_rows(
             "layers.{i}.linear_attn",
             {"in_proj_qkvz": (*_CONV_ORDER, "gate"), "in_proj_ba": ("strength", "step")},
