@@ -61,8 +61,8 @@ class Transformer:
     recurrence: Recurrence | None = field(None, help="recurrence of a block that has one")
     sublayers: tuple[str, ...] = field(
         ("attention", "mlp"),
-        help="what a block is made of, in order, each with its norm and residual: attention or a recurrence, "
-        "and perhaps an MLP (or experts)",
+        help="what a block is made of, in order, each with its norm and residual: attention, a recurrence or both "
+        "side by side (hybrid, arXiv:2507.22448), and perhaps an MLP (or experts)",
         choices=SUBLAYERS,
     )
     norm: Norm = field(Norm(), help="normalisation")
@@ -148,7 +148,7 @@ class Transformer:
         """Whether no token sees a later one, in any block."""
         kinds = {name for pattern, _ in self.segments for name in pattern}
         blocks = [self.variant(name) for name in kinds]
-        return all(each.attention.causal for each in blocks if "attention" in each.sublayers)
+        return all(each.attention.causal for each in blocks if each.has("attention"))
 
     @property
     def num_outputs(self) -> int:
@@ -182,6 +182,8 @@ class Transformer:
 
     def _products(self, sublayer: str, length: int) -> int:
         """Multiply-adds of a token in one sublayer of this block."""
+        if sublayer == "hybrid":
+            return self._products("attention", length) + self._products("recurrence", length)
         if sublayer == "attention":
             a = self.attention
             width = a.head_dim or self.embed_dim // a.num_heads
@@ -236,16 +238,19 @@ class Transformer:
                     f"{moe.num_experts}: change one of them"
                 )
 
+    def has(self, part: str) -> bool:
+        """Whether this block has attention, a recurrence or an MLP, whatever is beside it."""
+        return part in self.sublayers or ("hybrid" in self.sublayers and part != "mlp")
+
     def _check_sublayers(self) -> None:
         """InputError when this block is not made of what it can be made of."""
-        if len({"attention", "recurrence"} & {*self.sublayers}) != 1 or len({*self.sublayers}) < len(
-            self.sublayers
-        ):
+        mixing = [each for each in self.sublayers if each != "mlp"]
+        if len(mixing) != 1 or len(self.sublayers) > 2:
             raise InputError(
-                f"model.sublayers={','.join(self.sublayers)}: a block has attention or a recurrence, once, and at most "
-                "one mlp"
+                f"model.sublayers={','.join(self.sublayers)}: a block has attention, a recurrence or hybrid, once, and "
+                "at most one mlp"
             )
-        if "recurrence" not in self.sublayers:
+        if not self.has("recurrence"):
             return
         r = self.recurrence
         if r is None:
@@ -257,6 +262,8 @@ class Transformer:
                 f"model.recurrence.num_heads={r.num_heads} is no multiple of model.recurrence.num_groups={r.groups}: "
                 "change one of them"
             )
+        if len(r.scales) not in (0, 5):
+            raise InputError(f"model.recurrence.scales has {len(r.scales)} numbers: give none or five")
         if r.step_max is not None and r.step_max < r.step_min:
             raise InputError(
                 f"model.recurrence.step_max={r.step_max} is below model.recurrence.step_min={r.step_min}: change one "

@@ -10,7 +10,7 @@ ACTIVATIONS = (
     *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
     *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu", "geglu_exact", "quick_geglu"),
 )
-SUBLAYERS = ("attention", "recurrence", "mlp")
+SUBLAYERS = ("attention", "recurrence", "hybrid", "mlp")
 GATED = ("swiglu", "geglu", "geglu_exact", "quick_geglu")  # those with a gate, that is, a third matrix
 UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -67,6 +67,8 @@ class Attention:
     )
     qk_norm_epsilon: float = field(1e-6, help="added to their variance", low=0.0)
     scale: float | None = field(None, help="of the scores (default: 1 / sqrt(head_dim))", low=0.0)
+    key_scale: float | None = field(None, help="of the keys (Falcon-H1)", low=0.0)
+    output_scale: float | None = field(None, help="of what attention gives (Falcon-H1)", low=0.0)
     softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=0.0)
     sinks: bool = field(False, help="a learned score a head that only takes weight away (arXiv:2309.17453)")
     gate: bool = field(
@@ -104,6 +106,12 @@ class Recurrence:
     norm_first: bool = field(False, help="the norm comes before the gate")
     bias: bool = field(False, help="biases on all projections")
     conv_bias: bool = field(False, help="bias on the convolution")
+    scales: tuple[float, ...] = field(
+        (),
+        help="of what gate, value, key, query and step are projected to (Falcon-H1); none given: 1",
+        low=0.0,
+    )
+    output_scale: float | None = field(None, help="of what the recurrence gives (Falcon-H1)", low=0.0)
     step_min: float = field(
         0.0, help="least time step; a token fades the state by the step it takes", low=0.0
     )
@@ -123,6 +131,8 @@ class MLP:
     dim: int = field(help="hidden width", low=1)
     activation: str = field("gelu_tanh", help="non-linearity", choices=ACTIVATIONS)
     bias: bool = field(False, help="biases on both projections")
+    gate_scale: float | None = field(None, help="of the gate before its non-linearity (Falcon-H1)", low=0.0)
+    output_scale: float | None = field(None, help="of what the MLP gives (Falcon-H1)", low=0.0)
 
 
 @register

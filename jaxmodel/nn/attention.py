@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxmodel.models import parts
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.cache import AttentionCache
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, zeros
+from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, scaled, zeros
 from jaxmodel.nn.mask import attention_mask
 from jaxmodel.nn.norm import norm_scale, rms_normalize
 from jaxmodel.nn.rope import rotate
@@ -93,7 +93,7 @@ class Attention(Layer):
         H, G = config.num_heads, config.num_kv_heads or config.num_heads
         K = config.head_dim or self.dim // H
         q = self._project(x, "query", "heads", H, K)
-        k = self._project(x, "key", "kv_heads", G, K)
+        k = scaled(self._project(x, "key", "kv_heads", G, K), config.key_scale)
         v = self._project(x, "value", "kv_heads", G, K)
         if config.qk_norm != "none":
             q, k = self._normalize(q, "query_norm"), self._normalize(k, "key_norm")
@@ -140,7 +140,7 @@ class Attention(Layer):
         )
         if config.output_bias:
             y = y + self.vector("output_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
-        return y, cache
+        return scaled(y, config.output_scale), cache
 
     def _project(self, x: jax.Array, name: str, heads: str, num: int, width: int) -> jax.Array:
         weight = self.weight(name, f"embed -> {heads} head_dim", (self.dim,), (num, width), self.init_input)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.attention import Attention
-from jaxmodel.nn.cache import AttentionCache, Cache, RecurrentCache
+from jaxmodel.nn.cache import Cache, HybridCache
 from jaxmodel.nn.layer import Initializer, Layer, compact, normal
 from jaxmodel.nn.mlp import MLP, MoE
 from jaxmodel.nn.norm import Norm
@@ -64,22 +64,29 @@ class Block(Layer):
             x = norm(config.norm.placement == "post", f"{half}_norm", x)
             return self.constrain(x, "batch", None, None)
 
+        def attend(h: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+            layer = Attention(**shared, **halves, config=config.attention, model=config, name="attention")
+            return layer(h, positions, segments, cache, pieces)
+
+        def recur(h: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+            assert config.recurrence is not None
+            sizes = {"config": config.recurrence, "epsilon": config.norm.epsilon}
+            return Recurrence(**shared, **halves, **sizes, name="recurrence")(h, mask, segments, cache)
+
         losses: dict[str, jax.Array] = {}
         entering, h = x, None
         for half in config.sublayers:
             if h is None or config.norm.placement != "shared":
                 h = before(entering if config.norm.parallel else x, half)
             if half == "attention":
-                assert cache is None or isinstance(cache, AttentionCache)
-                attend = Attention(**shared, **halves, config=config.attention, model=config, name=half)
-                y, cache = attend(h, positions, segments, cache, pieces)
+                y, cache = attend(h, cache)
             elif half == "recurrence":
-                assert config.recurrence is not None
-                assert cache is None or isinstance(cache, RecurrentCache)
-                recur = Recurrence(
-                    **shared, **halves, config=config.recurrence, epsilon=config.norm.epsilon, name=half
-                )
-                y, cache = recur(h, mask, segments, cache)
+                y, cache = recur(h, cache)
+            elif half == "hybrid":
+                assert cache is None or isinstance(cache, HybridCache)
+                y, kept = attend(h, cache and cache.attention)
+                z, state = recur(h, cache and cache.recurrence)
+                y, cache = y + z, cache and HybridCache(kept, state)
             elif config.moe is None:
                 y = MLP(**shared, **halves, config=config.mlp, name=half)(h)
             else:

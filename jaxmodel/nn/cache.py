@@ -107,18 +107,28 @@ class RecurrentCache(Cache):
     state: jax.Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HybridCache(Cache):
+    """What attention and a recurrence side by side keep."""
+
+    attention: AttentionCache
+    recurrence: RecurrentCache
+
+
 def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -> Cache:
     """An empty cache of one block, by its own config."""
-    if "attention" in config.sublayers:
-        a = config.attention
-        width = a.head_dim or config.embed_dim // a.num_heads
-        return make_cache(batch_size, length, a.window, a.num_kv_heads or a.num_heads, width, dtype)
-    r = config.recurrence
+    a, r = config.attention, config.recurrence
+    width = a.head_dim or config.embed_dim // a.num_heads
+    attention = make_cache(batch_size, length, a.window, a.num_kv_heads or a.num_heads, width, dtype)
+    if not config.has("recurrence"):
+        return attention
     assert r is not None
     pair = jnp.zeros((batch_size, r.kernel - 1, r.groups, r.state_dim), dtype)
     value = jnp.zeros((batch_size, r.kernel - 1, r.num_heads, r.head_dim), dtype)
     state = jnp.zeros((batch_size, r.num_heads, r.state_dim, r.head_dim), jnp.float32)
-    return RecurrentCache(pair, pair, value, state)
+    recurrence = RecurrentCache(pair, pair, value, state)
+    return HybridCache(attention, recurrence) if config.has("attention") else recurrence
 
 
 def make_cache(

@@ -112,6 +112,11 @@ class Layer(nn.Module):
         return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
+def scaled(x: jax.Array, scale: float | None) -> jax.Array:
+    """x times a number that a config may give, in x's dtype."""
+    return x if scale is None else x * jnp.asarray(scale, x.dtype)
+
+
 def normal(scale: float | None) -> Initializer:
     """Normal weights with standard deviation `scale`, or 1/sqrt(inputs) when it is None."""
 

@@ -16,7 +16,7 @@ from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
 from jaxmodel.nn.activations import ACTIVATIONS
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, zeros
+from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, scaled, zeros
 
 
 class MLP(Layer):
@@ -30,13 +30,14 @@ class MLP(Layer):
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
         activation, gated = ACTIVATIONS[self.config.activation]
-        h = activation(self._up(x, "gate" if gated else "up"))
+        h = scaled(self._up(x, "gate" if gated else "up"), self.config.gate_scale)
+        h = activation(h)
         if gated:
             h = h * self._up(x, "up")
         y = einsum(h, self.weight("down", "mlp -> embed", (self.config.dim,), (self.dim,), self.init_output))
         if self.config.bias:
             y = y + self.vector("down_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
-        return y
+        return scaled(y, self.config.output_scale)
 
     def _up(self, x: jax.Array, name: str) -> jax.Array:
         y = einsum(x, self.weight(name, "embed -> mlp", (self.dim,), (self.config.dim,), self.init_input))

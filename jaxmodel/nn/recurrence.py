@@ -16,8 +16,11 @@ import jax.numpy as jnp
 from jaxmodel.models import parts
 from jaxmodel.nn.attention import UNSEEN
 from jaxmodel.nn.cache import RecurrentCache
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, ones, zeros
+from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, ones, scaled, zeros
 from jaxmodel.nn.norm import rms_normalize
+
+
+SCALED = ("gate", "value", "key", "query", "step")  # what `scales` are of
 
 
 class Inputs(NamedTuple):
@@ -212,6 +215,7 @@ class Recurrence(Layer):
         y = einsum(y, self.weight("output", "heads head_dim -> embed", (H, P), (self.dim,), self.init_output))
         if config.bias:
             y = y + self.vector("output_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
+        y = scaled(y, config.output_scale)
         if order is not None:
             y = _taken(y, jnp.argsort(order, axis=1))
         if cache is not None:
@@ -224,6 +228,7 @@ class Recurrence(Layer):
         y = einsum(x, self.weight(name, f"embed -> {dims}", (self.dim,), shape, self.init_input))
         if self.config.bias:
             y = y + self.vector(f"{name}_bias", dims, shape, zeros).astype(y.dtype)
+        y = scaled(y, dict(zip(SCALED, self.config.scales, strict=False)).get(name))
         return self.constrain(y, "batch", None, heads, *(None,) * (len(shape) - 1))
 
     def _gated(self, y: jax.Array, gate: jax.Array) -> jax.Array:

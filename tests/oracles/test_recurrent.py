@@ -1,4 +1,4 @@
-"""Families with recurrences: mamba2, qwen3_5, qwen3_next."""
+"""Families with recurrences: mamba2, qwen3_5, qwen3_next, falcon_h1."""
 
 import numpy as np
 import pytest
@@ -15,6 +15,11 @@ QWEN = {**SIZES, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear
         "linear_key_head_dim": 12, "num_hidden_layers": 4}  # fmt: skip
 MIXTURE = {**QWEN, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
            "shared_expert_intermediate_size": 20}  # fmt: skip
+FALCON = {**{name: value for name, value in SIZES.items() if name != "head_dim"}, "mamba_d_ssm": 48, "mamba_n_heads": 6,
+          "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_chunk_size": 4}  # fmt: skip
+SCALES = {"key_multiplier": 0.7, "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.9,
+          "ssm_in_multiplier": 1.1, "ssm_multipliers": [0.8, 0.5, 1.5, 0.6, 1.3], "ssm_out_multiplier": 0.8,
+          "mlp_multipliers": [0.9, 0.6], "embedding_multiplier": 3.0, "lm_head_multiplier": 0.2}  # fmt: skip
 MIXED = {"layer_types": ["full_attention", "linear_attention", "full_attention", "linear_attention"]}
 
 
@@ -51,6 +56,14 @@ CASES = [
          options={"tie_word_embeddings": True, "norm_topk_prob": False, "linear_num_key_heads": 4, **MIXED}),
     case("bfloat16", "qwen3_next", "Qwen3NextForCausalLM", MIXTURE, dtype="bfloat16"),
     case("body", "qwen3_next", "Qwen3NextModel", MIXTURE),
+    case("scaled", "falcon_h1", "FalconH1ForCausalLM", FALCON, generates=True, gradients=True, options=SCALES),
+    case("tied, biases, normalised after the gate", "falcon_h1", "FalconH1ForCausalLM", FALCON, generates=True,
+         options={"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "mamba_proj_bias": True,
+         "projectors_bias": True, "mamba_rms_norm": True, "mamba_norm_before_gate": False}),
+    case("normalised before the gate, one group", "falcon_h1", "FalconH1ForCausalLM", FALCON, options={**SCALES,
+         "mamba_rms_norm": True, "mamba_n_groups": 1, "mamba_conv_bias": False, "time_step_limit": [0.3, 0.9]}),
+    case("bfloat16", "falcon_h1", "FalconH1ForCausalLM", FALCON, dtype="bfloat16"),
+    case("body", "falcon_h1", "FalconH1Model", FALCON),
 ]  # fmt: skip
 
 

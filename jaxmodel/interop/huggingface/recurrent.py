@@ -1,4 +1,4 @@
-"""Families with recurrences, as data: Mamba-2, and those of Qwen that have attention in every fourth layer."""
+"""Families with recurrences, as data: Mamba-2, those of Qwen that have attention in every fourth layer, Falcon-H1."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxmodel.interop.huggingface.decoders import LLAMA, both_biases, qk_epsilon, sizes
+from jaxmodel.interop.huggingface.decoders import LLAMA, both_biases, decoder_rows, qk_epsilon, sizes
 from jaxmodel.interop.huggingface.experts import QWEN2_MOE, experts
 from jaxmodel.interop.huggingface.keys import (
     body,
@@ -98,6 +98,8 @@ def _write_limits(config: Transformer) -> dict[str, Any]:
     return {"time_step_limit": [r.step_min, high]}
 
 
+_MAMBA_INPUTS = {"in_proj": ("gate", "value", "key", "query", "step")}
+_MAMBA_CONV = ("value", "key", "query")
 MAMBA = Recurrence(num_heads=1, head_dim=1, skip=True, conv_bias=True)
 # Nothing in it limits how long a text may be.
 _LENGTH = Key("max_position_embeddings", "max_length", 1 << 20)
@@ -130,8 +132,8 @@ MAMBA2 = Family(
         *norm("layers.{i}.norm", "stack/recurrence_norm"),
         *recurrence_rows(
             "layers.{i}.mixer",
-            {"in_proj": ("gate", "value", "key", "query", "step")},
-            ("value", "key", "query"),
+            _MAMBA_INPUTS,
+            _MAMBA_CONV,
         ),
     ),
     heads={"Mamba2ForCausalLM": causal(), "Mamba2Model": body()},
@@ -254,4 +256,94 @@ QWEN3_NEXT = QWEN3_5_MOE._replace(
     heads=decoder_heads("Qwen3Next"),
 )
 
-RECURRENT = (MAMBA2, QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT)
+# Falcon-H1: both side by side in every layer, and numbers that scale what goes in and out of each part.
+
+
+def _read_scales(json: Json) -> Overrides:
+    """What enters a part without biases may be scaled as well behind its projections."""
+    enters, into = json.get("attention_in_multiplier", 1.0), json.get("ssm_in_multiplier", 1.0)
+    for key, scale in (("attention_bias", enters), ("mamba_proj_bias", into)):
+        if json.get(key) and scale != 1:
+            raise ValueError(f"{key} beside a scale of what enters, {scale}, is not supported")
+    gate, down = json.get("mlp_multipliers") or (1.0, 1.0)
+    return {
+        "attention.key_scale": json.get("key_multiplier", 1.0) * enters**2,
+        "attention.output_scale": json.get("attention_out_multiplier", 1.0) * enters,
+        "recurrence.scales": tuple(into * each for each in json.get("ssm_multipliers") or (1.0,) * 5),
+        "recurrence.output_scale": json.get("ssm_out_multiplier", 1.0),
+        "mlp.gate_scale": gate,
+        "mlp.output_scale": down,
+    }
+
+
+def _write_scales(config: Transformer) -> dict[str, Any]:
+    a, r, mlp = config.attention, config.recurrence or MAMBA, config.mlp
+    return {
+        "key_multiplier": a.key_scale or 1.0,
+        "attention_out_multiplier": a.output_scale or 1.0,
+        "ssm_multipliers": list(r.scales) or [1.0] * 5,
+        "ssm_out_multiplier": r.output_scale or 1.0,
+        "mlp_multipliers": [mlp.gate_scale or 1.0, mlp.output_scale or 1.0],
+    }
+
+
+def _read_inner(json: Json) -> Overrides:
+    if bool(json.get("projectors_bias")) != bool(json.get("mamba_proj_bias")):
+        raise ValueError("projectors_bias and mamba_proj_bias differ, which is not supported")
+    inner = json.get("mamba_d_ssm", 1024) or json.get("mamba_expand", 2) * json["hidden_size"]
+    heads = json.get("mamba_n_heads", 128)
+    width = json.get("mamba_d_head", "auto")
+    return {
+        "recurrence.head_dim": inner // heads if width == "auto" else width,
+        "recurrence.norm": "group" if json.get("mamba_rms_norm") else "none",
+    }
+
+
+def _write_inner(config: Transformer) -> dict[str, Any]:
+    r = config.recurrence or MAMBA
+    return {
+        "mamba_d_head": r.head_dim,
+        "mamba_d_ssm": r.num_heads * r.head_dim,
+        "mamba_rms_norm": r.norm == "group",
+        "projectors_bias": r.bias,
+    }
+
+
+_FALCON_NORMS = {"hybrid_norm": "input_layernorm", "mlp_norm": "pre_ff_layernorm"}
+FALCON_H1 = LLAMA._replace(
+    name="falcon_h1",
+    base=transformer(
+        sublayers=("hybrid", "mlp"),
+        attention=Attention(num_heads=1, rotary=True),
+        recurrence=MAMBA,
+        norm=Norm(kind="rms"),
+    ),
+    keys=(
+        *(*without(sizes(), "rms_norm_eps"), rotary(), both_biases()),
+        Key("rms_norm_eps", "norm.epsilon", 1e-5),
+        Key("mlp_bias", "mlp.bias", False),
+        Key("mamba_n_heads", "recurrence.num_heads", 128),
+        Key("mamba_d_state", "recurrence.state_dim", 256),
+        Key("mamba_n_groups", "recurrence.num_groups", 1),
+        Key("mamba_d_conv", "recurrence.kernel", 4),
+        Key("mamba_chunk_size", "recurrence.chunk", 256),
+        Key("mamba_conv_bias", "recurrence.conv_bias", True),
+        Key("mamba_proj_bias", "recurrence.bias", False),
+        Key("mamba_norm_before_gate", "recurrence.norm_first", True),
+        Key("embedding_multiplier", "stem.scale", 1.0),
+        Key("lm_head_multiplier", "head.scale", 1.0),
+        *(Group(_read_inner, _write_inner), Group(_read_scales, _write_scales)),
+        Group(_read_limits, _write_limits),
+    ),
+    rows=(
+        *(
+            row._replace(name=row.name.replace(".mlp.", ".feed_forward."))
+            for row in but(decoder_rows(**_FALCON_NORMS), "norm/scale")
+        ),
+        *norm("final_layernorm", "norm"),
+        *recurrence_rows("layers.{i}.mamba", _MAMBA_INPUTS, _MAMBA_CONV),
+    ),
+    heads={"FalconH1ForCausalLM": causal(), "FalconH1Model": body()},
+)
+
+RECURRENT = (MAMBA2, QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT, FALCON_H1)

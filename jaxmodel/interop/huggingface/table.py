@@ -319,11 +319,9 @@ def computes(config: Any) -> Any:
             kinds = {name for pattern, _ in config.segments for name in pattern}
             if all(config.variant(name).moe is not None for name in kinds):
                 said["mlp"] = MLP(dim=1)
-        kinds = {
-            half for names, _ in config.segments for name in names for half in config.variant(name).sublayers
-        }
+        blocks = [config.variant(name) for names, _ in config.segments for name in names]
         unread = {"attention": Attention(num_heads=1), "recurrence": None, "mlp": MLP(dim=1)}
-        for half in unread.keys() - kinds:  # whatever it says
+        for half in [each for each in unread if not any(block.has(each) for block in blocks)]:
             said = {name: value for name, value in said.items() if name.split(".")[0] != half}
             said[half] = unread[half]
     return configs.replace(config, said)
