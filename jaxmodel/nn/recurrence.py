@@ -19,7 +19,6 @@ from jaxmodel.nn.cache import RecurrentCache
 from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, ones, scaled, zeros
 from jaxmodel.nn.norm import rms_normalize
 
-
 SCALED = ("gate", "value", "key", "query", "step")  # what `scales` are of
 
 
