@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from jaxmodel.generate import generate
+from jaxmodel.interop import stablehlo
+from jaxmodel.interop.proof import Subject, prove
 from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import MLP, Attention, Execution, Recurrence
 from jaxmodel.nn.recurrence import Inputs, recur
@@ -17,7 +19,8 @@ from tests.contract import relative
 B, T, G, R, N, P = 2, 13, 2, 3, 4, 5
 SSD = Recurrence(num_heads=6, head_dim=5, state_dim=4, num_groups=2, chunk=4, skip=True, conv_bias=True)
 DELTA = dataclasses.replace(SSD, kind="delta", norm="head", norm_first=True, skip=False, kernel=3)
-KINDS = {"ssd": SSD, "delta": DELTA}
+HYBRID = dataclasses.replace(SSD, norm="none", scales=(0.9, 1.1, 0.5, 1.5, 0.7), output_scale=0.5)
+KINDS = {"ssd": SSD, "delta": DELTA, "hybrid": HYBRID}
 
 
 def inputs(segments=None):
@@ -72,8 +75,9 @@ def test_each_document_of_a_row_starts_from_nothing(delta):
 
 
 def config_of(kind, **fields):
-    """A block of a recurrence alone, then one of attention and an MLP."""
-    variants = (Variant("linear", (("sublayers", ("recurrence",)),)), Variant("full"))
+    """A block of a recurrence, alone or beside attention, then one of attention and an MLP."""
+    sublayers = ("hybrid", "mlp") if kind == "hybrid" else ("recurrence",)
+    variants = (Variant("linear", (("sublayers", sublayers),)), Variant("full"))
     usual = {
         "attention": Attention(num_heads=2, rotary=True),
         "recurrence": KINDS[kind],
@@ -169,3 +173,14 @@ def test_prompts_of_any_lengths_continue_as_each_alone(kind):
     for token in together[1]:  # without a cache
         assert token == int(np.argmax(logits(model, params, tokens=np.array([text], np.int32))[0][0, -1]))
         text.append(token)
+
+
+@pytest.mark.slow
+def test_exports_compute_the_same_bits(tmp_path):
+    subjects = []
+    for kind in KINDS:
+        model, params = model_of(kind)
+        (tmp_path / kind).mkdir()
+        stablehlo.write(tmp_path / kind, model, params)
+        subjects.append(Subject(tmp_path / kind, model, params, {}))
+    assert [proof.max_deviation for proof in prove(*subjects)] == [0] * len(KINDS)
