@@ -221,7 +221,7 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
             f"{where}: architecture {said} is not supported: of {family.name} there are {', '.join(family.heads)}"
         )
     overrides: Overrides = {}
-    for key in family.keys:
+    for key in (*family.keys, Group(family.heads[said].read, lambda _: {})):
         if isinstance(key, Group):
             try:
                 overrides |= key.read(json)
@@ -242,7 +242,6 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
                 overrides[key.field] = value if key.read is None else key.read(value)
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"{where}: {key.key}={value!r} is not supported ({error})") from error
-    overrides |= family.heads[said].read(json)
     # Another head, or none: what was said of the usual one is not of it.
     replaced = tuple(f"{name}." for name in overrides if name.split(".")[-1] == "head")
     overrides = {name: value for name, value in overrides.items() if not name.startswith(replaced)}
