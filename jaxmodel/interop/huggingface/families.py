@@ -6,6 +6,6 @@ _ALL = (
     *(decoders.GPT2, decoders.LLAMA, decoders.QWEN3, decoders.MISTRAL, decoders.QWEN2),
     *(decoders.GEMMA3, decoders.GEMMA2, *kin.KIN, *experts.EXPERTS),
     *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT),
-    modern.MODERNBERT,
+    *(modern.MODERNBERT, modern.ELECTRA),
 )
 FAMILIES = {family.name: family for family in _ALL}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmodel.interop.huggingface.decoders import both_biases
-from jaxmodel.interop.huggingface.encoders import BERT, POOLER, TWO_WAYS, encoder_rows, masked, masked_rows
+from jaxmodel.interop.huggingface.encoders import BERT, BERT_BODY
 from jaxmodel.interop.huggingface.keys import (
     ACTIVATIONS,
     GATED,
@@ -19,14 +19,13 @@ from jaxmodel.interop.huggingface.keys import (
     read_rope,
     write_rope,
 )
-from jaxmodel.interop.huggingface.kin import QKV, QKV_BIAS, paths
+from jaxmodel.interop.huggingface.kin import QKV, QKV_BIAS, paths, without
 from jaxmodel.interop.huggingface.rows import linear, norm, transformer
 from jaxmodel.interop.huggingface.table import (
     FLAT,
     REQUIRED,
     TRANSPOSED,
     Family,
-    Fixed,
     Group,
     Heads,
     Json,
@@ -148,4 +147,60 @@ MODERNBERT = Family(
         "ModernBertForSequenceClassification": _modern_head(True, pooled=True),
         "ModernBertForTokenClassification": _modern_head(True),
     },
+)
+
+
+def _electra_head(discriminates: bool) -> Heads:
+    """Of the generator, as wide as its table of tokens; of the discriminator, one logit a token and no norm."""
+    name = "discriminator_predictions" if discriminates else "generator_predictions"
+
+    def read(json: Json) -> Overrides:
+        hidden, width = json.get("hidden_size", 256), json.get("embedding_size", 128)
+        if not discriminates:
+            return {"head": Head(activation="gelu", bias=True, dim=width if width != hidden else None), "pool": None}
+        activation = named(ACTIVATIONS)[0](json.get("hidden_act", "gelu"))
+        head = Head(outputs=1, activation=activation, bias=True, norm=False)
+        return {"head": head, "pool": None, "tied": False}
+
+    logits = f"{name}.dense_prediction" if discriminates else "generator_lm_head"
+    rows = Row(f"{logits}.weight", "head/logits", TRANSPOSED), Row(f"{logits}.bias", "head/bias")
+    dense = *linear(f"{name}.dense", "head/dense"), *norm(f"{name}.LayerNorm", "head/norm")
+    return Heads(read, (*dense, *rows), lambda config: None if config.head is None else {})
+
+
+def _table_width() -> Group:
+    """Width of the tables, where it is not that of the blocks."""
+
+    def read(json: Json) -> Overrides:
+        hidden, width = json.get("hidden_size", 256), json.get("embedding_size", 128)
+        return {"stem.embed_dim": None if width == hidden else width, "embed_dim": hidden}
+
+    def write(config: Transformer) -> dict[str, Any]:
+        return {"hidden_size": config.embed_dim, "embedding_size": config.stem.embed_dim or config.embed_dim}
+
+    return Group(read, write)
+
+
+_GELU = Pool("first", activation="gelu")
+ELECTRA = BERT._replace(
+    name="electra",
+    prefix="electra.",
+    keys=(
+        _table_width(),
+        Key("num_attention_heads", "attention.num_heads", 4),
+        Key("intermediate_size", "mlp.dim", 1024),
+        Key("tie_word_embeddings", "tied", True),
+        *without(BERT.keys, "hidden_size", "num_attention_heads", "intermediate_size", "tie_word_embeddings"),
+    ),
+    rows=(*BERT_BODY, *linear("embeddings_project", "stem/projection")),
+    heads={
+        "ElectraForPreTraining": _electra_head(True),
+        "ElectraForMaskedLM": _electra_head(False),
+        "ElectraModel": body(),
+        "ElectraForSequenceClassification": classifier(
+            "classifier.out_proj", _GELU, more=linear("classifier.dense", "pool/dense")
+        ),
+        "ElectraForTokenClassification": classifier("classifier", None),
+    },
+    ignored=("*embeddings.position_ids",),
 )
