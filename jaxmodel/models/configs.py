@@ -162,7 +162,9 @@ class Transformer:
         window), nothing for recomputation.
         """
         width = (self.head and self.head.dim) or self.embed_dim
-        products = self.num_outputs * width * (self.pool is None) + self.embed_dim * (self.stem.embed_dim or 0)
+        products = self.num_outputs * width * (self.pool is None) + self.embed_dim * (
+            self.stem.embed_dim or 0
+        )
         if self.images is not None:
             products += self.images.patch**2 * self.images.channels * self.embed_dim
         for pattern, repeats in self.segments:

@@ -157,7 +157,9 @@ class Stem:
     num_types: int = field(0, help="kinds of segments, each with a vector (BERT); 0: none", low=0)
     norm: bool = field(False, help="normalise the embeddings before the first block")
     embed_dim: int | None = field(
-        None, help="width of the tables, projected to that of the blocks (arXiv:1909.11942; default: the same)", low=1
+        None,
+        help="width of the tables, projected to that of the blocks (arXiv:1909.11942; default: the same)",
+        low=1,
     )
 
 

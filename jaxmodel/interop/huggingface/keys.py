@@ -271,6 +271,7 @@ def labels(json: Json) -> int:
 
 
 def named_labels(count: int) -> dict[str, Any]:
+    """Keys that give so many classes their usual names."""
     names = {str(i): f"LABEL_{i}" for i in range(count)}
     return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
 

@@ -51,7 +51,11 @@ def _windows() -> Group:
             said = (json.get("rope_parameters") or {}).get(kind) or json.get("rope_scaling") or {}
             base, rope = read_rope(said, json, theta=json.get(f"{name}_rope_theta", theta))
             window = json.get("local_attention", 128) // 2 + 1 if name == "local" else None
-            variants[name] = {"attention.window": window, "attention.rope_theta": base, "attention.rope": rope}
+            variants[name] = {
+                "attention.window": window,
+                "attention.rope_theta": base,
+                "attention.rope": rope,
+            }
         names = [_ROPES[kind][0] for kind in kinds]
         first = Variant("first", tuple({**variants[names[0]], "norm.attention": False}.items()))
         found = patterned(names[1:] or names, variants)
@@ -157,7 +161,10 @@ def _electra_head(discriminates: bool) -> Heads:
     def read(json: Json) -> Overrides:
         hidden, width = json.get("hidden_size", 256), json.get("embedding_size", 128)
         if not discriminates:
-            return {"head": Head(activation="gelu", bias=True, dim=width if width != hidden else None), "pool": None}
+            return {
+                "head": Head(activation="gelu", bias=True, dim=width if width != hidden else None),
+                "pool": None,
+            }
         activation = named(ACTIVATIONS)[0](json.get("hidden_act", "gelu"))
         head = Head(outputs=1, activation=activation, bias=True, norm=False)
         return {"head": head, "pool": None, "tied": False}

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmodel import config as configs
 from jaxmodel.errors import InputError
-from jaxmodel.models.configs import Transformer
+from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import MLP
 
 Overrides = dict[str, Any]  # dotted path of our config -> value
@@ -312,6 +312,7 @@ def computes(config: Any) -> Any:
             "attention.num_kv_heads": attention.num_kv_heads or attention.num_heads,
             "attention.head_dim": width,
             "attention.scale": attention.scale or width**-0.5,
+            "variants": _spelt_out(config),
         }
         if config.moe is not None:
             said |= {"moe.balance_loss": 0.0, "moe.z_loss": 0.0}
@@ -324,6 +325,18 @@ def computes(config: Any) -> Any:
 def submodels(config: Any) -> tuple[str, ...]:
     """Fields of a config that are configs of models, whose params are under the same names: encoder, decoder."""
     return tuple(getattr(config, "submodels", ()))
+
+
+def _spelt_out(config: Transformer) -> tuple[Variant, ...]:
+    """Variants by name, each with all that any of them has otherwise than the model, whoever said so."""
+    kinds = {name: config.variant(name) for name in sorted(each.name for each in config.variants)}
+    paths = sorted({path for each in config.variants for path, _ in each.overrides})
+    unlike = [
+        path for path in paths if any(_get(kind, path) != _get(config, path) for kind in kinds.values())
+    ]
+    return tuple(
+        Variant(name, tuple((path, _get(kind, path)) for path in unlike)) for name, kind in kinds.items()
+    )
 
 
 class Bound(NamedTuple):
