@@ -171,7 +171,10 @@ class Transformer:
         The convention of arXiv:2204.02311, appendix B: products only, attention over the whole sequence (or the
         window), a recurrence token by token, nothing for recomputation.
         """
-        products = self.num_outputs * self.embed_dim * (self.pool is None)
+        width = (self.head and self.head.dim) or self.embed_dim
+        products = self.num_outputs * width * (self.pool is None) + self.embed_dim * (
+            self.stem.embed_dim or 0
+        )
         if self.images is not None:
             products += self.images.patch**2 * self.images.channels * self.embed_dim
         for pattern, repeats in self.segments:
@@ -295,6 +298,12 @@ class Transformer:
         if self.tied and (self.head is None or self.num_outputs != self.vocab_size):
             raise InputError(
                 "model.tied needs a head with one logit a token: leave model.head.outputs out, or set "
+                "model.tied=false"
+            )
+        table = self.stem.embed_dim or self.embed_dim
+        if self.tied and self.head is not None and (self.head.dim or self.embed_dim) != table:
+            raise InputError(
+                f"model.tied needs a head as wide as the table, {table}: set model.head.dim={table}, or "
                 "model.tied=false"
             )
 

@@ -172,6 +172,7 @@ class Norm:
     kind: str = field("rms", help="layer norm or RMS norm", choices=("layer", "rms"))
     epsilon: float = field(1e-5, help="added to the variance", low=0.0)
     bias: bool = field(False, help="the norm has a bias")
+    attention: bool = field(True, help="before attention, too (the first block of ModernBERT has none there)")
     offset: float = field(0.0, help="added to the scale, which is stored without it (Gemma: 1)")
     placement: str = field(
         "pre",
@@ -208,6 +209,11 @@ class Stem:
     position_offset: int = field(0, help="rows of the table of positions before that of the first", low=0)
     num_types: int = field(0, help="kinds of segments, each with a vector (BERT); 0: none", low=0)
     norm: bool = field(False, help="normalise the embeddings before the first block")
+    embed_dim: int | None = field(
+        None,
+        help="width of the tables, projected to that of the blocks (arXiv:1909.11942; default: the same)",
+        low=1,
+    )
 
 
 @register
@@ -249,9 +255,14 @@ class Head:
     outputs: int | None = field(None, help="logits (default: one for each token of the vocabulary)", low=1)
     activation: str = field(
         "none",
-        help="non-linearity after a dense layer, and a norm, before the logits (BERT); none: neither",
+        help="non-linearity after a dense layer, before the logits (BERT)",
         choices=("none", *UNGATED),
     )
+    dim: int | None = field(
+        None, help="width of that dense layer (default: embed_dim, or without non-linearity none)", low=1
+    )
+    dense_bias: bool = field(True, help="bias on that dense layer")
+    norm: bool = field(True, help="a norm after that non-linearity")
     bias: bool = field(False, help="bias on the logits")
     scale: float | None = field(None, help="of the logits", low=0.0)
     softcap: float | None = field(None, help="cap * tanh(logit / cap) on the logits", low=0.0)

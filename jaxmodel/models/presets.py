@@ -216,6 +216,37 @@ def _roberta(num_layers: int, embed_dim: int, num_heads: int) -> Transformer:
     return dataclasses.replace(_bert(num_layers, embed_dim, num_heads, stem), vocab_size=50265, norm=norm)
 
 
+def _modernbert(num_layers: int, embed_dim: int, num_heads: int, dim: int) -> Transformer:
+    """ModernBERT (arXiv:2412.13663): rotary positions, two local layers to a global one; none has a bias."""
+    fast, slow = ("attention.rope_theta", 1e4), ("attention.rope_theta", 1.6e5)
+    return Transformer(
+        vocab_size=50368,
+        max_length=8192,
+        embed_dim=embed_dim,
+        num_layers=num_layers,
+        attention=Attention(num_heads=num_heads, causal=False, rotary=True),
+        mlp=MLP(dim=dim, activation="geglu_exact"),
+        norm=Norm(kind="layer"),
+        stem=Stem(norm=True),
+        head=Head(activation="gelu", bias=True, dense_bias=False),
+        tied=True,
+        first=("first",),
+        pattern=("local", "local", "global"),
+        variants=(
+            Variant("first", (slow, ("norm.attention", False))),
+            Variant("local", (fast, ("attention.window", 65))),
+            Variant("global", (slow,)),
+        ),
+    )
+
+
+def _electra(num_layers: int, embed_dim: int, num_heads: int, width: int | None = None) -> Transformer:
+    """ELECTRA's discriminator (arXiv:2003.10555): BERT that tells replaced tokens from real ones."""
+    stem = Stem(positions="learned", num_types=2, norm=True, embed_dim=width)
+    head = Head(outputs=1, activation="gelu", bias=True, norm=False)
+    return _bert(num_layers, embed_dim, num_heads, stem, head=head, tied=False)
+
+
 PRESETS = {
     # Small enough to learn something on a laptop in two minutes; the quickstart's model.
     "tiny": Transformer(
@@ -331,6 +362,11 @@ PRESETS = {
     "roberta-large": _roberta(24, 1024, 16),
     # arXiv:1910.01108: half of BERT's layers, and no types.
     "distilbert-base": _bert(6, 768, 12, Stem(positions="learned", norm=True)),
+    "modernbert-base": _modernbert(22, 768, 12, 1152),
+    "modernbert-large": _modernbert(28, 1024, 16, 2624),
+    "electra-small": _electra(12, 256, 4, 128),
+    "electra-base": _electra(12, 768, 12),
+    "electra-large": _electra(24, 1024, 16),
     # all-MiniLM-L6 (arXiv:2002.10957): the embedding of a sentence, of length 1.
     "minilm-l6": _bert(6, 384, 12, head=None, tied=False, pool=Pool("mean", normalize=True)),
     # Of tables and images; their inputs and outputs are as the data says.

@@ -73,7 +73,8 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         if config.pool:
             found["pool"] = made(pool, pool_key, x, None)
         if config.head:
-            table = layer.Weight(jnp.zeros((1, config.embed_dim)), (config.embed_dim,), (1,), True)
+            width = config.stem.embed_dim or config.embed_dim
+            table = layer.Weight(jnp.zeros((1, width)), (width,), (1,), True)
             found["head"] = made(head, head_key, x, table if config.tied else None)
         return {name: each for name, each in found.items() if each}
 

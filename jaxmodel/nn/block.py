@@ -53,7 +53,8 @@ class Block(Layer):
             return Norm(**shared, config=config.norm, name=name)(x) if wanted else x
 
         def before(x: jax.Array, half: str) -> jax.Array:
-            return norm(config.norm.before, f"{half}_norm", x)
+            wanted = config.norm.before and (config.norm.attention or half != "attention")
+            return norm(wanted, f"{half}_norm", x)
 
         def added(y: jax.Array, half: str) -> jax.Array:
             y = norm(config.norm.on_output, f"{half}_output_norm", y)

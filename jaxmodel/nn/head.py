@@ -25,7 +25,7 @@ class Pool(Layer):
         assert pool is not None
         x = pooled(hidden, real, pool.kind)
         if pool.activation != "none":
-            x = ACTIVATIONS[pool.activation][0](dense(self, x, self.config))
+            x = ACTIVATIONS[pool.activation][0](dense(self, x, self.config, self.config.embed_dim))
         if pool.normalize:
             x = x.astype(STABLE)
             x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
@@ -41,12 +41,16 @@ class Head(Layer):
     def __call__(self, hidden: jax.Array, tied: Weight | None) -> jax.Array:
         config, head = self.config, self.config.head
         assert head is not None
+        width = head.dim or config.embed_dim
+        if head.activation != "none" or head.dim:
+            hidden = dense(self, hidden, config, width, head.dense_bias)
         if head.activation != "none":
-            hidden = ACTIVATIONS[head.activation][0](dense(self, hidden, config))
-            hidden = Norm(self.partitioning, config.embed_dim, config.norm, name="norm")(hidden)
+            hidden = ACTIVATIONS[head.activation][0](hidden)
+            if head.norm:
+                hidden = Norm(self.partitioning, width, config.norm, name="norm")(hidden)
         outputs = "vocab" if head.outputs is None else "classes"  # a few classes are not worth splitting
         if tied is None:
-            sizes = (config.embed_dim,), (config.num_outputs,)
+            sizes = (width,), (config.num_outputs,)
             tied = self.weight("logits", f"embed -> {outputs}", *sizes, normal(config.init_scale))
         logits = einsum(hidden, tied).astype(STABLE)
         if head.bias:
@@ -71,8 +75,8 @@ def pooled(hidden: jax.Array, real: jax.Array | None, kind: str) -> jax.Array:
     return jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
 
 
-def dense(layer: Layer, x: jax.Array, config: Transformer) -> jax.Array:
-    """A square layer with a bias, among the params of `layer`."""
+def dense(layer: Layer, x: jax.Array, config: Transformer, width: int, bias: bool = True) -> jax.Array:
+    """A layer that gives vectors of this width, among the params of `layer`."""
     D = config.embed_dim
-    y = einsum(x, layer.weight("dense", "embed -> mlp", (D,), (D,), normal(config.init_scale)))
-    return y + layer.vector("dense_bias", "mlp", (D,), zeros).astype(y.dtype)
+    y = einsum(x, layer.weight("dense", "embed -> mlp", (D,), (width,), normal(config.init_scale)))
+    return y + layer.vector("dense_bias", "mlp", (width,), zeros).astype(y.dtype) if bias else y

@@ -31,6 +31,7 @@ class Stem(Layer):
     ) -> jax.Array:
         config, stem = self.config, self.config.stem
         dtype = jnp.dtype(config.execution.dtype)
+        width = stem.embed_dim or config.embed_dim
         if config.images is None:
             x = weights.take(self.table().leaf, inputs, dtype)
             if stem.scale is not None:
@@ -38,24 +39,28 @@ class Stem(Layer):
         else:
             x = self._patches(inputs.astype(dtype), config.images)
         if stem.num_types:
-            table = self.vector("types", "types embed", (stem.num_types, config.embed_dim), self.init_table)
+            table = self.vector("types", "types embed", (stem.num_types, width), self.init_table)
             types = jnp.zeros((1, 1), jnp.int32) if types is None else types
             x = x + jnp.take(table, types, axis=0).astype(dtype)
         if stem.positions == "learned":
             rows = config.max_length + stem.position_offset
-            table = self.vector("positions", "length embed", (rows, config.embed_dim), self.init_table)
+            table = self.vector("positions", "length embed", (rows, width), self.init_table)
             x = x + jnp.take(table, jnp.maximum(positions, 0) + stem.position_offset, axis=0).astype(dtype)
         if stem.norm:
-            x = Norm(self.partitioning, config.embed_dim, config.norm, name="norm")(x)
-        return self.constrain(self.dropout(x, config.dropout, train), "batch", None, None)
+            x = Norm(self.partitioning, width, config.norm, name="norm")(x)
+        x = self.dropout(x, config.dropout, train)
+        if stem.embed_dim is not None:
+            sizes = (width,), (config.embed_dim,)
+            x = einsum(x, self.weight("projection", "mlp -> embed", *sizes, normal(config.init_scale)))
+            x = x + self.vector("projection_bias", "embed_bias", sizes[1], zeros).astype(dtype)
+        return self.constrain(x, "batch", None, None)
 
     def table(self) -> Weight:
         """The embedding table, which a tied head multiplies by."""
         config = self.config
         assert config.vocab_size is not None
-        return self.weight(
-            "tokens", "vocab <- embed", (config.embed_dim,), (config.vocab_size,), self.init_table
-        )
+        width = config.stem.embed_dim or config.embed_dim
+        return self.weight("tokens", "vocab <- embed", (width,), (config.vocab_size,), self.init_table)
 
     def _patches(self, images: jax.Array, config: Images) -> jax.Array:
         """[B,H,W,C] to [B,T,D]: row by row, each patch flattened and projected; a class token before them."""

@@ -60,6 +60,11 @@ PUBLISHED = {  # distinct parameters: a tied head counts once
     "roberta-base": 124_697_433,
     "roberta-large": 355_412_057,
     "distilbert-base": 66_985_530,
+    "modernbert-base": 149_655_232,
+    "modernbert-large": 395_881_664,
+    "electra-small": 13_549_057,  # discriminators
+    "electra-base": 109_483_009,
+    "electra-large": 335_142_913,
     "minilm-l6": 22_565_376,  # without the pooler on disk, which its mean does not use
 }
 

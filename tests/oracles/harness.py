@@ -142,7 +142,9 @@ def theirs_of(model: Any, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
         out = model(**inputs(batch))
     found: dict[str, Any] = {}
     if getattr(out, "logits", None) is not None:
-        found["logits"] = out.logits
+        # Of one logit a token theirs drops the axis.
+        single = type(model).__name__.endswith("ForPreTraining") and out.logits.ndim == 2
+        found["logits"] = out.logits[..., None] if single else out.logits
     if getattr(out, "last_hidden_state", None) is not None:
         found["hidden"] = out.last_hidden_state
     if getattr(out, "pooler_output", None) is not None:
@@ -225,7 +227,7 @@ def gradients(
     """Of a weighted sum of the logits, by every weight: by the names on disk, relative to the largest of a tensor."""
     expected = theirs_of(theirs, batch)["logits"]
     weight = np.random.default_rng(1).normal(size=expected.shape).astype(np.float32)
-    out = theirs(**inputs(batch)).logits
+    out = theirs(**inputs(batch)).logits.reshape(expected.shape)
     (out * torch.as_tensor(weight)).sum().backward()
     with torch.no_grad():
         for parameter in theirs.parameters():

@@ -85,7 +85,7 @@ def _types(count: int) -> int:
 
 TANH = Pool("first", activation="tanh")
 
-_BODY = (
+BERT_BODY = (
     Row("embeddings.word_embeddings.weight", "stem/tokens"),
     Row("embeddings.position_embeddings.weight", "stem/positions"),
     Row("embeddings.token_type_embeddings.weight", "stem/types"),
@@ -117,7 +117,7 @@ BERT = Family(
         Fixed("add_cross_attention", False),
         Fixed("position_embedding_type", "absolute"),
     ),
-    rows=(*_BODY, *POOLER),
+    rows=(*BERT_BODY, *POOLER),
     heads={
         "BertForMaskedLM": masked(
             masked_rows(
@@ -156,7 +156,7 @@ ROBERTA = BERT._replace(
     name="roberta",
     prefix="roberta.",
     keys=(*(key for key in BERT.keys if getattr(key, "field", "") != "max_length"), _offset_positions()),
-    rows=_BODY,
+    rows=BERT_BODY,
     heads={
         "RobertaForMaskedLM": masked(masked_rows("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")),
         "RobertaModel": body(TANH, POOLER),
@@ -188,7 +188,7 @@ DISTILBERT = Family(
         Fixed("tie_word_embeddings", True),
     ),
     rows=(
-        *_BODY[:2],
+        *BERT_BODY[:2],
         *norm("embeddings.LayerNorm", "stem/norm"),
         *heads_of("transformer.layer.{i}.attention", "q_lin", "k_lin", "v_lin"),
         *linear("transformer.layer.{i}.attention.out_lin", "stack/attention/output"),

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmodel import config as configs
 from jaxmodel.errors import InputError
-from jaxmodel.models.configs import Transformer
+from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import MLP, Attention
 
 Overrides = dict[str, Any]  # dotted path of our config -> value
@@ -221,7 +221,7 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
             f"{where}: architecture {said} is not supported: of {family.name} there are {', '.join(family.heads)}"
         )
     overrides: Overrides = {}
-    for key in family.keys:
+    for key in (*family.keys, Group(family.heads[said].read, lambda _: {})):
         if isinstance(key, Group):
             try:
                 overrides |= key.read(json)
@@ -242,7 +242,6 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
                 overrides[key.field] = value if key.read is None else key.read(value)
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"{where}: {key.key}={value!r} is not supported ({error})") from error
-    overrides |= family.heads[said].read(json)
     # Another head, or none: what was said of the usual one is not of it.
     replaced = tuple(f"{name}." for name in overrides if name.split(".")[-1] == "head")
     overrides = {name: value for name, value in overrides.items() if not name.startswith(replaced)}
@@ -313,6 +312,7 @@ def computes(config: Any) -> Any:
             "attention.num_kv_heads": attention.num_kv_heads or attention.num_heads,
             "attention.head_dim": width,
             "attention.scale": attention.scale or width**-0.5,
+            "variants": _spelt_out(config),
         }
         if config.moe is not None:
             said |= {"moe.balance_loss": 0.0, "moe.z_loss": 0.0}
@@ -330,6 +330,18 @@ def computes(config: Any) -> Any:
 def submodels(config: Any) -> tuple[str, ...]:
     """Fields of a config that are configs of models, whose params are under the same names: encoder, decoder."""
     return tuple(getattr(config, "submodels", ()))
+
+
+def _spelt_out(config: Transformer) -> tuple[Variant, ...]:
+    """Variants by name, each with all that any of them has otherwise than the model, whoever said so."""
+    kinds = {name: config.variant(name) for name in sorted(each.name for each in config.variants)}
+    paths = sorted({path for each in config.variants for path, _ in each.overrides})
+    unlike = [
+        path for path in paths if any(_get(kind, path) != _get(config, path) for kind in kinds.values())
+    ]
+    return tuple(
+        Variant(name, tuple((path, _get(kind, path)) for path in unlike)) for name, kind in kinds.items()
+    )
 
 
 class Bound(NamedTuple):
