@@ -17,6 +17,7 @@ from jaxmodel.models.parts import (
     Execution,
     Head,
     Images,
+    Latent,
     MoE,
     Norm,
     Pool,
@@ -170,9 +171,11 @@ class Transformer:
                 a = block.attention
                 width = a.head_dim or self.embed_dim // a.num_heads
                 heads, groups = a.num_heads * width, (a.num_kv_heads or a.num_heads) * width
-                products += repeats * (
-                    self.embed_dim * 2 * (heads + groups) + 2 * heads * min(length, a.window or length)
-                )
+                seen = min(length, a.window or length)
+                if a.latent is None:
+                    products += repeats * (self.embed_dim * 2 * (heads + groups) + 2 * heads * seen)
+                else:
+                    products += repeats * _latent_products(self.embed_dim, a.num_heads, width, a.latent, seen)
                 half = block.moe or block.mlp
                 matrices = 3 if half.activation in GATED else 2
                 experts = block.moe.experts_per_token if block.moe else 1
@@ -189,6 +192,7 @@ class Transformer:
         for name in dict.fromkeys((*self.first, *self.pattern)):
             attention = self.variant(name).attention
             _check_cap("attention.softcap", attention.softcap)
+            _check_latent(attention)
             if attention.head_dim is None and self.embed_dim % attention.num_heads:
                 raise InputError(
                     f"model.embed_dim={self.embed_dim} is no multiple of model.attention.num_heads="
@@ -211,6 +215,14 @@ class Transformer:
                     f"model.moe.experts_per_token={moe.experts_per_token} exceeds model.moe.num_experts="
                     f"{moe.num_experts}: change one of them"
                 )
+            if moe is not None:
+                size, rest = divmod(moe.num_experts, moe.num_groups)
+                held = size * min(moe.groups_per_token, moe.num_groups)
+                if rest or (moe.num_groups > 1 and size < 2) or held < moe.experts_per_token:
+                    raise InputError(
+                        f"model.moe.num_experts={moe.num_experts} do not make model.moe.num_groups={moe.num_groups} "
+                        f"of two or more, {moe.groups_per_token} of which hold the {moe.experts_per_token} of a token"
+                    )
 
     def _check_ends(self) -> None:
         """InputError when stem, pool and head do not fit together."""
@@ -245,6 +257,35 @@ class Transformer:
         from jaxmodel.models import transformer
 
         return transformer.build(self, partitioning)
+
+
+def _latent_products(dim: int, heads: int, width: int, latent: Latent, seen: int) -> int:
+    """Multiply-adds of a token's multi-head latent attention, over `seen` tokens."""
+    narrow, values = latent.q_rank or 0, heads * latent.value_dim
+    products = dim * (narrow + latent.kv_rank + latent.rope_dim + values) + (narrow or dim) * heads * width
+    return (
+        products
+        + latent.kv_rank * (heads * (width - latent.rope_dim) + values)
+        + seen * (heads * width + values)
+    )
+
+
+def _check_latent(attention: Attention) -> None:
+    latent, width = attention.latent, attention.head_dim
+    if latent is None:
+        return
+    if width is None or width <= latent.rope_dim or latent.rope_dim % 2:
+        raise InputError(
+            f"model.attention.head_dim={_config.to_text(width)} beside model.attention.latent.rope_dim="
+            f"{latent.rope_dim}: the turned part of a head has an even width, and is less than all of it"
+        )
+    same = {"num_kv_heads": attention.num_heads, "qk_norm": "none", "rotary": True}
+    for name, value in same.items():
+        if getattr(attention, name) not in (value, None):
+            raise InputError(
+                f"model.attention.{name}={_config.to_text(getattr(attention, name))} does not go with "
+                f"model.attention.latent: set it to {_config.to_text(value)}"
+            )
 
 
 def _check_cap(name: str, cap: float | None) -> None:

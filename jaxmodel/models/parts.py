@@ -48,6 +48,22 @@ class Rope:
 
 @register
 @dataclasses.dataclass(frozen=True)
+class Latent:
+    """Keys and values that come from one narrow vector a token, which is what a cache keeps (arXiv:2405.04434).
+
+    The last `rope_dim` of a head's `head_dim` are turned, their key being one for all heads; the others are not.
+    """
+
+    kv_rank: int = field(help="width of the vector that keys and values come from", low=1)
+    rope_dim: int = field(help="width of the turned part of a head", low=2)
+    value_dim: int = field(help="width of a value's head", low=1)
+    q_rank: int | None = field(
+        None, help="width of the vector that queries come from; none: from the token itself", low=1
+    )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
 class Attention:
     """Multi-head attention; fewer key/value heads make it grouped-query attention (arXiv:2305.13245)."""
 
@@ -68,7 +84,10 @@ class Attention:
     scale: float | None = field(None, help="of the scores (default: 1 / sqrt(head_dim))", low=0.0)
     softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=0.0)
     sinks: bool = field(False, help="a learned score a head that only takes weight away (arXiv:2309.17453)")
-    bias: bool = field(False, help="biases on query, key and value")
+    latent: Latent | None = field(
+        None, help="keys and values from a narrow vector (multi-head latent attention)"
+    )
+    bias: bool = field(False, help="biases on query, key and value, or on the narrow vectors these come from")
     output_bias: bool = field(False, help="bias on the output projection")
 
 
@@ -96,7 +115,18 @@ class MoE:
         None, help="clamp of the gate from above, and of what it multiplies on both sides (gpt-oss)", low=0.0
     )
     up_offset: float = field(0.0, help="added to what the gate multiplies (gpt-oss: 1)")
+    scores: str = field(
+        "softmax",
+        help="probabilities of experts: of all together, or each its own",
+        choices=("softmax", "sigmoid"),
+    )
+    selection_bias: bool = field(
+        False, help="a number an expert, added to its probability in the choice alone (arXiv:2408.15664)"
+    )
+    num_groups: int = field(1, help="groups of experts, scored by their best two (arXiv:2412.19437)", low=1)
+    groups_per_token: int = field(1, help="groups that a token's experts are chosen from", low=1)
     normalize: bool = field(True, help="rescale the chosen experts' probabilities to sum to one")
+    scale: float = field(1.0, help="of the chosen experts' probabilities, after that", low=0.0)
     shared_dim: int | None = field(
         None, help="hidden width of an expert that every token goes through (arXiv:2401.06066)", low=1
     )

@@ -146,7 +146,10 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
             for kind in dict.fromkeys(pattern):
                 a = kinds[kind].attention
                 width = a.head_dim or config.embed_dim // a.num_heads
-                cache = make_cache(batch_size, length, a.window, a.num_kv_heads or a.num_heads, width, dtype)
+                kept = a.num_kv_heads or a.num_heads, (width, width)
+                if a.latent is not None:
+                    kept = 1, (a.latent.kv_rank, a.latent.rope_dim)
+                cache = make_cache(batch_size, length, a.window, *kept, dtype)
                 count = repeats * pattern.count(kind)
                 stack[str(i)][kind] = jax.tree.map(
                     lambda z, n=count: jnp.broadcast_to(z, (n, *z.shape)), cache

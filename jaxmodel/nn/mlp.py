@@ -63,10 +63,7 @@ class MoE(Layer):
         logits = x.astype(STABLE) @ router
         if config.bias:
             logits = logits + self.vector("router_bias", "experts", (config.num_experts,), zeros)
-        probabilities = jax.nn.softmax(logits, axis=-1)
-        gates, chosen = _top(probabilities, config.experts_per_token)
-        if config.normalize:
-            gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
+        probabilities, gates, chosen = self._route(logits)
         experts = {
             name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated
         }
@@ -76,6 +73,28 @@ class MoE(Layer):
         if config.shared_dim is not None:
             y = y + self._shared(x, config.shared_dim)
         return y, self._losses(logits, probabilities, chosen, real)
+
+    def _route(self, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Probabilities of all experts [B,T,E]; gates of each token's own, and which these are [B,T,K]."""
+        config = self.config
+        softmax = config.scores == "softmax"
+        scores = jax.nn.softmax(logits, axis=-1) if softmax else jax.nn.sigmoid(logits)
+        ranked = scores
+        if config.selection_bias:
+            ranked = ranked + self.vector("selection_bias", "experts", (config.num_experts,), zeros)
+        if config.num_groups > 1:
+            grouped = ranked.reshape(*ranked.shape[:-1], config.num_groups, -1)
+            best, _ = _top(grouped, grouped, 2)
+            groups = jnp.sum(best, axis=-1)
+            _, chosen = _top(groups, groups, config.groups_per_token)
+            allowed = jnp.any(jax.nn.one_hot(chosen, config.num_groups, dtype=bool), axis=-2)
+            ranked = jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(ranked.shape)
+        gates, chosen = _top(ranked, scores, config.experts_per_token)
+        if config.normalize:
+            gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
+        if config.scale != 1.0:
+            gates = gates * config.scale
+        return scores if softmax else scores / jnp.sum(scores, axis=-1, keepdims=True), gates, chosen
 
     @property
     def _gated(self) -> bool:
@@ -189,13 +208,16 @@ class MoE(Layer):
         return {"balance": self.config.balance_loss * balance, "router_z": self.config.z_loss * z}
 
 
-def _top(probabilities: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The largest `count` of the last axis and their indices, as `lax.top_k`, which no mesh can split by rows."""
-    left, values, indices = probabilities, [], []
+def _top(ranked: jax.Array, scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Scores of the best `count` of the last axis, and their indices.
+
+    As `lax.top_k`, which no mesh can split by rows.
+    """
+    left, values, indices = ranked, [], []
     for _ in range(count):
         index = jnp.argmax(left, axis=-1)
         here = jax.nn.one_hot(index, left.shape[-1], dtype=bool)
-        values.append(jnp.sum(jnp.where(here, probabilities, 0.0), axis=-1))
+        values.append(jnp.sum(jnp.where(here, scores, 0.0), axis=-1))
         indices.append(index)
-        left = jnp.where(here, -1.0, left)
+        left = jnp.where(here, -jnp.inf, left)
     return jnp.stack(values, axis=-1), jnp.stack(indices, axis=-1).astype(jnp.int32)

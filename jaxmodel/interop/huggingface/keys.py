@@ -93,7 +93,7 @@ def read_rope(
         and said.get("mscale")
         and said.get("mscale_all_dim")
     ):
-        values["attention_factor"] = _sharper(values["factor"], said["mscale"]) / _sharper(
+        values["attention_factor"] = sharper(values["factor"], said["mscale"]) / sharper(
             values["factor"], said["mscale_all_dim"]
         )
     turned = 1.0
@@ -109,7 +109,7 @@ def read_rope(
     )
 
 
-def _sharper(factor: float, scale: float) -> float:
+def sharper(factor: float, scale: float) -> float:
     """As yarn sharpens attention (arXiv:2309.00071), scaled."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
