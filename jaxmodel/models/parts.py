@@ -104,7 +104,7 @@ class MLP:
 @register
 @dataclasses.dataclass(frozen=True)
 class MoE:
-    """Dropless mixture of experts in place of the MLP; losses are taken a sequence at a time."""
+    """Mixture of experts in place of the MLP; losses, and room for tokens, are those of one sequence at a time."""
 
     num_experts: int = field(help="experts in a layer", low=2)
     dim: int = field(help="hidden width of one expert", low=1)
@@ -131,6 +131,12 @@ class MoE:
         None, help="hidden width of an expert that every token goes through (arXiv:2401.06066)", low=1
     )
     shared_gate: bool = field(False, help="scale what it gives by a sigmoid of the token")
+    capacity_factor: float | None = field(
+        None,
+        help="room of an expert, in even shares of a sequence; later tokens pass by it, except in generation; none: "
+        "it takes all (arXiv:2101.03961)",
+        low=0.0,
+    )
     balance_loss: float = field(
         0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0
     )

@@ -77,5 +77,7 @@ class Block(Layer):
         if config.moe is None:
             y = MLP(**shared, **halves, config=config.mlp, name="mlp")(h)
         else:
-            y, losses = MoE(**shared, **halves, config=config.moe, name="moe")(h, real)
+            y, losses = MoE(**shared, **halves, config=config.moe, name="moe")(
+                h, real, segments, cache is None
+            )
         return after(x + added(y, "mlp"), "mlp"), cache, losses

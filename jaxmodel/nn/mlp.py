@@ -1,4 +1,4 @@
-"""The feed-forward half of a block: a plain or gated MLP, or a dropless mixture of experts.
+"""The feed-forward half of a block: a plain or gated MLP, or a mixture of experts.
 
 B batch, T time, D model dim, F hidden, E experts, N = tokens sent to experts.
 """
@@ -48,7 +48,9 @@ class MLP(Layer):
 class MoE(Layer):
     """Every token goes through its top experts, none is dropped (arXiv:2211.15841); x [B,T,D] to [B,T,D].
 
-    A token's result depends on that token alone and the losses on one sequence, never on what shares the device.
+    A token's result depends on that token alone and the losses on one sequence, never on what shares the device. With a
+    `capacity_factor` an expert takes but so many tokens of a sequence, the earlier first (arXiv:2101.03961): others get
+    0 from it. That is for whole sequences: where a cache holds the earlier part of one, nothing is dropped.
     """
 
     config: parts.MoE
@@ -57,7 +59,9 @@ class MoE(Layer):
     init_output: Initializer
 
     @compact
-    def __call__(self, x: jax.Array, real: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x: jax.Array, real: jax.Array, segments: jax.Array | None = None, whole: bool = True
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         config = self.config
         router = self.vector("router", "embed experts", (self.dim, config.num_experts), self.init_input)
         logits = x.astype(STABLE) @ router
@@ -69,7 +73,11 @@ class MoE(Layer):
         }
         if config.bias:
             experts |= {f"{name}_bias": self._expert_bias(name) for name in tuple(experts)}
-        y = self._dispatch(x, gates.astype(x.dtype), chosen, experts)
+        sent = chosen
+        if config.capacity_factor is not None and whole:
+            room = self._room(chosen, real, segments, config.capacity_factor)
+            sent = jnp.where(room, chosen, config.num_experts)  # an expert that nobody has
+        y = self._dispatch(x, gates.astype(x.dtype), sent, experts)
         if config.shared_dim is not None:
             y = y + self._shared(x, config.shared_dim)
         return y, self._losses(logits, probabilities, chosen, real)
@@ -95,6 +103,26 @@ class MoE(Layer):
         if config.scale != 1.0:
             gates = gates * config.scale
         return scores if softmax else scores / jnp.sum(scores, axis=-1, keepdims=True), gates, chosen
+
+    def _room(
+        self, chosen: jax.Array, real: jax.Array, segments: jax.Array | None, factor: float
+    ) -> jax.Array:
+        """Whether each of a token's experts has room for it, bool[B,T,K]; padding needs none and gets none."""
+        E, T = self.config.num_experts, chosen.shape[1]
+        picked = jnp.any(jax.nn.one_hot(chosen, E, dtype=bool), axis=2) & real[..., None]
+        before = jnp.cumsum(picked, axis=1) - picked  # tokens [B,T,E] that an expert got already
+        if segments is None:
+            length = jnp.sum(real, axis=1, keepdims=True)
+        else:
+            changes = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+            start = jax.lax.cummax(jnp.where(changes, jnp.arange(T), 0), axis=1)
+            before = before - jnp.take_along_axis(before, start[..., None], axis=1)
+            length = jax.vmap(lambda row, mine: jnp.bincount(row, mine, length=T + 1)[row])(
+                segments, real.astype(jnp.int32)
+            )
+        top = self.config.experts_per_token
+        room = jnp.asarray([math.ceil(factor * count * top / E) for count in range(T + 1)])[length]
+        return jnp.take_along_axis(before < room[..., None], chosen, axis=2) & real[..., None]
 
     @property
     def _gated(self) -> bool:
