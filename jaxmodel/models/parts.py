@@ -77,8 +77,9 @@ class Attention:
     rope: Rope = field(Rope(), help="how far rotary positions reach")
     qk_norm: str = field(
         "none",
-        help="RMS norm of queries and keys: of each head, or of all together",
-        choices=("none", "head", "all"),
+        help="norm of queries and keys: RMS of each head, or of all together; or layer norm of each head, each by a "
+        "scale of its own",
+        choices=("none", "head", "all", "layer"),
     )
     qk_norm_epsilon: float = field(1e-6, help="added to their variance", low=0.0)
     scale: float | None = field(None, help="of the scores (default: 1 / sqrt(head_dim))", low=0.0)

@@ -15,7 +15,7 @@ from jaxmodel import weights
 from jaxmodel.models import parts
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.cache import Cache, Read
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, Weight, compact, einsum, zeros
+from jaxmodel.nn.layer import STABLE, Initializer, Layer, Weight, compact, einsum, ones, zeros
 from jaxmodel.nn.mask import attention_mask
 from jaxmodel.nn.norm import norm_scale, rms_normalize
 from jaxmodel.nn.rope import rotate
@@ -202,8 +202,12 @@ class Attention(Layer):
         return self.constrain(q, "batch", None, "heads", None), k, v, key_positions, cache, widen
 
     def _normalize(self, x: jax.Array, name: str) -> jax.Array:
-        """RMS norm [B,T,H,K] over each head, or over all of them together."""
+        """Norm [B,T,H,K] over each head, or over all of them together."""
         config, flat = self.config, x
+        if config.qk_norm == "layer":
+            scale = self.vector(name, "heads_norm head_dim", x.shape[2:], ones)
+            centred = x.astype(STABLE) - jnp.mean(x.astype(STABLE), axis=-1, keepdims=True)
+            return (rms_normalize(centred, config.qk_norm_epsilon) * scale).astype(x.dtype)
         layout = "head_dim"
         if config.qk_norm == "all":
             flat, layout = x.reshape(*x.shape[:2], -1), "heads_norm"
