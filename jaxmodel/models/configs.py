@@ -76,6 +76,7 @@ class Transformer:
         low=0.0,
     )
     residual_scale: float | None = field(None, help="of what each half of a block adds (Granite)", low=0.0)
+    block_scale: bool = field(False, help="a number a block, which scales all that it gives (Gemma 4)")
     first: tuple[str, ...] = field((), help="variants of the first layers")
     pattern: tuple[str, ...] = field(("block",), help="variants of the following layers, repeated")
     variants: tuple[Variant, ...] = field((), help="block variants by name", flag=False)

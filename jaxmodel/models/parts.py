@@ -12,7 +12,7 @@ ACTIVATIONS = (
 )
 GATED = ("swiglu", "geglu", "geglu_exact", "quick_geglu")  # those with a gate, that is, a third matrix
 UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
-SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
+SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 
 
 @register
@@ -24,8 +24,8 @@ class Rope:
     interleaved: bool = field(False, help="pairs are neighbours (0, 1), not halves (0, head_dim / 2)")
     scaling: str = field(
         "none",
-        help="linear (arXiv:2306.15595), dynamic NTK, llama3 (arXiv:2407.21783), yarn (arXiv:2309.00071) or longrope "
-        "(arXiv:2402.13753)",
+        help="linear (arXiv:2306.15595), dynamic NTK, llama3 (arXiv:2407.21783), yarn (arXiv:2309.00071), longrope "
+        "(arXiv:2402.13753) or proportional: the quickest `fraction` of a whole head's pairs are turned (Gemma 4)",
         choices=SCALINGS,
     )
     factor: float = field(1.0, help="how much further than trained", low=0.0)
@@ -82,6 +82,8 @@ class Attention:
         choices=("none", "head", "all", "layer"),
     )
     qk_norm_epsilon: float = field(1e-6, help="added to their variance", low=0.0)
+    keys_as_values: bool = field(False, help="values are the keys before norm and positions (Gemma 4)")
+    value_norm: bool = field(False, help="RMS norm of each head's values, without a scale (Gemma 4)")
     scale: float | None = field(None, help="of the scores (default: 1 / sqrt(head_dim))", low=0.0)
     softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=0.0)
     sinks: bool = field(False, help="a learned score a head that only takes weight away (arXiv:2309.17453)")

@@ -110,7 +110,9 @@ class Attention(Layer):
         else:
             q = self._project(x, "query", "heads", H, K)
             k = self._project(x, "key", "kv_heads", G, K)
-            v = self._project(x, "value", "kv_heads", G, K)
+            v = k if config.keys_as_values else self._project(x, "value", "kv_heads", G, K)
+            if config.value_norm:
+                v = rms_normalize(v, config.qk_norm_epsilon).astype(x.dtype)
             if config.qk_norm != "none":
                 q, k = self._normalize(q, "query_norm"), self._normalize(k, "key_norm")
             if config.rotary:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.attention import Attention
 from jaxmodel.nn.cache import Cache
-from jaxmodel.nn.layer import Initializer, Layer, compact, normal
+from jaxmodel.nn.layer import Initializer, Layer, compact, normal, ones
 from jaxmodel.nn.mlp import MLP, MoE
 from jaxmodel.nn.norm import Norm
 
@@ -80,4 +80,7 @@ class Block(Layer):
             y, losses = MoE(**shared, **halves, config=config.moe, name="moe")(
                 h, real, segments, cache is None
             )
-        return after(x + added(y, "mlp"), "mlp"), cache, losses
+        x = after(x + added(y, "mlp"), "mlp")
+        if config.block_scale:
+            x = x * self.vector("scale", "scalar", (1,), ones).astype(x.dtype)
+        return x, cache, losses

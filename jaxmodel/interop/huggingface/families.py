@@ -4,7 +4,7 @@ from jaxmodel.interop.huggingface import decoders, encoders, experts, kin, laten
 
 _ALL = (
     *(decoders.GPT2, decoders.LLAMA, decoders.QWEN3, decoders.MISTRAL, decoders.QWEN2),
-    *(decoders.GEMMA3, decoders.GEMMA2, *kin.KIN, *experts.EXPERTS, *latents.LATENTS),
+    *(decoders.GEMMA3, decoders.GEMMA2, decoders.GEMMA4, *kin.KIN, *experts.EXPERTS, *latents.LATENTS),
     *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT),
 )
 FAMILIES = {family.name: family for family in _ALL}
