@@ -17,7 +17,8 @@ from jaxmodel.models.presets import PRESETS
 SIZES: Mapping[str, int] = {
     **{"vocab_size": 64, "max_length": 32, "embed_dim": 32, "dim": 48, "head_dim": 8, "window": 4, "num_heads": 4},
     **{"num_experts": 4, "experts_per_token": 2, "shared_dim": 24, "size": 8, "patch": 4},
-    **{"state_dim": 8, "num_groups": 2, "chunk": 4},
+    **{"state_dim": 8, "num_groups": 2, "chunk": 4, "groups_per_token": 1},
+    **{"kv_rank": 12, "q_rank": 16, "rope_dim": 4, "value_dim": 6},
     **{"num_classes": 5, "outputs": 5},
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from jaxmodel.models.parts import (
     Execution,
     Head,
     Images,
+    Latent,
     MoE,
     Norm,
     Pool,
@@ -84,6 +85,7 @@ class Transformer:
         low=0.0,
     )
     residual_scale: float | None = field(None, help="of what each half of a block adds (Granite)", low=0.0)
+    block_scale: bool = field(False, help="a number a block, which scales all that it gives (Gemma 4)")
     first: tuple[str, ...] = field((), help="variants of the first layers")
     pattern: tuple[str, ...] = field(("block",), help="variants of the following layers, repeated")
     variants: tuple[Variant, ...] = field((), help="block variants by name", flag=False)
@@ -191,8 +193,10 @@ class Transformer:
             a = self.attention
             width = a.head_dim or self.embed_dim // a.num_heads
             heads, groups = a.num_heads * width, (a.num_kv_heads or a.num_heads) * width
-            projected = (2 + a.gate) * heads + 2 * groups
-            return self.embed_dim * projected + 2 * heads * min(length, a.window or length)
+            seen = min(length, a.window or length)
+            if a.latent is not None:
+                return _latent_products(self.embed_dim, a.num_heads, width, a.latent, seen)
+            return self.embed_dim * ((2 + a.gate) * heads + 2 * groups) + 2 * heads * seen
         if sublayer == "recurrence":
             assert self.recurrence is not None
             r, delta = self.recurrence, self.recurrence.kind == "delta"
@@ -218,6 +222,7 @@ class Transformer:
             self.variant(name)._check_sublayers()
             attention = self.variant(name).attention
             _check_cap("attention.softcap", attention.softcap)
+            _check_latent(attention)
             if attention.head_dim is None and self.embed_dim % attention.num_heads:
                 raise InputError(
                     f"model.embed_dim={self.embed_dim} is no multiple of model.attention.num_heads="
@@ -240,6 +245,14 @@ class Transformer:
                     f"model.moe.experts_per_token={moe.experts_per_token} exceeds model.moe.num_experts="
                     f"{moe.num_experts}: change one of them"
                 )
+            if moe is not None:
+                size, rest = divmod(moe.num_experts, moe.num_groups)
+                held = size * min(moe.groups_per_token, moe.num_groups)
+                if rest or (moe.num_groups > 1 and size < 2) or held < moe.experts_per_token:
+                    raise InputError(
+                        f"model.moe.num_experts={moe.num_experts} do not make model.moe.num_groups={moe.num_groups} "
+                        f"of two or more, {moe.groups_per_token} of which hold the {moe.experts_per_token} of a token"
+                    )
 
     def has(self, part: str) -> bool:
         """Whether this block has attention, a recurrence or an MLP, whatever is beside it."""
@@ -312,6 +325,35 @@ class Transformer:
         from jaxmodel.models import transformer
 
         return transformer.build(self, partitioning)
+
+
+def _latent_products(dim: int, heads: int, width: int, latent: Latent, seen: int) -> int:
+    """Multiply-adds of a token's multi-head latent attention, over `seen` tokens."""
+    narrow, values = latent.q_rank or 0, heads * latent.value_dim
+    products = dim * (narrow + latent.kv_rank + latent.rope_dim + values) + (narrow or dim) * heads * width
+    return (
+        products
+        + latent.kv_rank * (heads * (width - latent.rope_dim) + values)
+        + seen * (heads * width + values)
+    )
+
+
+def _check_latent(attention: Attention) -> None:
+    latent, width = attention.latent, attention.head_dim
+    if latent is None:
+        return
+    if width is None or width <= latent.rope_dim or latent.rope_dim % 2:
+        raise InputError(
+            f"model.attention.head_dim={_config.to_text(width)} beside model.attention.latent.rope_dim="
+            f"{latent.rope_dim}: the turned part of a head has an even width, and is less than all of it"
+        )
+    same = {"num_kv_heads": attention.num_heads, "qk_norm": "none", "rotary": True}
+    for name, value in same.items():
+        if getattr(attention, name) not in (value, None):
+            raise InputError(
+                f"model.attention.{name}={_config.to_text(getattr(attention, name))} does not go with "
+                f"model.attention.latent: set it to {_config.to_text(value)}"
+            )
 
 
 def _check_cap(name: str, cap: float | None) -> None:

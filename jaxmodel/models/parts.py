@@ -13,7 +13,7 @@ ACTIVATIONS = (
 SUBLAYERS = ("attention", "recurrence", "hybrid", "mlp")
 GATED = ("swiglu", "geglu", "geglu_exact", "quick_geglu")  # those with a gate, that is, a third matrix
 UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
-SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
+SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 
 
 @register
@@ -25,8 +25,8 @@ class Rope:
     interleaved: bool = field(False, help="pairs are neighbours (0, 1), not halves (0, head_dim / 2)")
     scaling: str = field(
         "none",
-        help="linear (arXiv:2306.15595), dynamic NTK, llama3 (arXiv:2407.21783), yarn (arXiv:2309.00071) or longrope "
-        "(arXiv:2402.13753)",
+        help="linear (arXiv:2306.15595), dynamic NTK, llama3 (arXiv:2407.21783), yarn (arXiv:2309.00071), longrope "
+        "(arXiv:2402.13753) or proportional: the quickest `fraction` of a whole head's pairs are turned (Gemma 4)",
         choices=SCALINGS,
     )
     factor: float = field(1.0, help="how much further than trained", low=0.0)
@@ -49,6 +49,22 @@ class Rope:
 
 @register
 @dataclasses.dataclass(frozen=True)
+class Latent:
+    """Keys and values that come from one narrow vector a token, which is what a cache keeps (arXiv:2405.04434).
+
+    The last `rope_dim` of a head's `head_dim` are turned, their key being one for all heads; the others are not.
+    """
+
+    kv_rank: int = field(help="width of the vector that keys and values come from", low=1)
+    rope_dim: int = field(help="width of the turned part of a head", low=2)
+    value_dim: int = field(help="width of a value's head", low=1)
+    q_rank: int | None = field(
+        None, help="width of the vector that queries come from; none: from the token itself", low=1
+    )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
 class Attention:
     """Multi-head attention; fewer key/value heads make it grouped-query attention (arXiv:2305.13245)."""
 
@@ -62,10 +78,13 @@ class Attention:
     rope: Rope = field(Rope(), help="how far rotary positions reach")
     qk_norm: str = field(
         "none",
-        help="RMS norm of queries and keys: of each head, or of all together",
-        choices=("none", "head", "all"),
+        help="norm of queries and keys: RMS of each head, or of all together; or layer norm of each head, each by a "
+        "scale of its own",
+        choices=("none", "head", "all", "layer"),
     )
     qk_norm_epsilon: float = field(1e-6, help="added to their variance", low=0.0)
+    keys_as_values: bool = field(False, help="values are the keys before norm and positions (Gemma 4)")
+    value_norm: bool = field(False, help="RMS norm of each head's values, without a scale (Gemma 4)")
     scale: float | None = field(None, help="of the scores (default: 1 / sqrt(head_dim))", low=0.0)
     key_scale: float | None = field(None, help="of the keys (Falcon-H1)", low=0.0)
     output_scale: float | None = field(None, help="of what attention gives (Falcon-H1)", low=0.0)
@@ -74,7 +93,12 @@ class Attention:
     gate: bool = field(
         False, help="scale what heads give by a sigmoid of the token, value by value (arXiv:2505.06708)"
     )
-    bias: bool = field(False, help="biases on query, key, value and gate")
+    latent: Latent | None = field(
+        None, help="keys and values from a narrow vector (multi-head latent attention)"
+    )
+    bias: bool = field(
+        False, help="biases on query, key, value and gate, or on the narrow vectors these come from"
+    )
     output_bias: bool = field(False, help="bias on the output projection")
 
 
@@ -138,7 +162,7 @@ class MLP:
 @register
 @dataclasses.dataclass(frozen=True)
 class MoE:
-    """Dropless mixture of experts in place of the MLP; losses are taken a sequence at a time."""
+    """Mixture of experts in place of the MLP; losses, and room for tokens, are those of one sequence at a time."""
 
     num_experts: int = field(help="experts in a layer", low=2)
     dim: int = field(help="hidden width of one expert", low=1)
@@ -149,11 +173,28 @@ class MoE:
         None, help="clamp of the gate from above, and of what it multiplies on both sides (gpt-oss)", low=0.0
     )
     up_offset: float = field(0.0, help="added to what the gate multiplies (gpt-oss: 1)")
+    scores: str = field(
+        "softmax",
+        help="probabilities of experts: of all together, or each its own",
+        choices=("softmax", "sigmoid"),
+    )
+    selection_bias: bool = field(
+        False, help="a number an expert, added to its probability in the choice alone (arXiv:2408.15664)"
+    )
+    num_groups: int = field(1, help="groups of experts, scored by their best two (arXiv:2412.19437)", low=1)
+    groups_per_token: int = field(1, help="groups that a token's experts are chosen from", low=1)
     normalize: bool = field(True, help="rescale the chosen experts' probabilities to sum to one")
+    scale: float = field(1.0, help="of the chosen experts' probabilities, after that", low=0.0)
     shared_dim: int | None = field(
         None, help="hidden width of an expert that every token goes through (arXiv:2401.06066)", low=1
     )
     shared_gate: bool = field(False, help="scale what it gives by a sigmoid of the token")
+    capacity_factor: float | None = field(
+        None,
+        help="room of an expert, in even shares of a sequence; later tokens pass by it, except in generation; none: "
+        "it takes all (arXiv:2101.03961)",
+        low=0.0,
+    )
     balance_loss: float = field(
         0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0
     )

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from jaxmodel.models.configs import ConvNet, Perceptron, Transformer, Variant
-from jaxmodel.models.parts import MLP, Attention, Head, Images, MoE, Norm, Pool, Recurrence, Rope, Stem
+from jaxmodel.models.parts import (
+    MLP,
+    Attention,
+    Head,
+    Images,
+    Latent,
+    MoE,
+    Norm,
+    Pool,
+    Recurrence,
+    Rope,
+    Stem,
+)
 
 GPT2_VOCAB = 50257
 
@@ -303,6 +316,31 @@ PRESETS = {
     ),
     "gpt-oss-20b": _gpt_oss(24, 32),
     "gpt-oss-120b": _gpt_oss(36, 128),
+    # arXiv:2412.19437
+    "deepseek-v3": _decoder(
+        *(129280, 7168, 61, (128, 128, 192), 18432, 163840, 1e4),
+        {
+            "rope": Rope(
+                **{"scaling": "yarn", "factor": 40.0, "original_length": 4096, "attention_factor": 1.0},
+                interleaved=True,
+            ),
+            "scale": 192**-0.5 * (0.1 * math.log(40.0) + 1.0) ** 2,
+            "latent": Latent(kv_rank=512, rope_dim=64, value_dim=128, q_rank=1536),
+        },
+        norm=Norm(epsilon=1e-6),
+        moe=MoE(
+            **{"num_experts": 256, "dim": 2048, "experts_per_token": 8, "shared_dim": 2048},
+            **{
+                "scores": "sigmoid",
+                "selection_bias": True,
+                "scale": 2.5,
+                "num_groups": 8,
+                "groups_per_token": 4,
+            },
+        ),
+        first=("dense",) * 3,
+        variants=(Variant("dense", (("moe", None),)),),
+    ),
     "gemma-2b": _gemma(2048, 18, (8, 1, 256), 16384, placement="pre"),
     **{
         name: _gemma(

@@ -5,13 +5,17 @@ B batch, T queries, S keys, D model dim, H query heads, G key/value heads, R = H
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from jaxmodel import weights
 from jaxmodel.models import parts
 from jaxmodel.models.configs import Transformer
-from jaxmodel.nn.cache import AttentionCache
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, scaled, zeros
+from jaxmodel.nn.cache import AttentionCache, Read
+from jaxmodel.nn.layer import STABLE, Initializer, Layer, Weight, compact, einsum, ones, scaled, zeros
 from jaxmodel.nn.mask import attention_mask
 from jaxmodel.nn.norm import norm_scale, rms_normalize
 from jaxmodel.nn.rope import rotate
@@ -47,6 +51,7 @@ def dot_product_attention(
 ) -> jax.Array:
     """Attention in plain array code, which every backend and export can run: float32 softmax, [B,T,H,K] out.
 
+    Values may have another width than keys, which then is that of what comes out.
     `mask` is bool[B or 1,T,S]; a query that may see nothing (padding) gets a finite, meaningless answer. `sinks`
     float32[H] are scores of nothing: they take weight away from what is seen (arXiv:2309.17453).
     """
@@ -68,7 +73,14 @@ def dot_product_attention(
     if sinks is not None:
         weights = weights[..., :-1]
     out_BGRTK = jnp.einsum("bgrts,bgsk->bgrtk", weights, v_BGSK)
-    return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+    return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, -1)
+
+
+def _kept(
+    cache: AttentionCache | None, keys: jax.Array, values: jax.Array, positions: jax.Array
+) -> tuple[AttentionCache | None, Read]:
+    """The grown cache, and all that is visible."""
+    return (None, (keys, values, positions)) if cache is None else cache.append(keys, values, positions)
 
 
 class Attention(Layer):
@@ -92,19 +104,22 @@ class Attention(Layer):
         config = self.config
         H, G = config.num_heads, config.num_kv_heads or config.num_heads
         K = config.head_dim or self.dim // H
-        q = self._project(x, "query", "heads", H, K)
-        k = scaled(self._project(x, "key", "kv_heads", G, K), config.key_scale)
-        v = self._project(x, "value", "kv_heads", G, K)
-        if config.qk_norm != "none":
-            q, k = self._normalize(q, "query_norm"), self._normalize(k, "key_norm")
-        if config.rotary:
-            q, k = (rotate(each, positions, config, self.model.max_length) for each in (q, k))
+        widen = None
+        if config.latent is not None:
+            q, k, v, key_positions, cache, widen = self._latent(config.latent, x, positions, cache, K)
+        else:
+            q = self._project(x, "query", "heads", H, K)
+            k = scaled(self._project(x, "key", "kv_heads", G, K), config.key_scale)
+            v = k if config.keys_as_values else self._project(x, "value", "kv_heads", G, K)
+            if config.value_norm:
+                v = rms_normalize(v, config.qk_norm_epsilon).astype(x.dtype)
+            if config.qk_norm != "none":
+                q, k = self._normalize(q, "query_norm"), self._normalize(k, "key_norm")
+            if config.rotary:
+                q, k = (rotate(each, positions, config, self.model.max_length) for each in (q, k))
+            cache, (k, v, key_positions) = _kept(cache, k, v, positions)
         sinks = self.vector("sinks", "heads", (H,), zeros) if config.sinks else None
         scale = K**-0.5 if config.scale is None else config.scale
-        if cache is None:
-            key_positions = positions
-        else:
-            cache, (k, v, key_positions) = cache.append(k, v, positions)
         # In training no key after a query is ever seen, nor computed: late keys are cut off a piece of queries at
         # a time. (Not elsewhere: an export must compute, bit for bit, what the checkpoint does at every length.)
         T = x.shape[1]
@@ -131,13 +146,13 @@ class Attention(Layer):
             else:
                 ends = [(i + 1) * T // pieces for i in range(pieces)]
                 out = jnp.concatenate([attend(end - T // pieces, end, end) for end in ends], axis=1)
+        out = out if widen is None else widen(out)
         if config.gate:
             gate = self._project(x, "gate", "heads", H, K)
             out = out * jax.nn.sigmoid(gate.astype(STABLE)).astype(out.dtype)
         out = self.constrain(out, "batch", None, "heads", None)
-        y = einsum(
-            out, self.weight("output", "heads head_dim -> embed", (H, K), (self.dim,), self.init_output)
-        )
+        output = (H, out.shape[-1]), (self.dim,)
+        y = einsum(out, self.weight("output", "heads head_dim -> embed", *output, self.init_output))
         if config.output_bias:
             y = y + self.vector("output_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
         return scaled(y, config.output_scale), cache
@@ -149,9 +164,61 @@ class Attention(Layer):
             y = y + self.vector(f"{name}_bias", f"{heads} head_dim", (num, width), zeros).astype(y.dtype)
         return self.constrain(y, "batch", None, heads, None)
 
+    def _latent(
+        self, latent: parts.Latent, x: jax.Array, positions: jax.Array, cache: AttentionCache | None, K: int
+    ) -> tuple[
+        jax.Array,
+        jax.Array,
+        jax.Array,
+        jax.Array,
+        AttentionCache | None,
+        Callable[[jax.Array], jax.Array] | None,
+    ]:
+        """Queries, keys, values and their positions; the cache; and what makes heads of what attention gives, if any.
+
+        A single token, whose cache may be long, meets the narrow vectors themselves: its queries are brought to
+        them, and what it takes from them to heads; that saves making keys and values of every token again.
+        """
+        H, R, rank = self.config.num_heads, latent.rope_dim, latent.kv_rank
+
+        def heads(name: str, origin: str, width: int, size: int) -> Weight:
+            return self.weight(name, f"{origin} -> heads head_dim", (width,), (H, size), self.init_input)
+
+        def turned(x: jax.Array) -> jax.Array:
+            return rotate(x, positions, self.config, self.model.max_length)
+
+        if latent.q_rank is None:
+            q = einsum(x, heads("query", "embed", self.dim, K))
+        else:
+            narrow = self._normalize(
+                self._project(x, "query_latent", "latent", 1, latent.q_rank), "query_norm"
+            )
+            q = einsum(narrow[:, :, 0], heads("query", "latent", latent.q_rank, K))
+        q, q_turned = q[..., : K - R], turned(q[..., K - R :])
+        k = self._normalize(self._project(x, "latent", "latent", 1, rank), "latent_norm")
+        k_turned = turned(self._project(x, "rope_key", "latent", 1, R))
+        whole = cache is None or x.shape[1] > 1
+        cache, (k, k_turned, key_positions) = _kept(cache, k, k_turned, positions)
+        k, k_turned = k.astype(x.dtype), k_turned.astype(x.dtype)
+        key, value = heads("key", "latent", rank, K - R), heads("value", "latent", rank, latent.value_dim)
+        widen: Callable[[jax.Array], jax.Array] | None = None
+        if whole:
+            v, k = einsum(k[:, :, 0], value), einsum(k[:, :, 0], key)
+            k_turned = jnp.broadcast_to(k_turned, (*k.shape[:3], R))
+        else:
+            into, out = (weights.dense(each.leaf, x.dtype).reshape(rank, H, -1) for each in (key, value))
+            q, v = jnp.einsum("bthk,rhk->bthr", q, into), k
+            widen = functools.partial(jnp.einsum, "rhk,bthr->bthk", out)
+        q, k = jnp.concatenate([q, q_turned], axis=-1), jnp.concatenate([k, k_turned], axis=-1)
+        return self.constrain(q, "batch", None, "heads", None), k, v, key_positions, cache, widen
+
     def _normalize(self, x: jax.Array, name: str) -> jax.Array:
-        """RMS norm [B,T,H,K] over each head, or over all of them together."""
+        """Norm [B,T,H,K] over each head, or over all of them together."""
         config, flat = self.config, x
+        if config.qk_norm == "layer":
+            scale = self.vector(name, "heads_norm head_dim", x.shape[2:], ones)
+            centred = x.astype(STABLE) - jnp.mean(x.astype(STABLE), axis=-1, keepdims=True)
+            return (rms_normalize(centred, config.qk_norm_epsilon) * scale).astype(x.dtype)
         layout = "head_dim"
         if config.qk_norm == "all":
             flat, layout = x.reshape(*x.shape[:2], -1), "heads_norm"

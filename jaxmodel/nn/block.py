@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.attention import Attention
 from jaxmodel.nn.cache import Cache, HybridCache
-from jaxmodel.nn.layer import Initializer, Layer, compact, normal
+from jaxmodel.nn.layer import Initializer, Layer, compact, normal, ones
 from jaxmodel.nn.mlp import MLP, MoE
 from jaxmodel.nn.norm import Norm
 from jaxmodel.nn.recurrence import Recurrence
@@ -92,6 +92,10 @@ class Block(Layer):
                 y = MLP(**shared, **halves, config=config.mlp, name=half)(h)
             else:
                 real = jnp.ones(x.shape[:2], bool) if mask is None else mask
-                y, losses = MoE(**shared, **halves, config=config.moe, name="moe")(h, real)
+                y, losses = MoE(**shared, **halves, config=config.moe, name="moe")(
+                    h, real, segments, cache is None
+                )
             x = after(x + added(y, half), half)
+        if config.block_scale:
+            x = x * self.vector("scale", "scalar", (1,), ones).astype(x.dtype)
         return x, cache, losses

@@ -120,7 +120,10 @@ def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -
     """An empty cache of one block, by its own config."""
     a, r = config.attention, config.recurrence
     width = a.head_dim or config.embed_dim // a.num_heads
-    attention = make_cache(batch_size, length, a.window, a.num_kv_heads or a.num_heads, width, dtype)
+    kept = a.num_kv_heads or a.num_heads, (width, width)
+    if a.latent is not None:
+        kept = 1, (a.latent.kv_rank, a.latent.rope_dim)
+    attention = make_cache(batch_size, length, a.window, *kept, dtype)
     if not config.has("recurrence"):
         return attention
     assert r is not None
@@ -132,13 +135,16 @@ def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -
 
 
 def make_cache(
-    batch_size: int, length: int, window: int | None, num_kv_heads: int, head_dim: int, dtype: Any
+    batch_size: int, length: int, window: int | None, heads: int, widths: tuple[int, int], dtype: Any
 ) -> FullCache | SlidingCache:
-    """An empty cache for `length` tokens a row; a sliding one where the window is shorter than that."""
+    """An empty cache for `length` tokens a row; a sliding one where the window is shorter than that.
+
+    `widths` are those of a key's and a value's head, or of the narrow vector and the turned key (`parts.Latent`).
+    """
     slots = length if window is None else min(window, length)
     positions = jnp.full((batch_size, slots), ABSENT, jnp.int32)
     if slots == length:
-        empty = jnp.zeros((batch_size, num_kv_heads, slots, head_dim), dtype)
-        return FullCache(empty, empty, positions, used=jnp.zeros((), jnp.int32))
-    empty = jnp.zeros((batch_size, slots, num_kv_heads, head_dim), dtype)
-    return SlidingCache(empty, empty, positions)
+        keys, values = (jnp.zeros((batch_size, heads, slots, width), dtype) for width in widths)
+        return FullCache(keys, values, positions, used=jnp.zeros((), jnp.int32))
+    keys, values = (jnp.zeros((batch_size, slots, heads, width), dtype) for width in widths)
+    return SlidingCache(keys, values, positions)

@@ -1,4 +1,4 @@
-"""The feed-forward half of a block: a plain or gated MLP, or a dropless mixture of experts.
+"""The feed-forward half of a block: a plain or gated MLP, or a mixture of experts.
 
 B batch, T time, D model dim, F hidden, E experts, N = tokens sent to experts.
 """
@@ -49,7 +49,9 @@ class MLP(Layer):
 class MoE(Layer):
     """Every token goes through its top experts, none is dropped (arXiv:2211.15841); x [B,T,D] to [B,T,D].
 
-    A token's result depends on that token alone and the losses on one sequence, never on what shares the device.
+    A token's result depends on that token alone and the losses on one sequence, never on what shares the device. With a
+    `capacity_factor` an expert takes but so many tokens of a sequence, the earlier first (arXiv:2101.03961): others get
+    0 from it. That is for whole sequences: where a cache holds the earlier part of one, nothing is dropped.
     """
 
     config: parts.MoE
@@ -58,25 +60,70 @@ class MoE(Layer):
     init_output: Initializer
 
     @compact
-    def __call__(self, x: jax.Array, real: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x: jax.Array, real: jax.Array, segments: jax.Array | None = None, whole: bool = True
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         config = self.config
         router = self.vector("router", "embed experts", (self.dim, config.num_experts), self.init_input)
         logits = x.astype(STABLE) @ router
         if config.bias:
             logits = logits + self.vector("router_bias", "experts", (config.num_experts,), zeros)
-        probabilities = jax.nn.softmax(logits, axis=-1)
-        gates, chosen = _top(probabilities, config.experts_per_token)
-        if config.normalize:
-            gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
+        probabilities, gates, chosen = self._route(logits)
         experts = {
             name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated
         }
         if config.bias:
             experts |= {f"{name}_bias": self._expert_bias(name) for name in tuple(experts)}
-        y = self._dispatch(x, gates.astype(x.dtype), chosen, experts)
+        sent = chosen
+        if config.capacity_factor is not None and whole:
+            room = self._room(chosen, real, segments, config.capacity_factor)
+            sent = jnp.where(room, chosen, config.num_experts)  # an expert that nobody has
+        y = self._dispatch(x, gates.astype(x.dtype), sent, experts)
         if config.shared_dim is not None:
             y = y + self._shared(x, config.shared_dim)
         return y, self._losses(logits, probabilities, chosen, real)
+
+    def _route(self, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Probabilities of all experts [B,T,E]; gates of each token's own, and which these are [B,T,K]."""
+        config = self.config
+        softmax = config.scores == "softmax"
+        scores = jax.nn.softmax(logits, axis=-1) if softmax else jax.nn.sigmoid(logits)
+        ranked = scores
+        if config.selection_bias:
+            ranked = ranked + self.vector("selection_bias", "experts", (config.num_experts,), zeros)
+        if config.num_groups > 1:
+            grouped = ranked.reshape(*ranked.shape[:-1], config.num_groups, -1)
+            best, _ = _top(grouped, grouped, 2)
+            groups = jnp.sum(best, axis=-1)
+            _, chosen = _top(groups, groups, config.groups_per_token)
+            allowed = jnp.any(jax.nn.one_hot(chosen, config.num_groups, dtype=bool), axis=-2)
+            ranked = jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(ranked.shape)
+        gates, chosen = _top(ranked, scores, config.experts_per_token)
+        if config.normalize:
+            gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
+        if config.scale != 1.0:
+            gates = gates * config.scale
+        return scores if softmax else scores / jnp.sum(scores, axis=-1, keepdims=True), gates, chosen
+
+    def _room(
+        self, chosen: jax.Array, real: jax.Array, segments: jax.Array | None, factor: float
+    ) -> jax.Array:
+        """Whether each of a token's experts has room for it, bool[B,T,K]; padding needs none and gets none."""
+        E, T = self.config.num_experts, chosen.shape[1]
+        picked = jnp.any(jax.nn.one_hot(chosen, E, dtype=bool), axis=2) & real[..., None]
+        before = jnp.cumsum(picked, axis=1) - picked  # tokens [B,T,E] that an expert got already
+        if segments is None:
+            length = jnp.sum(real, axis=1, keepdims=True)
+        else:
+            changes = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+            start = jax.lax.cummax(jnp.where(changes, jnp.arange(T), 0), axis=1)
+            before = before - jnp.take_along_axis(before, start[..., None], axis=1)
+            length = jax.vmap(lambda row, mine: jnp.bincount(row, mine, length=T + 1)[row])(
+                segments, real.astype(jnp.int32)
+            )
+        top = self.config.experts_per_token
+        room = jnp.asarray([math.ceil(factor * count * top / E) for count in range(T + 1)])[length]
+        return jnp.take_along_axis(before < room[..., None], chosen, axis=2) & real[..., None]
 
     @property
     def _gated(self) -> bool:
@@ -190,13 +237,16 @@ class MoE(Layer):
         return {"balance": self.config.balance_loss * balance, "router_z": self.config.z_loss * z}
 
 
-def _top(probabilities: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The largest `count` of the last axis and their indices, as `lax.top_k`, which no mesh can split by rows."""
-    left, values, indices = probabilities, [], []
+def _top(ranked: jax.Array, scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Scores of the best `count` of the last axis, and their indices.
+
+    As `lax.top_k`, which no mesh can split by rows.
+    """
+    left, values, indices = ranked, [], []
     for _ in range(count):
         index = jnp.argmax(left, axis=-1)
         here = jax.nn.one_hot(index, left.shape[-1], dtype=bool)
-        values.append(jnp.sum(jnp.where(here, probabilities, 0.0), axis=-1))
+        values.append(jnp.sum(jnp.where(here, scores, 0.0), axis=-1))
         indices.append(index)
-        left = jnp.where(here, -1.0, left)
+        left = jnp.where(here, -jnp.inf, left)
     return jnp.stack(values, axis=-1), jnp.stack(indices, axis=-1).astype(jnp.int32)

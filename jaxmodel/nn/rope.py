@@ -45,7 +45,7 @@ def rotate(x_BTHK: jax.Array, positions: jax.Array, attention: Attention, max_le
 
 def turned_width(rope: Rope, head_dim: int) -> int:
     """How many of a head's dims are turned."""
-    return int(head_dim * rope.fraction)
+    return head_dim if rope.scaling == "proportional" else int(head_dim * rope.fraction)
 
 
 def attention_factor(rope: Rope, max_length: int) -> float:
@@ -116,6 +116,12 @@ def _longrope(rope: Rope, theta: float, turned: int, max_length: int, length: ja
     return jnp.asarray(plain) / jnp.where(length > (rope.original_length or max_length), long, short)
 
 
+def _proportional(rope: Rope, theta: float, turned: int, max_length: int, length: jax.Array) -> np.ndarray:
+    """The slow pairs of a head stand still (Gemma 4)."""
+    plain = _plain(rope, theta, turned, max_length, length) / np.float32(rope.factor)
+    return np.where(np.arange(turned // 2) < int(rope.fraction * turned // 2), plain, np.float32(0))
+
+
 SCALINGS: dict[str, Scaling] = {
     "none": _plain,
     "linear": _linear,
@@ -123,4 +129,5 @@ SCALINGS: dict[str, Scaling] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "proportional": _proportional,
 }

@@ -46,6 +46,7 @@ PUBLISHED = {  # distinct parameters: a tied head counts once
     "qwen1.5-moe-a2.7b": 14_315_784_192,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
+    "deepseek-v3": 671_026_419_200,
     "llama3-8b": 8_030_261_248,
     "mamba2-130m": 128_989_632,
     "mamba2-370m": 368_346_624,

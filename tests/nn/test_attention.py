@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmodel import weights
 from jaxmodel.config import replace
+from jaxmodel.errors import InputError
+from jaxmodel.model import sharded
 from jaxmodel.nn.attention import dot_product_attention
-from tests.contract import CAUSAL, relative
+from jaxmodel.sharding import make_mesh
+from tests.contract import CAUSAL, GPT, relative
 
 
 @pytest.mark.parametrize("sunk", [False, True])
@@ -58,3 +62,58 @@ def test_pieces_of_queries_change_nothing(name):
         max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), pieced_grads, grads)))
         < 1e-5 * largest
     )
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_narrow_vector_a_token_is_all_that_a_cache_keeps(window):
+    """Tokens one by one against all at once: on one device, on a mesh and with packed weights."""
+    changes = {
+        "attention.latent.kv_rank": 12,
+        "attention.latent.rope_dim": 4,
+        "attention.latent.value_dim": 6,
+    }
+    config = replace(
+        GPT, {**changes, "attention.rotary": True, "attention.head_dim": 8, "attention.window": window}
+    )
+    model, split = config.build(), sharded(config.build(), make_mesh({"data": 4, "tensor": 2}))
+    params = jax.jit(model.init)(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (4, 9), 0, 64)
+    cache = model.start(4, 9)["stack"]["0"]["block"]
+    assert cache.keys.shape[-1] == 12 and cache.values.shape[-1] == 4
+    for weights_of in (params, weights.quantize(params, model.layout, "int8")):
+        expected = jax.jit(model.apply)(weights_of, {"tokens": tokens})["logits"]
+        for each in (model, split):
+            step, state = jax.jit(each.apply), each.start(4, 9)
+            out = step(weights_of, {"tokens": tokens[:, :4]}, state)
+            found = [out["logits"]]
+            for i in range(4, 9):
+                out = step(weights_of, {"tokens": tokens[:, i : i + 1]}, out.state)
+                found.append(out["logits"])
+            assert relative(jnp.concatenate(found, axis=1), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"attention.head_dim": None},
+            "model.attention.head_dim=none beside model.attention.latent.rope_dim=4",
+        ),
+        (
+            {"attention.head_dim": 4},
+            "the turned part of a head has an even width, and is less than all of it",
+        ),
+        (
+            {"attention.num_kv_heads": 2},
+            "model.attention.num_kv_heads=2 does not go with model.attention.latent",
+        ),
+        ({"attention.qk_norm": "head"}, "model.attention.qk_norm=head does not go with"),
+        ({"attention.rotary": False}, "set it to true"),
+    ],
+)
+def test_latent_attention_that_contradicts_itself_is_refused(changes, words):
+    latent = {"attention.latent.kv_rank": 12, "attention.latent.rope_dim": 4, "attention.latent.value_dim": 6}
+    config = replace(GPT, {**latent, "attention.rotary": True, "attention.head_dim": 8})
+    config.check()
+    with pytest.raises(InputError, match=words):
+        replace(config, changes).check()

@@ -125,6 +125,9 @@ def made(case: Case) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
+        for name, buffer in model.named_buffers():  # what is saved beside them, as a bias of routers
+            if name in model.state_dict() and buffer.is_floating_point():
+                buffer.add_(torch.rand_like(buffer) * 0.1)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Decoders: gpt2, llama, mistral, qwen2, qwen3, gemma2, gemma3."""
+"""Decoders: gpt2, llama, mistral, qwen2, qwen3, gemma2, gemma3, gemma4."""
 
 import pytest
 
@@ -36,6 +36,8 @@ YARN = rope("yarn", factor=4.0, original_max_position_embeddings=16)
 LONG = rope("longrope", factor=4.0, original_max_position_embeddings=8, short_factor=[1.0, 1.1, 1.2, 1.3],
             long_factor=[1.0, 2.0, 3.0, 4.0])  # fmt: skip
 SLIDING = {"sliding_window": 4}
+GEMMA4 = {"sliding_window": 4, "num_hidden_layers": 7, "global_head_dim": 12, "hidden_size_per_layer_input": 0,
+          "layer_types": ["sliding_attention", "full_attention"] * 3 + ["full_attention"]}  # fmt: skip
 GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": 4}
 
 CASES = [
@@ -77,6 +79,15 @@ CASES = [
     case("stretched", "gemma3_text", "Gemma3ForCausalLM", {**GEMMA, "num_hidden_layers": 7, "rope_parameters": {
          "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
          "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+    case("values of their own", "gemma4_text", "Gemma4ForCausalLM", GEMMA4, generates=True),
+    case("keys as values, fewer, biases, untied, capped", "gemma4_text", "Gemma4ForCausalLM", {**GEMMA4,
+         "attention_k_eq_v": True, "num_global_key_value_heads": 1, "attention_bias": True,
+         "tie_word_embeddings": False, "final_logit_softcapping": 5.0}, generates=True),
+    case("all global, another part turned", "gemma4_text", "Gemma4ForCausalLM", {**GEMMA4, "rope_parameters": {
+         "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 1e6},
+         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
+         "layer_types": ["full_attention"] * 7}),
+    case("body, bfloat16", "gemma4_text", "Gemma4TextModel", GEMMA4, dtype="bfloat16"),
     case("body, bfloat16", "gemma3_text", "Gemma3TextModel", {**GEMMA, "num_hidden_layers": 7}, dtype="bfloat16"),
 ]  # fmt: skip
 

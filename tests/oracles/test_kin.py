@@ -44,6 +44,8 @@ CASES = [
     case("part turned", "stablelm", "StableLmForCausalLM", PART, NO_HEAD_DIM, generates=True),
     case("parallel, biases, tied", "stablelm", "StableLmForCausalLM", {"use_parallel_residual": True,
          "use_qkv_bias": True, **TIED, **PART}, NO_HEAD_DIM, generates=True),
+    case("norms of each head", "stablelm", "StableLmForCausalLM", {"qk_layernorm": True, **PART}, NO_HEAD_DIM,
+         generates=True),
     case("bfloat16", "stablelm", "StableLmForCausalLM", PART, NO_HEAD_DIM, dtype="bfloat16"),
     case("parallel, part turned", "gpt_neox", "GPTNeoXForCausalLM", PART, NO_HEAD_DIM, generates=True),
     case("one after the other, no biases, tied", "gpt_neox", "GPTNeoXForCausalLM", {"use_parallel_residual": False,

@@ -140,6 +140,15 @@ def test_it_starts_from_other_weights_with_parts_of_the_model_changed(tmp_path, 
     assert "dropout: 0.0 in" in (errors := capsys.readouterr().err) and "leave --model out" in errors
 
 
+def test_experts_with_room_for_so_many_tokens(tmp_path, corpus):
+    experts = ["--model.moe.num_experts=4", "--model.moe.dim=16", "--model.moe.capacity_factor=1.0"]
+    more = [*experts, "--mesh.fsdp=4", "--mesh.expert=2", "--optimizer.learning_rate=2e-2"]
+    assert run(train.main, train.COMMAND, command(tmp_path / "run", corpus, *more)) == 0
+    losses = [line["loss"] for line in lines_of(tmp_path / "run") if line["split"] == "train"]
+    assert losses[-1] < 0.75 * losses[0]
+    assert config_of(tmp_path / "run").moe.capacity_factor == 1.0
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -147,6 +156,10 @@ def test_it_starts_from_other_weights_with_parts_of_the_model_changed(tmp_path, 
         (["--mesh.tensor=3"], "mesh.fsdp=8 * mesh.tensor=3 does not fit 8 devices: make the product 8"),
         (["--model.embed_dim=36"], "mesh.fsdp=8 does not divide embed = 36 of"),
         (["--model.attention.num_heads=5"], "is no multiple of model.attention.num_heads=5"),
+        (["--model.moe.num_experts=4", "--model.moe.dim=8", "--model.moe.num_groups=3"], "model.moe.num_experts=4 do "
+         "not make model.moe.num_groups=3 of two or more"),
+        (["--model.moe.num_experts=4", "--model.moe.dim=8", "--model.moe.capacity_factor=-1"],
+         "model.moe.capacity_factor"),
         (["--data.length=1024"], "--data.length=1024 is longer than --model.max_length=512"),
         (["--model.vocab_size=100"], "the tokenizer has 257 tokens, --model.vocab_size=100 is smaller"),
         (["--data.path=nowhere"], "data.path: 'nowhere' does not exist"),
@@ -156,7 +169,7 @@ def test_it_starts_from_other_weights_with_parts_of_the_model_changed(tmp_path, 
         (["--optimizer.warmup=30"], "optimizer.warmup=30 takes up all of train.steps=24"),
         (["--init_from=nowhere"], "nowhere: there is no such folder"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, corpus, capsys, more, words):
     workdir = tmp_path / "run"
     assert run(train.main, train.COMMAND, command(workdir, corpus, *more)) == 2

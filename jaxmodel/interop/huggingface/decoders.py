@@ -13,6 +13,7 @@ from jaxmodel.interop.huggingface.keys import (
     classifier,
     decoder_heads,
     layer_types,
+    layers,
     named,
     rotary,
     rotary_by_layer,
@@ -248,6 +249,64 @@ GEMMA3 = GEMMA2._replace(
         "Gemma3TextModel": body(),
         "Gemma3TextForSequenceClassification": classifier("score", Pool("last"), bias=False),
     },
+)
+
+
+def _gemma4_layers() -> Group:
+    """As Gemma 3's; global layers have another width of heads, and may have fewer keys, which are their values."""
+
+    def of_global(json: Json) -> Overrides:
+        same = bool(json.get("attention_k_eq_v", False))
+        few = json.get("num_global_key_value_heads") if same else None
+        usual = {"head_dim": json.get("global_head_dim", 512), "num_key_value_heads": few}
+        each = list((json.get("per_layer_config") or {"": usual}).values())
+        if any(one != each[0] for one in each):
+            raise ValueError("per_layer_config is not supported where global layers differ from each other")
+        return {
+            "attention.keys_as_values": same,
+            "attention.head_dim": each[0].get("head_dim") or json["head_dim"],
+            "attention.num_kv_heads": each[0].get("num_key_value_heads") or json["num_key_value_heads"],
+        }
+
+    plain = rotary_by_layer(6, 1e6, 1e4, of_global)
+
+    def write(config: Transformer) -> dict[str, Any]:
+        attentions = {str(i): layer.attention for i, layer in enumerate(layers(config))}
+        return {
+            **plain.write(config),
+            "attention_k_eq_v": any(a.keys_as_values for a in attentions.values()),
+            "per_layer_config": {
+                i: {"head_dim": a.head_dim, "num_key_value_heads": a.num_kv_heads}
+                for i, a in attentions.items()
+                if a.window is None
+            },
+        }
+
+    return Group(plain.read, write)
+
+
+GEMMA4 = GEMMA3._replace(
+    name="gemma4_text",
+    base=transformer(
+        attention=Attention(
+            **{"num_heads": 1, "rotary": True, "qk_norm": "head", "value_norm": True, "scale": 1.0}
+        ),
+        norm=Norm(kind="rms", placement="both"),
+        block_scale=True,
+    ),
+    keys=(
+        *(
+            *sizes(tied=True, activation="hidden_activation", head_dim=256),
+            _SCALED,
+            both_biases(),
+            qk_epsilon(),
+        ),
+        *(Key("final_logit_softcapping", "head.softcap", None), _gemma4_layers()),
+        *(Fixed("hidden_size_per_layer_input", 0), Fixed("num_kv_shared_layers", 0)),
+        *(Fixed("enable_moe_block", False), Fixed("use_bidirectional_attention", None)),
+    ),
+    rows=(*decoder_rows(**GEMMA_NORMS), Row("layers.{i}.layer_scalar", "stack/scale")),
+    heads={"Gemma4ForCausalLM": causal(), "Gemma4TextModel": body()},
 )
 
 # GPT-2: one projection to queries, keys and values, stored [in, out].

@@ -53,6 +53,7 @@ _ROPES = {  # what a kind of scaling has on disk -> field of ours
     "dynamic": {"factor": "factor"},
     "llama3": {**_COMMON, "low_freq_factor": "low_frequency", "high_freq_factor": "high_frequency"},
     "yarn": {**_COMMON, **_YARN, "attention_factor": "attention_factor"},
+    "proportional": {"factor": "factor"},
     "longrope": {**_COMMON, **_LONG, "attention_factor": "attention_factor"},
 }
 
@@ -74,7 +75,8 @@ def read_rope(
     kind = said.get("rope_type", said.get("type", "default"))
     if kind not in _ROPES:
         raise ValueError(f"rope_type {kind}: there are {', '.join(_ROPES)}")
-    needed = ("short_factor", "long_factor") if kind == "longrope" else ("factor",) * (kind != "default")
+    needed = ("factor",) * (kind not in ("default", "proportional"))
+    needed = ("short_factor", "long_factor") if kind == "longrope" else needed
     if missing := [name for name in needed if said.get(name) is None]:
         raise ValueError(f"rope_type {kind} lacks {missing[0]}")
     names = {theirs: ours for theirs, ours in _ROPES[kind].items() if said.get(theirs) is not None}
@@ -93,12 +95,13 @@ def read_rope(
         and said.get("mscale")
         and said.get("mscale_all_dim")
     ):
-        values["attention_factor"] = _sharper(values["factor"], said["mscale"]) / _sharper(
+        values["attention_factor"] = sharper(values["factor"], said["mscale"]) / sharper(
             values["factor"], said["mscale_all_dim"]
         )
     turned = 1.0
-    if fraction is not None:
-        turned = float(said.get("partial_rotary_factor", json.get("partial_rotary_factor", fraction)))
+    if fraction is not None or kind == "proportional":
+        turned = json.get("partial_rotary_factor", 1.0 if fraction is None else fraction)
+        turned = float(said.get("partial_rotary_factor", turned))
     scaling = "none" if kind == "default" else kind
     theta = said.get("rope_theta", json.get("rope_theta", theta))
     return float(theta), Rope(
@@ -109,7 +112,7 @@ def read_rope(
     )
 
 
-def _sharper(factor: float, scale: float) -> float:
+def sharper(factor: float, scale: float) -> float:
     """As yarn sharpens attention (arXiv:2309.00071), scaled."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
@@ -119,7 +122,7 @@ def write_rope(theta: float, rope: Rope, part: bool = False) -> dict[str, Any]:
     kind = "default" if rope.scaling == "none" else rope.scaling
     values = {theirs: getattr(rope, ours) for theirs, ours in _ROPES[kind].items()}
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
-    said = {"partial_rotary_factor": rope.fraction} if part else {}
+    said = {"partial_rotary_factor": rope.fraction} if part or kind == "proportional" else {}
     return {"rope_theta": theta, "rope_type": kind, **values, **said}
 
 
@@ -214,13 +217,19 @@ def layer_types(
     return Group(read, write)
 
 
-def rotary_by_layer(every: int, theta: float, local_theta: float | None = None) -> Group:
+def rotary_by_layer(
+    every: int,
+    theta: float,
+    local_theta: float | None = None,
+    of_global: Callable[[Json], Overrides] = lambda json: {},
+) -> Group:
     """`layer_types`, and an entry of `rope_parameters` for each of them; how long a text may be.
 
     Args:
       every: the last of so many layers is global where config.json does not say.
       theta: base wavelength of global layers, and of local ones unless they have one of their own.
       local_theta: that.
+      of_global: config.json -> what else sets global layers apart.
     """
 
     def read(json: Json) -> Overrides:
@@ -243,6 +252,7 @@ def rotary_by_layer(every: int, theta: float, local_theta: float | None = None) 
             for name, kind in (("local", "sliding_attention"), ("global", "full_attention"))
         }
         variants["local"] = {"attention.window": json.get("sliding_window", 4096), **variants["local"]}
+        variants["global"] |= of_global(json)
         names = {"sliding_attention": "local", "full_attention": "global"}
         found = patterned([names[kind] for kind in kinds], variants)
         return {**found, "max_length": json["max_position_embeddings"]}

@@ -31,7 +31,6 @@ from jaxmodel.interop.huggingface.rows import LAYER_NORM, linear, norm, transfor
 from jaxmodel.interop.huggingface.table import (
     REQUIRED,
     TRANSPOSED,
-    Fixed,
     Form,
     Group,
     Heads,
@@ -206,6 +205,17 @@ def _placement(key: str, default: bool, together: str) -> Key:
     return Key(key, "norm.placement", default, read.__getitem__, lambda ours: ours == together)
 
 
+def _norm_of_each_head() -> Group:
+    """`qk_layernorm`."""
+
+    def read(json: Json) -> Overrides:
+        if not json.get("qk_layernorm"):
+            return {}
+        return {"attention.qk_norm": "layer", "attention.qk_norm_epsilon": json.get("layer_norm_eps", 1e-5)}
+
+    return Group(read, lambda config: {"qk_layernorm": config.attention.qk_norm == "layer"})
+
+
 STABLELM = LLAMA._replace(
     name="stablelm",
     base=transformer(attention=ROTARY, norm=LAYER_NORM),
@@ -214,14 +224,19 @@ STABLELM = LLAMA._replace(
         Key("layer_norm_eps", "norm.epsilon", 1e-5),
         Key("use_qkv_bias", "attention.bias", False),
         _placement("use_parallel_residual", False, "shared"),
-        Fixed("qk_layernorm", False),
+        _norm_of_each_head(),
         rotary(fraction=0.25),
+    ),
+    rows=(
+        *but(decoder_rows(), *paths("attention", "query_norm", "key_norm")),
+        Row("layers.{i}.self_attn.q_layernorm.norms.{e}.weight", "stack/attention/query_norm"),
+        Row("layers.{i}.self_attn.k_layernorm.norms.{e}.weight", "stack/attention/key_norm"),
     ),
     heads=decoder_heads("StableLm"),
 )
 
 
-def _by_head(config: Transformer) -> Form:
+def by_head(config: Transformer) -> Form:
     """Of each head its query, key and value, one after the other."""
     return fused(lambda x: x.T, lambda x, shape: x.T, groups=config.attention.num_heads)
 
@@ -257,7 +272,7 @@ GPT_NEOX = LLAMA._replace(
     rows=(
         Row("embed_in.weight", "stem/tokens"),
         *norm("final_layer_norm", "norm"),
-        Row("layers.{i}.attention.query_key_value.weight", QKV, _by_head),
+        Row("layers.{i}.attention.query_key_value.weight", QKV, by_head),
         Row("layers.{i}.attention.query_key_value.bias", QKV_BIAS, _biases_by_head),
         *linear("layers.{i}.attention.dense", "stack/attention/output"),
         *linear("layers.{i}.mlp.dense_h_to_4h", "stack/mlp/up"),
