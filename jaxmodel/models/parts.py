@@ -176,6 +176,19 @@ class Images:
 
 @register
 @dataclasses.dataclass(frozen=True)
+class ConvStem:
+    """The first convolution of a network of images."""
+
+    width: int | None = field(None, help="channels it gives (default: those of the first stage)", low=1)
+    size: int = field(3, help="height and width of its windows", low=1)
+    stride: int = field(
+        1, help="pixels from one window to the next; as many as its size: windows side by side", low=1
+    )
+    pool: bool = field(False, help="then the maximum of every second 3 x 3 window")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
 class Pool:
     """One vector a sequence, the value `embedding` [B, D], which then is what the head reads."""
 

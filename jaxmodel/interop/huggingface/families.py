@@ -1,10 +1,11 @@
 """Every family by its `model_type`. Another one is an entry in a file of tables, named here."""
 
-from jaxmodel.interop.huggingface import decoders, encoders, experts, kin
+from jaxmodel.interop.huggingface import decoders, encoders, experts, images, kin
 
 _ALL = (
     *(decoders.GPT2, decoders.LLAMA, decoders.QWEN3, decoders.MISTRAL, decoders.QWEN2),
     *(decoders.GEMMA3, decoders.GEMMA2, *kin.KIN, *experts.EXPERTS),
     *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT),
+    *(images.RESNET, images.CONVNEXT),
 )
 FAMILIES = {family.name: family for family in _ALL}

@@ -270,7 +270,8 @@ def labels(json: Json) -> int:
     return len(json.get("id2label") or ()) or int(json.get("num_labels") or 2)
 
 
-def _named_labels(count: int) -> dict[str, Any]:
+def named_labels(count: int) -> dict[str, Any]:
+    """Names for so many classes, as config.json has them."""
     names = {str(i): f"LABEL_{i}" for i in range(count)}
     return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
 
@@ -310,7 +311,7 @@ def classifier(name: str, pool: Pool | None, bias: bool = True, more: tuple[Row,
             or head != Head(outputs=head.outputs, bias=bias)
         ):
             return None
-        return _named_labels(head.outputs)
+        return named_labels(head.outputs)
 
     rows = Row(f"{name}.weight", "head/logits", TRANSPOSED), Row(f"{name}.bias", "head/bias")
     return Heads(read, (*rows, *more), write)
