@@ -76,6 +76,11 @@ class Transformer:
         low=0.0,
     )
     residual_scale: float | None = field(None, help="of what each half of a block adds (Granite)", low=0.0)
+    layer_scale: float | None = field(
+        None,
+        help="initial value of a learned scale of what each half of a block adds (arXiv:2103.17239)",
+        low=0.0,
+    )
     first: tuple[str, ...] = field((), help="variants of the first layers")
     pattern: tuple[str, ...] = field(("block",), help="variants of the following layers, repeated")
     variants: tuple[Variant, ...] = field((), help="block variants by name", flag=False)
@@ -123,8 +128,9 @@ class Transformer:
     def inputs(self) -> Inputs:
         """What a batch may hold: dtype and dims by name, a dim that is a word being free."""
         if self.images is not None:
-            size = self.images.size
-            return {"images": ("float32", ("batch", size, size, self.images.channels))}
+            size, patches = self.images.size, self.images.length - self.images.class_token
+            found: Inputs = {"images": ("float32", ("batch", size, size, self.images.channels))}
+            return found | ({"masked": ("bool", ("batch", patches))} if self.images.mask_token else {})
         dims = ("batch", "length")
         names = ("tokens", "segments", "positions", *(("types",) if self.stem.num_types else ()))
         return {**dict.fromkeys(names, ("int32", dims)), "mask": ("bool", dims)}
@@ -145,6 +151,12 @@ class Transformer:
     def num_outputs(self) -> int:
         """Logits; 0 without a head."""
         return 0 if self.head is None else self.head.outputs or self.vocab_size or 0
+
+    @property
+    def read_dim(self) -> int:
+        """Width of what the head reads."""
+        two = self.pool is not None and self.pool.kind == "first_mean" and self.pool.activation == "none"
+        return 2 * self.embed_dim if two else self.embed_dim
 
     def variant(self, name: str) -> Transformer:
         """This config as the block called `name` sees it; InputError when there is no such variant."""
@@ -319,9 +331,7 @@ class ConvNet:
     a convolution halve its size. In the others, the first block of a stage does.
     """
 
-    num_classes: int | None = field(
-        None, help="outputs: classes, or 1; 0: no head; none: by the data", low=0
-    )
+    num_classes: int | None = field(None, help="outputs: classes, or 1; 0: no head; none: by the data", low=0)
     channels: int | None = field(None, help="channels of the images; none: by the data", low=1)
     widths: tuple[int, ...] = field(
         (16, 32, 64), help="channels of each stage; each later stage halves the size"
@@ -351,7 +361,9 @@ class ConvNet:
     )
     dropout: float = field(0.0, help="dropped fraction of the pooled features", low=0.0, high=1.0)
     momentum: float = field(0.9, help="of the running batch statistics", low=0.0, high=1.0)
-    count_batches: bool = field(False, help="batch norm counts the batches that it was trained on, as torch's does")
+    count_batches: bool = field(
+        False, help="batch norm counts the batches that it was trained on, as torch's does"
+    )
     epsilon: float = field(1e-5, help="added to the variance", low=0.0)
     execution: Execution = field(Execution(), help="how it runs")
 
@@ -397,7 +409,9 @@ class ConvNet:
                 "give a depth for each stage, or model.depths=none"
             )
         if self.kernel % 2 == 0:
-            raise InputError(f"model.kernel={self.kernel}: windows of a block have a centre, give an odd size")
+            raise InputError(
+                f"model.kernel={self.kernel}: windows of a block have a centre, give an odd size"
+            )
 
     def build(self, partitioning: Partitioning | None = None) -> Model:
         """The model as pure functions; its state is the running batch statistics."""

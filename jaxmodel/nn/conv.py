@@ -22,7 +22,9 @@ def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
     if size == stride:
         height, width = height - height % size, width - width % size
         if not height or not width:
-            raise InputError(f"images are too small: {x.shape[1]} x {x.shape[2]} of them are left for windows of {size}")
+            raise InputError(
+                f"images are too small: {x.shape[1:3]} is left of them for windows of {size} x {size}"
+            )
         x = x[:, :height, :width]
     else:
         pad = (size - 1) // 2

@@ -89,7 +89,7 @@ class Layer(nn.Module):
         return Weight(leaf, contracted, produced, table)
 
     def vector(self, name: str, layout: str, shape: tuple[int, ...], init: Initializer) -> jax.Array:
-        """Declare a norm scale, a bias, a router, positions or a depthwise kernel, float32: never quantized, adapted or decayed."""
+        """Declare what is no matrix, never quantized, adapted or decayed: a scale, a bias, positions, a router."""
         value = self._declare(name, layout, shape, init).astype(STABLE)  # however narrow it is stored
         return value if self.partitioning is None else self.partitioning.gather(value, layout)
 

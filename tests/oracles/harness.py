@@ -173,13 +173,15 @@ def inputs(batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         "mask": "attention_mask",
         "types": "token_type_ids",
         "images": "pixel_values",
+        "masked": "bool_masked_pos",
     }
     found = {names.get(name, name): torch.as_tensor(value) for name, value in batch.items()}
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         if name in found:
             found[name] = found[name].long()
     if "pixel_values" in found:
-        found["pixel_values"] = found["pixel_values"].permute(0, 3, 1, 2)
+        # Contiguous: of channels that lie last, torch's backward pass in training writes where it must not.
+        found["pixel_values"] = found["pixel_values"].permute(0, 3, 1, 2).contiguous()
     return found
 
 

@@ -5,7 +5,7 @@ from jaxmodel.interop.huggingface import decoders, encoders, experts, images, ki
 _ALL = (
     *(decoders.GPT2, decoders.LLAMA, decoders.QWEN3, decoders.MISTRAL, decoders.QWEN2),
     *(decoders.GEMMA3, decoders.GEMMA2, *kin.KIN, *experts.EXPERTS),
-    *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT),
+    *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT, encoders.DINOV2),
     *(images.RESNET, images.CONVNEXT),
 )
 FAMILIES = {family.name: family for family in _ALL}

@@ -31,7 +31,9 @@ def _heads(name: str, layer: str) -> dict[str, Heads]:
 
     rows = Row(f"{layer}.weight", "classes", TRANSPOSED), Row(f"{layer}.bias", "classes_bias")
     return {
-        f"{name}ForImageClassification": Heads(lambda json: {"num_classes": labels(json)}, rows, write_classes),
+        f"{name}ForImageClassification": Heads(
+            lambda json: {"num_classes": labels(json)}, rows, write_classes
+        ),
         f"{name}Model": Heads(
             lambda json: {"num_classes": 0}, (), lambda config: None if config.num_classes else {}, base=True
         ),
@@ -130,9 +132,7 @@ def _patch_stem() -> Group:
             raise ValueError("patch_size must be one number, and num_stages that of depths")
         return {"stem.size": size, "stem.stride": size}
 
-    return Group(
-        read, lambda config: {"patch_size": config.stem.size, "num_stages": len(config.widths)}
-    )
+    return Group(read, lambda config: {"patch_size": config.stem.size, "num_stages": len(config.widths)})
 
 
 def layer_scale(key: str, default: float) -> Group:

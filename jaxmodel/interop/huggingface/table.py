@@ -331,7 +331,8 @@ def computes(config: Any) -> Any:
     if getattr(config, "layer_scale", None) is not None:
         said["layer_scale"] = 1.0
     if isinstance(config, ConvNet):
-        said |= {"blocks": 1, "depths": tuple(depth for _, depth, _ in config.stages), "stem.width": config.stem.width or config.widths[0]}
+        depths = tuple(depth for _, depth, _ in config.stages)
+        said |= {"blocks": 1, "depths": depths, "stem.width": config.stem.width or config.widths[0]}
     return configs.replace(config, said)
 
 
