@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxmodel.config import replace
-from jaxmodel.models.configs import Transformer
+from jaxmodel.models.configs import ConvNet, Transformer
 from jaxmodel.models.presets import PRESETS
 
 # A size by the name of its field; a number that is smaller already stays.
@@ -28,6 +28,8 @@ def shrunk(config: Any) -> Any:
     small = _by_name(config)
     if isinstance(config, Transformer):
         small = _transformer(config, small)
+    if isinstance(config, ConvNet):
+        small = _convnet(config, small)
     for part in getattr(config, "submodels", ()):
         small = dataclasses.replace(small, **{part: shrunk(getattr(config, part))})
     return small
@@ -102,6 +104,14 @@ def _transformer(config: Transformer, small: Transformer) -> Transformer:
             }
             variants.append(dataclasses.replace(variant, overrides=tuple(overrides.items())))
     return replace(small, {**changes, "variants": tuple(variants)})
+
+
+def _convnet(config: ConvNet, small: ConvNet) -> ConvNet:
+    """As many stages, the first of them with two blocks."""
+    widths = tuple(8 * (i + 1) for i, _ in enumerate(config.widths))
+    depths = None if config.depths is None else (2, *(1 for _ in widths[1:]))
+    stem = dataclasses.replace(config.stem, width=config.stem.width and 8)
+    return dataclasses.replace(small, widths=widths, depths=depths, stem=stem)
 
 
 def _heads(attention: Any, place: str, heads: int) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def stacked(parts: Any, index: Index, dtype: Any) -> np.ndarray:
     out = empty([part.stop - part.start for part in index], dtype)
 
     def fill(at: tuple[int, ...]) -> None:
-        copy(out[at], makers[at]()[inner])
+        copy(out[(*at, ...)], makers[at]()[(*inner, ...)])  # arrays even of one number
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         # A list of what they return, for the errors; small ones are not worth a thread.

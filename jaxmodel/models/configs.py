@@ -15,6 +15,7 @@ from jaxmodel.models.parts import (
     SUBLAYERS,
     UNGATED,
     Attention,
+    ConvStem,
     Execution,
     Head,
     Images,
@@ -86,6 +87,11 @@ class Transformer:
     )
     residual_scale: float | None = field(None, help="of what each half of a block adds (Granite)", low=0.0)
     block_scale: bool = field(False, help="a number a block, which scales all that it gives (Gemma 4)")
+    layer_scale: float | None = field(
+        None,
+        help="initial value of a learned scale of what each half of a block adds (arXiv:2103.17239)",
+        low=0.0,
+    )
     first: tuple[str, ...] = field((), help="variants of the first layers")
     pattern: tuple[str, ...] = field(("block",), help="variants of the following layers, repeated")
     variants: tuple[Variant, ...] = field((), help="block variants by name", flag=False)
@@ -133,8 +139,9 @@ class Transformer:
     def inputs(self) -> Inputs:
         """What a batch may hold: dtype and dims by name, a dim that is a word being free."""
         if self.images is not None:
-            size = self.images.size
-            return {"images": ("float32", ("batch", size, size, self.images.channels))}
+            size, patches = self.images.size, self.images.length - self.images.class_token
+            found: Inputs = {"images": ("float32", ("batch", size, size, self.images.channels))}
+            return found | ({"masked": ("bool", ("batch", patches))} if self.images.mask_token else {})
         dims = ("batch", "length")
         names = ("tokens", "segments", "positions", *(("types",) if self.stem.num_types else ()))
         return {**dict.fromkeys(names, ("int32", dims)), "mask": ("bool", dims)}
@@ -156,6 +163,12 @@ class Transformer:
     def num_outputs(self) -> int:
         """Logits; 0 without a head."""
         return 0 if self.head is None else self.head.outputs or self.vocab_size or 0
+
+    @property
+    def read_dim(self) -> int:
+        """Width of what the head reads."""
+        two = self.pool is not None and self.pool.kind == "first_mean" and self.pool.activation == "none"
+        return 2 * self.embed_dim if two else self.embed_dim
 
     def variant(self, name: str) -> Transformer:
         """This config as the block called `name` sees it; InputError when there is no such variant."""
@@ -421,16 +434,45 @@ class Perceptron:
 @register
 @dataclasses.dataclass(frozen=True)
 class ConvNet:
-    """A residual convolutional classifier with batch norm (arXiv:1512.03385, basic blocks)."""
+    """A residual convolutional network: ResNet (arXiv:1512.03385), ConvNeXt (arXiv:2201.03545) and small ones.
 
-    num_classes: int | None = field(None, help="outputs: classes, or 1; none: by the data", low=1)
+    `inverted` blocks alone write to what runs through them: no non-linearity is on it, and between stages a norm and
+    a convolution halve its size. In the others, the first block of a stage does.
+    """
+
+    num_classes: int | None = field(None, help="outputs: classes, or 1; 0: no head; none: by the data", low=0)
     channels: int | None = field(None, help="channels of the images; none: by the data", low=1)
     widths: tuple[int, ...] = field(
         (16, 32, 64), help="channels of each stage; each later stage halves the size"
     )
     blocks: int = field(1, help="residual blocks in a stage", low=1)
+    depths: tuple[int, ...] | None = field(
+        None, help="residual blocks of each stage (default: blocks in all)", low=1
+    )
+    stem: ConvStem = field(ConvStem(), help="what comes before the stages")
+    block: str = field(
+        "basic",
+        help="two convolutions; narrow, spatial and wide ones; or one for each channel, then four times as wide and "
+        "back",
+        choices=("basic", "bottleneck", "inverted"),
+    )
+    kernel: int = field(3, help="height and width of the windows of a block, odd", low=1)
+    first_stride: int = field(1, help="stride of the first stage", low=1, high=2)
+    stride_early: bool = field(False, help="a bottleneck strides in its first, narrow convolution")
+    norm: str = field("batch", help="normalisation", choices=("batch", "layer"))
+    activation: str = field("relu", help="non-linearity", choices=UNGATED)
+    bias: bool = field(False, help="biases on convolutions")
+    layer_scale: float | None = field(
+        None, help="initial value of a learned scale of what each block adds (arXiv:2103.17239)", low=0.0
+    )
+    pool_epsilon: float | None = field(
+        None, help="layer norm of the pooled features, with this added to their variance", low=0.0
+    )
     dropout: float = field(0.0, help="dropped fraction of the pooled features", low=0.0, high=1.0)
     momentum: float = field(0.9, help="of the running batch statistics", low=0.0, high=1.0)
+    count_batches: bool = field(
+        False, help="batch norm counts the batches that it was trained on, as torch's does"
+    )
     epsilon: float = field(1e-5, help="added to the variance", low=0.0)
     execution: Execution = field(Execution(), help="how it runs")
 
@@ -446,13 +488,39 @@ class ConvNet:
         """What a batch may hold: dtype and dims by name, a dim that is a word being free."""
         return {"images": ("float32", ("batch", "height", "width", self.channels or "channels"))}
 
+    @property
+    def stages(self) -> tuple[tuple[int, int, int], ...]:
+        """(width, blocks, stride) of each."""
+        depths = self.depths or (self.blocks,) * len(self.widths)
+        strides = (self.first_stride, *(2 for _ in depths[1:]))
+        return tuple(zip(self.widths, depths, strides, strict=True))
+
+    @property
+    def convolutions(self) -> tuple[tuple[str, int, float], ...]:
+        """Of a block, in order: name, size of its windows, width over that of the stage."""
+        kinds = {
+            "basic": (("first", self.kernel, 1.0), ("second", self.kernel, 1.0)),
+            "bottleneck": (("first", 1, 0.25), ("second", self.kernel, 0.25), ("third", 1, 1.0)),
+            "inverted": (("first", self.kernel, 1.0), ("second", 1, 4.0), ("third", 1, 1.0)),
+        }
+        return kinds[self.block]
+
     def check(self) -> None:
-        """InputError when the stages are not positive widths."""
+        """InputError when the stages are not positive widths, or their depths are of others."""
         _config.validate(self, "model.")
         if self.dropout == 1.0:
             raise InputError("model.dropout=1.0 drops everything: give a fraction below 1")
         if not self.widths or min(self.widths) < 1:
             raise InputError(f"model.widths={self.widths}: give one positive width a stage, as in 16,32,64")
+        if self.depths is not None and len(self.depths) != len(self.widths):
+            raise InputError(
+                f"model.depths={_config.to_text(self.depths)} beside model.widths={_config.to_text(self.widths)}: "
+                "give a depth for each stage, or model.depths=none"
+            )
+        if self.kernel % 2 == 0:
+            raise InputError(
+                f"model.kernel={self.kernel}: windows of a block have a centre, give an odd size"
+            )
 
     def build(self, partitioning: Partitioning | None = None) -> Model:
         """The model as pure functions; its state is the running batch statistics."""

@@ -1,4 +1,4 @@
-"""A residual convolutional classifier with batch norm and dropout (basic blocks of arXiv:1512.03385)."""
+"""A residual convolutional network of images: stem, stages of blocks, pooled features, perhaps a head."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
+from jaxmodel.models import parts
 from jaxmodel.models.configs import ConvNet
 from jaxmodel.models.inputs import check_batch
 from jaxmodel.models.sizes import require_sizes
 from jaxmodel.nn import layer
-from jaxmodel.nn.conv import Conv
-from jaxmodel.nn.layer import STABLE, Layer, compact, einsum, he, zeros
-from jaxmodel.nn.norm import BatchNorm, fresh_statistics
+from jaxmodel.nn.activations import ACTIVATIONS
+from jaxmodel.nn.conv import Conv, DepthwiseConv, max_pool
+from jaxmodel.nn.layer import STABLE, Layer, compact, constant, einsum, he, zeros
+from jaxmodel.nn.norm import BatchNorm, Norm, fresh_statistics
 from jaxmodel.sharding import Partitioning
 
 
@@ -23,44 +25,101 @@ class _Network(Layer):
     config: ConvNet
 
     @compact
-    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        config = self.config
-        x = self.constrain(images.astype(jnp.dtype(config.execution.dtype)), "batch", None, None, None)
-        x = jax.nn.relu(self._conv("stem", x, config.widths[0], 3, 1, train))
-        for stage, width in enumerate(config.widths):
-            for block in range(config.blocks):
-                stride = 2 if stage and not block else 1
-                name = f"stage{stage}_{block}"
-                h = jax.nn.relu(self._conv(f"{name}_first", x, width, 3, stride, train))
-                h = self._conv(f"{name}_second", h, width, 3, 1, train)
-                if stride != 1 or x.shape[-1] != width:
-                    x = self._conv(f"{name}_skip", x, width, 1, stride, train)
-                x = jax.nn.relu(x + h)
-        pooled = self.dropout(jnp.mean(x.astype(STABLE), axis=(1, 2)), config.dropout, train)
-        num_classes = config.num_classes or 0  # not None: `build` has looked
-        weight = self.weight("classes", "filters_in -> classes", pooled.shape[-1:], (num_classes,), he)
-        bias = self.vector("classes_bias", "classes", (num_classes,), zeros)
-        return einsum(pooled, weight) + bias, pooled
+    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+        config, stem = self.config, self.config.stem
+        inverted = config.block == "inverted"
+        x = self._constrained(images.astype(jnp.dtype(config.execution.dtype)))
+        x = self._normed("stem", x, stem.width or config.widths[0], stem.size, stem.stride, train)
+        x = x if inverted else self._activation(x)
+        x = max_pool(x) if stem.pool else x
+        for stage, (width, blocks, stride) in enumerate(config.stages):
+            if inverted and (stride != 1 or x.shape[-1] != width):
+                x = self._norm(f"stage{stage}_down_norm", x, train)
+                x = self._conv(f"stage{stage}_down", x, width, stride, stride)
+            for block in range(blocks):
+                run = self._inverted if inverted else self._residual
+                x = run(f"stage{stage}_{block}", x, width, 1 if block else stride, train)
+        values = {"hidden": x, "embedding": jnp.mean(x.astype(STABLE), axis=(1, 2))}
+        if config.pool_epsilon is not None:
+            of = Norm(self.partitioning, x.shape[-1], _layer_norm(config.pool_epsilon), name="pool_norm")
+            values["embedding"] = of(values["embedding"])
+        values["embedding"] = self.dropout(values["embedding"], config.dropout, train)
+        if config.num_classes:
+            sizes = x.shape[-1:], (config.num_classes,)
+            weight = self.weight("classes", "filters_in -> classes", *sizes, he)
+            bias = self.vector("classes_bias", "classes", (config.num_classes,), zeros)
+            values["logits"] = einsum(values["embedding"], weight) + bias
+        return values
 
-    def _conv(self, name: str, x: jax.Array, width: int, size: int, stride: int, train: bool) -> jax.Array:
-        y = Conv(self.partitioning, x.shape[-1], width, size, stride, he, name=name)(x)
-        norm = BatchNorm(
-            self.partitioning, width, self.config.epsilon, self.config.momentum, name=f"{name}_norm"
-        )
-        return self.constrain(norm(y, train), "batch", None, None, None)
+    def _residual(self, name: str, x: jax.Array, width: int, stride: int, train: bool) -> jax.Array:
+        """activation(x + f(x)), with x projected where its shape changes."""
+        config, h = self.config, x
+        last = len(config.convolutions) - 1
+        strided = 0 if config.stride_early else last - 1  # the first that is spatial
+        for i, (part, size, factor) in enumerate(config.convolutions):
+            step = stride if i == strided else 1
+            h = self._normed(f"{name}_{part}", h, int(width * factor), size, step, train)
+            h = self._activation(h) if i < last else h
+        if stride != 1 or x.shape[-1] != width:
+            x = self._normed(f"{name}_skip", x, width, 1, stride, train)
+        return self._added(name, x, h)
+
+    def _inverted(self, name: str, x: jax.Array, width: int, stride: int, train: bool) -> jax.Array:
+        """x + f(x), where f is spatial first, for each channel by itself, and then wide."""
+        del stride  # it is between the stages
+        config = self.config
+        (first, size, _), (second, _, factor), (third, _, _) = config.convolutions
+        h = DepthwiseConv(self.partitioning, width, size, config.bias, name=f"{name}_{first}")(x)
+        h = self._norm(f"{name}_{first}_norm", self._constrained(h), train)
+        h = self._activation(self._conv(f"{name}_{second}", h, int(width * factor), 1, 1))
+        return self._added(name, x, self._conv(f"{name}_{third}", h, width, 1, 1))
+
+    def _activation(self, x: jax.Array) -> jax.Array:
+        return ACTIVATIONS[self.config.activation][0](x)
+
+    def _added(self, name: str, x: jax.Array, h: jax.Array) -> jax.Array:
+        if (scale := self.config.layer_scale) is not None:
+            h = h * self.vector(f"{name}_scale", "filters", x.shape[-1:], constant(scale)).astype(h.dtype)
+        return x + h if self.config.block == "inverted" else self._activation(x + h)
+
+    def _normed(self, name: str, x: jax.Array, width: int, size: int, stride: int, train: bool) -> jax.Array:
+        y = self._norm(f"{name}_norm", self._conv(name, x, width, size, stride), train)
+        return self._constrained(y)
+
+    def _conv(self, name: str, x: jax.Array, width: int, size: int, stride: int) -> jax.Array:
+        channels, bias = x.shape[-1], self.config.bias
+        return Conv(self.partitioning, channels, width, size, stride, he, bias, name=name)(x)
+
+    def _norm(self, name: str, x: jax.Array, train: bool) -> jax.Array:
+        config, width = self.config, x.shape[-1]
+        if config.norm == "layer":
+            return Norm(self.partitioning, width, _layer_norm(config.epsilon), name=name)(x)
+        how = config.epsilon, config.momentum, config.count_batches
+        return BatchNorm(self.partitioning, width, *how, name=name)(x, train)
+
+    def _constrained(self, x: jax.Array) -> jax.Array:
+        return self.constrain(x, "batch", None, None, None)
+
+
+def _layer_norm(epsilon: float) -> parts.Norm:
+    return parts.Norm(kind="layer", epsilon=epsilon, bias=True)
 
 
 def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
-    """A classifier as pure functions: `images` float32[B,H,W,C] in, `logits` float32[B,classes] and `embedding` out.
+    """A network of images, float32[B,H,W,C], as pure functions.
 
-    `start()` gives fresh running statistics; `apply` needs them, and in training returns their successors.
+    Values are `hidden` [B,H',W',D], its last feature map; `embedding` float32[B,D], the mean of that; and `logits`
+    float32[B,classes] where it has a head. With batch norm, `start()` gives fresh running statistics; `apply` needs
+    them, and in training returns their successors.
     """
     config.check()
     require_sizes(config)
     network = _Network(partitioning, config)
 
     def variables(key: jax.Array) -> Any:
-        return _Network(None, config).init({"params": key}, jnp.zeros((1, 4, 4, config.channels or 0)), False)
+        side = config.stem.stride * 2 ** len(config.widths)  # the smallest that leaves something of an image
+        images = jnp.zeros((1, side, side, config.channels or 0))
+        return _Network(None, config).init({"params": key}, images, False)
 
     def apply(
         params: Params,
@@ -71,20 +130,20 @@ def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
         train: bool = False,
     ) -> Outputs:
         check_batch(batch, config.inputs, needed=config.inputs)
-        if not state:
+        if not state and config.norm == "batch":
             raise InputError("this model keeps batch statistics: pass state=model.start(), or a checkpoint's")
         if train and config.dropout and key is None:
             raise InputError(
                 f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)"
             )
         rngs = {} if key is None else {"dropout": key}
-        both = {"params": params, "state": state}
-        out, changed = network.apply(both, batch["images"], train, rngs=rngs, mutable=["state"])
-        return Outputs({"logits": out[0], "embedding": out[1]}, changed["state"])
+        both = {"params": params, "state": state or {}}
+        values, changed = network.apply(both, batch["images"], train, rngs=rngs, mutable=["state"])
+        return Outputs(values, changed.get("state", {}))  # type: ignore[arg-type]
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:
         del batch_size, length
-        return fresh_statistics(jax.eval_shape(variables, jax.random.key(0))["state"])
+        return fresh_statistics(jax.eval_shape(variables, jax.random.key(0)).get("state", {}))
 
     layout = layer.layout_of(jax.eval_shape(variables, jax.random.key(0))["params"])
     return Model(lambda key: layer.params_of(variables(key)["params"]), apply, start, layout, config)

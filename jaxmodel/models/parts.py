@@ -266,6 +266,9 @@ class Images:
     patch: int = field(help="height and width of a patch in pixels", low=1)
     channels: int = field(3, help="channels of a pixel", low=1)
     class_token: bool = field(True, help="a learned vector before the patches")
+    mask_token: bool = field(
+        False, help="a learned vector in place of patches that a batch has masked (arXiv:2106.08254)"
+    )
     bias: bool = field(True, help="bias on the projection of patches")
 
     @property
@@ -276,11 +279,29 @@ class Images:
 
 @register
 @dataclasses.dataclass(frozen=True)
+class ConvStem:
+    """The first convolution of a network of images."""
+
+    width: int | None = field(None, help="channels it gives (default: those of the first stage)", low=1)
+    size: int = field(3, help="height and width of its windows", low=1)
+    stride: int = field(
+        1, help="pixels from one window to the next; as many as its size: windows side by side", low=1
+    )
+    pool: bool = field(False, help="then the maximum of every second 3 x 3 window")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
 class Pool:
-    """One vector a sequence, the value `embedding` [B, D], which then is what the head reads."""
+    """One vector a sequence, the value `embedding` [B, D], which then is what the head reads.
+
+    `first_mean`: the first token and the mean of the others side by side, [B, 2 D].
+    """
 
     kind: str = field(
-        "first", help="the first token, the mean or the last one", choices=("first", "mean", "last")
+        "first",
+        help="the first token, the mean or the last one; or the first and the mean of the others",
+        choices=("first", "mean", "last", "first_mean"),
     )
     activation: str = field(
         "none", help="non-linearity after a dense layer; none: no dense layer", choices=("none", *UNGATED)

@@ -11,6 +11,7 @@ from jaxmodel.models.configs import ConvNet, Perceptron, Transformer, Variant
 from jaxmodel.models.parts import (
     MLP,
     Attention,
+    ConvStem,
     Head,
     Images,
     Latent,
@@ -205,6 +206,38 @@ def _vit(embed_dim: int, num_layers: int, num_heads: int, patch: int) -> Transfo
     )
 
 
+def _dinov2(embed_dim: int, num_layers: int, num_heads: int, mlp: MLP) -> Transformer:
+    """DINOv2 (arXiv:2304.07193) on images of 518 x 518: an embedding, no classes."""
+    images = Images(size=518, patch=14, mask_token=True)
+    vit = _vit(embed_dim, num_layers, num_heads, images.patch)
+    norm = Norm(kind="layer", bias=True, epsilon=1e-6)
+    changes: dict[str, Any] = {"images": images, "max_length": images.length, "head": None}
+    return dataclasses.replace(vit, mlp=mlp, norm=norm, layer_scale=1.0, **changes)
+
+
+def _resnet(block: str, widths: tuple[int, ...], depths: tuple[int, ...]) -> ConvNet:
+    """ResNet (arXiv:1512.03385) with 1,000 classes; a bottleneck strides in its 3 x 3 convolution."""
+    stem = ConvStem(width=64, size=7, stride=2, pool=True)
+    return ConvNet(1000, 3, widths, depths=depths, stem=stem, block=block, count_batches=True)
+
+
+def _convnext(width: int, depth: int) -> ConvNet:
+    """ConvNeXt (arXiv:2201.03545) with 1,000 classes; its third stage is the deep one."""
+    return ConvNet(
+        *(1000, 3, (width, 2 * width, 4 * width, 8 * width)),
+        depths=(3, 3, depth, 3),
+        stem=ConvStem(size=4, stride=4),
+        block="inverted",
+        kernel=7,
+        norm="layer",
+        epsilon=1e-6,
+        bias=True,
+        activation="gelu",
+        layer_scale=1e-6,
+        pool_epsilon=1e-12,
+    )
+
+
 def _bert(
     num_layers: int, embed_dim: int, num_heads: int, stem: Stem | None = None, **overrides
 ) -> Transformer:
@@ -394,6 +427,25 @@ PRESETS = {
     "vit-b/16": _vit(768, 12, 12, 16),
     "vit-b/32": _vit(768, 12, 12, 32),
     "vit-l/16": _vit(1024, 24, 16, 16),
+    "vit-l/32": _vit(1024, 24, 16, 32),
+    "vit-h/14": _vit(1280, 32, 16, 14),
+    **{
+        f"dinov2-{name}": _dinov2(*sizes, MLP(dim=4 * sizes[0], activation="gelu", bias=True))
+        for name, sizes in {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}.items()
+    },
+    "dinov2-giant": _dinov2(1536, 40, 24, MLP(dim=4096, activation="swiglu", bias=True)),
+    **{
+        f"resnet-{name}": _resnet("basic", (64, 128, 256, 512), depths)
+        for name, depths in {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)}.items()
+    },
+    **{
+        f"resnet-{name}": _resnet("bottleneck", (256, 512, 1024, 2048), depths)
+        for name, depths in {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}.items()
+    },
+    "convnext-tiny": _convnext(96, 9),
+    "convnext-small": _convnext(96, 27),
+    "convnext-base": _convnext(128, 27),
+    "convnext-large": _convnext(192, 27),
     "bert-base": _bert(12, 768, 12),
     "bert-large": _bert(24, 1024, 16),
     "roberta-base": _roberta(12, 768, 12),

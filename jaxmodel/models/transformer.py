@@ -29,8 +29,9 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
 
     The batch holds `tokens` int32[B,T] and may hold `mask` bool[B,T] (true where real), `segments` int32[B,T]
     (packed documents, 0 = padding), `positions` int32[B,T] and `types` int32[B,T]; or it holds `images`
-    float32[B,H,W,C]. Values are `hidden` [B,T,D]; with a pool, `embedding` [B,D]; with a head, `logits` float32[B,T,V],
-    or [B,V] of the embedding. A batch with `hidden` in place of tokens or images runs pool and head only.
+    float32[B,H,W,C], and may hold `masked` bool[B,P], true for patches to be hidden. Values are `hidden` [B,T,D];
+    with a pool, `embedding` [B,D]; with a head, `logits` float32[B,T,V], or [B,V] of the embedding. A batch with
+    `hidden` in place of tokens or images runs pool and head only.
 
     With `state=start(batch_size, length)` each call appends to the cache, so that a prompt may be read in one call
     and continued token by token; rows may be padded left or right, as `mask` says. The cache holds `length` tokens a
@@ -65,7 +66,9 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
 
         types = jnp.zeros((1, tokens), jnp.int32)
         found = {
-            "stem": made(stem, stem_key, jnp.zeros(shape, config.inputs[reads][0]), types, types, False),
+            "stem": made(
+                stem, stem_key, jnp.zeros(shape, config.inputs[reads][0]), types, types, None, False
+            ),
             "stack": init_stack(stack_key, config.segments, {k: functools.partial(block, k) for k in kinds}),
         }
         if final_norm:
@@ -75,7 +78,8 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         if config.head:
             width = config.stem.embed_dim or config.embed_dim
             table = layer.Weight(jnp.zeros((1, width)), (width,), (1,), True)
-            found["head"] = made(head, head_key, x, table if config.tied else None)
+            read = jnp.zeros((1, 1, config.read_dim), dtype)
+            found["head"] = made(head, head_key, read, table if config.tied else None)
         return {name: each for name, each in found.items() if each}
 
     def ends(params: Params, hidden: jax.Array, real: jax.Array | None) -> dict[str, jax.Array]:
@@ -122,7 +126,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         where = _Where(config, batch, state)
         with jax.named_scope("stem"):
             rngs = {} if stem_key is None else {"dropout": stem_key}
-            inputs = batch[reads], where.positions, batch.get("types"), train
+            inputs = batch[reads], where.positions, batch.get("types"), batch.get("masked"), train
             x: Any = parts.stem.apply({"params": params["stem"]}, *inputs, rngs=rngs)
         runners = {k: block_runner(k, where, train) for k in kinds}
         caches = state["stack"] if state else None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.attention import Attention
 from jaxmodel.nn.cache import Cache, HybridCache
-from jaxmodel.nn.layer import Initializer, Layer, compact, normal, ones
+from jaxmodel.nn.layer import Initializer, Layer, compact, constant, normal, ones
 from jaxmodel.nn.mlp import MLP, MoE
 from jaxmodel.nn.norm import Norm
 from jaxmodel.nn.recurrence import Recurrence
@@ -58,6 +58,9 @@ class Block(Layer):
 
         def added(y: jax.Array, half: str) -> jax.Array:
             y = norm(config.norm.on_output, f"{half}_output_norm", y)
+            if config.layer_scale is not None:
+                scale = self.vector(f"{half}_scale", "embed_norm", y.shape[-1:], constant(config.layer_scale))
+                y = y * scale.astype(y.dtype)
             y = self.dropout(y, config.dropout, train)
             return y if config.residual_scale is None else y * jnp.asarray(config.residual_scale, y.dtype)
 

@@ -5,37 +5,79 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxmodel.nn.layer import Initializer, Layer, compact, einsum
+from jaxmodel.errors import InputError
+from jaxmodel.nn.layer import Initializer, Layer, compact, einsum, normal, zeros
 
 
 def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
     """The size x size windows of x [B,H,W,C], [B,ceil(H/stride),ceil(W/stride),size*size*C].
 
-    Zeros stand beyond the border, (size - 1) / 2 of them on each side.
+    Zeros stand beyond the border, (size - 1) / 2 of them on each side. Windows as wide as their stride lie side by
+    side instead, [B,floor(H/stride),floor(W/stride),size*size*C], and what is left over is not seen; InputError where
+    there is no window at all.
     """
     if size == 1:
         return x[:, ::stride, ::stride]
     height, width = x.shape[1:3]
-    pad = (size - 1) // 2
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    if size == stride:
+        height, width = height - height % size, width - width % size
+        if not height or not width:
+            raise InputError(
+                f"images are too small: {x.shape[1:3]} is left of them for windows of {size} x {size}"
+            )
+        x = x[:, :height, :width]
+    else:
+        pad = (size - 1) // 2
+        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     shifted = [
         x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)
     ]
     return jnp.concatenate(shifted, axis=-1)
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+    """The maximum of every second 3 x 3 window, x [B,H,W,C] to [B,ceil(H/2),ceil(W/2),C]."""
+    around = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), around)
+
+
 class Conv(Layer):
-    """A bias-free convolution with an odd kernel, x [B,H,W,C] to [B,H/stride,W/stride,F]."""
+    """A convolution with an odd kernel, or windows side by side, x [B,H,W,C] to [B,H/stride,W/stride,F]."""
 
     channels: int
     filters: int
     size: int
     stride: int
     init: Initializer
+    bias: bool = False
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = (self.size, self.size, self.channels)
         weight = self.weight("kernel", "height width channels -> filters", inputs, (self.filters,), self.init)
         windows = patches(x, self.size, self.stride)
-        return einsum(windows.reshape(*windows.shape[:3], *inputs), weight)
+        return biased(self, einsum(windows.reshape(*windows.shape[:3], *inputs), weight))
+
+
+class DepthwiseConv(Layer):
+    """A convolution of each channel by itself with an odd kernel, x [B,H,W,C] to the same shape."""
+
+    channels: int
+    size: int
+    bias: bool = False
+
+    @compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, self.channels)
+        kernel = self.vector("kernel", "height width filters", shape, normal(1 / self.size)).astype(x.dtype)
+        y = jax.lax.conv_general_dilated(
+            *(x, kernel[:, :, None], (1, 1), "SAME"),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.channels,
+        )
+        return biased(self, y)
+
+
+def biased(layer: Conv | DepthwiseConv, y: jax.Array) -> jax.Array:
+    """y [..., F] and the bias of a layer, where it has one."""
+    return y + layer.vector("bias", "filters", y.shape[-1:], zeros).astype(y.dtype) if layer.bias else y

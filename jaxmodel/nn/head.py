@@ -15,7 +15,7 @@ from jaxmodel.nn.norm import Norm
 
 
 class Pool(Layer):
-    """hidden [B,T,D], and real bool[B,T] where there is padding, to the embedding [B,D]."""
+    """hidden [B,T,D], and real bool[B,T] where there is padding, to the embedding [B,D] or [B,2D]."""
 
     config: Transformer
 
@@ -50,7 +50,7 @@ class Head(Layer):
                 hidden = Norm(self.partitioning, width, config.norm, name="norm")(hidden)
         outputs = "vocab" if head.outputs is None else "classes"  # a few classes are not worth splitting
         if tied is None:
-            sizes = (width,), (config.num_outputs,)
+            sizes = (hidden.shape[-1],), (config.num_outputs,)
             tied = self.weight("logits", f"embed -> {outputs}", *sizes, normal(config.init_scale))
         logits = einsum(hidden, tied).astype(STABLE)
         if head.bias:
@@ -63,8 +63,15 @@ class Head(Layer):
 
 
 def pooled(hidden: jax.Array, real: jax.Array | None, kind: str) -> jax.Array:
-    """The first or the last real token of each row, or the mean of all real ones: [B,T,D] to [B,D]."""
+    """The first or the last real token of each row, or the mean of all real ones: [B,T,D] to [B,D].
+
+    `first_mean`: the first, and the mean of the others, side by side: [B,2D].
+    """
     T = hidden.shape[1]
+    if kind == "first_mean":
+        real = jnp.ones(hidden.shape[:2], bool) if real is None else real
+        others = real & (jnp.arange(T) != jnp.argmax(real, axis=1)[:, None])
+        return jnp.concatenate([pooled(hidden, real, "first"), pooled(hidden, others, "mean")], axis=-1)
     if kind == "mean":
         weight = jnp.ones(hidden.shape[:2], STABLE) if real is None else real.astype(STABLE)
         total = jnp.einsum("btd,bt->bd", hidden.astype(STABLE), weight)
@@ -77,6 +84,6 @@ def pooled(hidden: jax.Array, real: jax.Array | None, kind: str) -> jax.Array:
 
 def dense(layer: Layer, x: jax.Array, config: Transformer, width: int, bias: bool = True) -> jax.Array:
     """A layer that gives vectors of this width, among the params of `layer`."""
-    D = config.embed_dim
-    y = einsum(x, layer.weight("dense", "embed -> mlp", (D,), (width,), normal(config.init_scale)))
+    weight = layer.weight("dense", "embed -> mlp", x.shape[-1:], (width,), normal(config.init_scale))
+    y = einsum(x, weight)
     return y + layer.vector("dense_bias", "mlp", (width,), zeros).astype(y.dtype) if bias else y

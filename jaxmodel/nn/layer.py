@@ -89,7 +89,7 @@ class Layer(nn.Module):
         return Weight(leaf, contracted, produced, table)
 
     def vector(self, name: str, layout: str, shape: tuple[int, ...], init: Initializer) -> jax.Array:
-        """Declare a norm scale, a bias, a router or positions, float32: never quantized, adapted or decayed."""
+        """Declare what is no matrix, never quantized, adapted or decayed: a scale, a bias, positions, a router."""
         value = self._declare(name, layout, shape, init).astype(STABLE)  # however narrow it is stored
         return value if self.partitioning is None else self.partitioning.gather(value, layout)
 
@@ -140,3 +140,8 @@ def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """An initializer of ones."""
     return jnp.ones(shape, dtype)
+
+
+def constant(value: float) -> Initializer:
+    """An initializer of one value."""
+    return lambda key, shape, dtype: jnp.full(shape, value, dtype)

@@ -46,12 +46,13 @@ class BatchNorm(Layer):
     """Batch norm over all axes but the last (arXiv:1502.03167), x [B, ..., C] to the same shape and dtype.
 
     In training it normalises with the batch's own statistics and moves the running ones (collection `state`:
-    `mean`, `variance`, the latter unbiased as in the paper); in evaluation it uses those.
+    `mean`, `variance`, the latter unbiased as in the paper; perhaps `count` of batches); in evaluation it uses those.
     """
 
     dim: int
     epsilon: float
     momentum: float
+    counts: bool = False
 
     @compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -63,16 +64,19 @@ class BatchNorm(Layer):
             )
         mean = self.variable("state", "mean", jnp.zeros, (self.dim,), STABLE)
         variance = self.variable("state", "variance", jnp.ones, (self.dim,), STABLE)
+        count = self.variable("state", "count", jnp.zeros, (), jnp.int32) if self.counts else None
         y = x.astype(STABLE)
         if train:
             axes = tuple(range(x.ndim - 1))
             now_mean = jnp.mean(y, axes)
             now_variance = jnp.mean((y - now_mean) ** 2, axes)
             if not self.is_initializing():
-                count = x.size // self.dim
-                unbiased = now_variance * (count / max(count - 1, 1))
+                size = x.size // self.dim
+                unbiased = now_variance * (size / max(size - 1, 1))
                 mean.value = self.momentum * mean.value + (1 - self.momentum) * now_mean
                 variance.value = self.momentum * variance.value + (1 - self.momentum) * unbiased
+                if count is not None:
+                    count.value += 1
         else:
             now_mean, now_variance = mean.value, variance.value
         return ((y - now_mean) * (jax.lax.rsqrt(now_variance + self.epsilon) * scale) + bias).astype(x.dtype)

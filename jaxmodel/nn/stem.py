@@ -27,7 +27,12 @@ class Stem(Layer):
 
     @compact
     def __call__(
-        self, inputs: jax.Array, positions: jax.Array, types: jax.Array | None, train: bool
+        self,
+        inputs: jax.Array,
+        positions: jax.Array,
+        types: jax.Array | None,
+        masked: jax.Array | None,
+        train: bool,
     ) -> jax.Array:
         config, stem = self.config, self.config.stem
         dtype = jnp.dtype(config.execution.dtype)
@@ -37,7 +42,7 @@ class Stem(Layer):
             if stem.scale is not None:
                 x = x * jnp.asarray(stem.scale, dtype)
         else:
-            x = self._patches(inputs.astype(dtype), config.images)
+            x = self._patches(inputs.astype(dtype), config.images, masked)
         if stem.num_types:
             table = self.vector("types", "types embed", (stem.num_types, width), self.init_table)
             types = jnp.zeros((1, 1), jnp.int32) if types is None else types
@@ -62,8 +67,11 @@ class Stem(Layer):
         width = config.stem.embed_dim or config.embed_dim
         return self.weight("tokens", "vocab <- embed", (width,), (config.vocab_size,), self.init_table)
 
-    def _patches(self, images: jax.Array, config: Images) -> jax.Array:
-        """[B,H,W,C] to [B,T,D]: row by row, each patch flattened and projected; a class token before them."""
+    def _patches(self, images: jax.Array, config: Images, masked: jax.Array | None) -> jax.Array:
+        """[B,H,W,C] to [B,T,D]: row by row, each patch flattened and projected; a class token before them.
+
+        Patches where masked bool[B,T] is true are the mask token instead.
+        """
         B, H, W, C = images.shape
         P, D = config.patch, self.config.embed_dim
         patches = (
@@ -72,6 +80,9 @@ class Stem(Layer):
         x = einsum(patches, self.weight("patches", "pixels -> embed", (P * P * C,), (D,), normal(None)))
         if config.bias:
             x = x + self.vector("patches_bias", "embed_bias", (D,), zeros).astype(x.dtype)
+        if config.mask_token:
+            token = self.vector("mask_token", "embed_bias", (D,), self.init_table).astype(x.dtype)
+            x = x if masked is None else jnp.where(masked[..., None], token, x)
         if not config.class_token:
             return x
         first = self.vector("class_token", "embed_bias", (D,), self.init_table).astype(x.dtype)

@@ -79,7 +79,7 @@ def read(
     bound = _bound(found, tensors, flat)
     heads = found.family.heads[found.architecture].rows
     # A head that is the embedding table may be on disk all the same.
-    twice = tuple(row.name for row in heads) if found.config.tied else ()
+    twice = tuple(row.name for row in heads) if getattr(found.config, "tied", False) else ()
     _check(directory, bound, tensors, (*found.family.ignored, *twice))
     params, state = _placed(model, *shapes, bound, tensors, partitioning, dtype)
     info = {"huggingface": {"config": dict(found.json), "architecture": found.architecture}}
@@ -218,9 +218,10 @@ def write(
     left = set(flat) - {path for each in bound for path, _ in each.places}
     if left:
         raise InputError(f"transformers has no tensor in {architecture} for {', '.join(sorted(left))}")
-    types = (flat[each.places[0][0]].dtype for each in bound)
-    said["dtype"] = str(next(each for each in types if jnp.issubdtype(each, jnp.floating)))
-    tensors = [_tensor(each, flat) for each in bound]
+    types = (flat[each.places[0][0]].dtype for each in bound if not _is_state(each))
+    usual = next(each for each in types if jnp.issubdtype(each, jnp.floating))
+    said["dtype"] = str(usual)
+    tensors = [_tensor(each, flat, usual) for each in bound]
     paths = files.write_weights(directory, tensors, shard_bytes=shard_bytes)
     (directory / CONFIG).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if tokenizer is not None:
@@ -228,12 +229,19 @@ def write(
     return paths
 
 
-def _tensor(each: Bound, flat: Mapping[str, Any]) -> files.Tensor:
+def _is_state(each: Bound) -> bool:
+    return each.places[0][0].startswith("state/")
+
+
+def _tensor(each: Bound, flat: Mapping[str, Any], usual: Any) -> files.Tensor:
+    """As it is written; statistics, which here are float32 always, are as narrow as weights are on disk."""
+    dtype = each.form.dtype or (usual if _is_state(each) else flat[each.places[0][0]].dtype)
+
     def produce() -> np.ndarray:
         ours = [np.asarray(flat[path][index]) for path, index in each.places]
-        return np.asarray(each.form.write(*ours))
+        return np.asarray(each.form.write(*ours)).astype(dtype, copy=False)
 
-    return files.Tensor(each.name, flat[each.places[0][0]].dtype, each.shape, produce)
+    return files.Tensor(each.name, dtype, each.shape, produce)
 
 
 def _written(config: Any, kept: Mapping[str, Any], wanted: str | None) -> tuple[Family, dict[str, Any]]:

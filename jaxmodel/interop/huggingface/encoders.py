@@ -15,6 +15,7 @@ from jaxmodel.interop.huggingface.table import (
     BATCHED,
     REQUIRED,
     TOKEN,
+    TRANSPOSED,
     Family,
     Fixed,
     Group,
@@ -26,7 +27,7 @@ from jaxmodel.interop.huggingface.table import (
     patches,
 )
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import MLP, Attention, Head, Images, Norm, Pool, Stem
+from jaxmodel.models.parts import GATED, MLP, Attention, Head, Images, Norm, Pool, Stem
 
 # Encoders in the manner of BERT
 
@@ -211,11 +212,11 @@ DISTILBERT = Family(
 )
 
 
-def _images() -> Group:
+def _images(patch: int = 16) -> Group:
     def read(json: Json) -> Overrides:
         images = Images(
             size=json.get("image_size", 224),
-            patch=json.get("patch_size", 16),
+            patch=json.get("patch_size", patch),
             channels=json.get("num_channels", 3),
         )
         return {"images": images, "vocab_size": None, "max_length": images.length}
@@ -229,6 +230,12 @@ def _images() -> Group:
     return Group(read, write)
 
 
+_PATCHES = (
+    Row("embeddings.cls_token", "stem/class_token", TOKEN),
+    Row("embeddings.position_embeddings", "stem/positions", BATCHED),
+    Row("embeddings.patch_embeddings.projection.weight", "stem/patches", patches),
+    Row("embeddings.patch_embeddings.projection.bias", "stem/patches_bias"),
+)
 VIT = Family(
     name="vit",
     prefix="vit.",
@@ -237,10 +244,7 @@ VIT = Family(
     ),
     keys=(*_ENCODER_KEYS, _images(), Key("qkv_bias", "attention.bias", True), Fixed("pooler_act", "tanh")),
     rows=(
-        Row("embeddings.cls_token", "stem/class_token", TOKEN),
-        Row("embeddings.position_embeddings", "stem/positions", BATCHED),
-        Row("embeddings.patch_embeddings.projection.weight", "stem/patches", patches),
-        Row("embeddings.patch_embeddings.projection.bias", "stem/patches_bias"),
+        *_PATCHES,
         *encoder_rows(
             "encoder.layer.{i}", "attention", attention_norm="layernorm_before", mlp_norm="layernorm_after"
         ),
@@ -250,5 +254,78 @@ VIT = Family(
     heads={
         "ViTForImageClassification": classifier("classifier", Pool("first")),
         "ViTModel": body(Pool("first", activation="tanh")),
+    },
+)
+
+
+def _by_ratio() -> Group:
+    """The hidden width over that of the model; a gated one has two thirds, in whole eights, and its own activation."""
+
+    def width(hidden_size: int, ratio: float, gated: bool) -> int:
+        dim = int(hidden_size * ratio)
+        return (int(dim * 2 / 3) + 7) // 8 * 8 if gated else dim
+
+    def read(json: Json) -> Overrides:
+        gated = json.get("use_swiglu_ffn", False)
+        name = "swiglu" if gated else named(ACTIVATIONS)[0](json.get("hidden_act", "gelu"))
+        dim = width(json.get("hidden_size", 768), json.get("mlp_ratio", 4), gated)
+        return {"mlp.dim": dim, "mlp.activation": name}
+
+    def write(config: Transformer) -> dict[str, Any]:
+        gated, dim = config.mlp.activation == "swiglu", config.mlp.dim
+        whole = (n for n in range(1, 65) if width(config.embed_dim, n, gated) == dim)
+        said = {} if gated else {"hidden_act": named(ACTIVATIONS)[1](config.mlp.activation)}
+        return {"use_swiglu_ffn": gated, "mlp_ratio": next(whole, dim / config.embed_dim), **said}
+
+    return Group(read, write)
+
+
+def _dinov2_rows(config: Transformer) -> tuple[Row, ...]:
+    mlp = "encoder.layer.{i}.mlp"
+    if config.mlp.activation in GATED:
+        pair = {
+            suffix: tuple(f"stack/mlp/{name}{suffix}" for name in ("gate", "up")) for suffix in ("", "_bias")
+        }
+        halves = (
+            Row(f"{mlp}.weights_in.weight", pair[""], TRANSPOSED),
+            Row(f"{mlp}.weights_in.bias", pair["_bias"]),
+            *linear(f"{mlp}.weights_out", "stack/mlp/down"),
+        )
+    else:
+        halves = (*linear(f"{mlp}.fc1", "stack/mlp/up"), *linear(f"{mlp}.fc2", "stack/mlp/down"))
+    return (
+        *_PATCHES,
+        Row("embeddings.mask_token", "stem/mask_token", BATCHED),
+        *heads_of("encoder.layer.{i}.attention.attention", "query", "key", "value"),
+        *linear("encoder.layer.{i}.attention.output.dense", "stack/attention/output"),
+        *norm("encoder.layer.{i}.norm1", "stack/attention_norm"),
+        *norm("encoder.layer.{i}.norm2", "stack/mlp_norm"),
+        Row("encoder.layer.{i}.layer_scale1.lambda1", "stack/attention_scale"),
+        Row("encoder.layer.{i}.layer_scale2.lambda1", "stack/mlp_scale"),
+        *halves,
+        *norm("layernorm", "norm"),
+    )
+
+
+DINOV2 = VIT._replace(
+    name="dinov2",
+    prefix="dinov2.",
+    keys=(
+        *(
+            key
+            for key in _ENCODER_KEYS
+            if key.key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        ),
+        Key("layer_norm_eps", "norm.epsilon", 1e-6),
+        _by_ratio(),
+        _images(patch=14),
+        Key("use_mask_token", "images.mask_token", True),
+        Key("layerscale_value", "layer_scale", 1.0),
+        Key("qkv_bias", "attention.bias", True),
+    ),
+    rows=_dinov2_rows,
+    heads={
+        "Dinov2ForImageClassification": classifier("classifier", Pool("first_mean")),
+        "Dinov2Model": body(Pool("first")),
     },
 )

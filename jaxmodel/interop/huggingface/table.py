@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmodel import config as configs
 from jaxmodel.errors import InputError
-from jaxmodel.models.configs import Transformer, Variant
+from jaxmodel.models.configs import ConvNet, Transformer, Variant
 from jaxmodel.models.parts import MLP, Attention
 
 Overrides = dict[str, Any]  # dotted path of our config -> value
@@ -28,10 +28,12 @@ class Form(NamedTuple):
     Attributes:
       read: (tensor, shapes of ours) -> ours, views of it where that can be.
       write: (each of ours) -> the tensor; of numpy arrays, or of jax's where only its shape is asked for.
+      dtype: of the tensor, where that is not the dtype of ours.
     """
 
     read: Callable[[np.ndarray, Sequence[tuple[int, ...]]], list[np.ndarray]]
     write: Callable[..., Any]
+    dtype: Any = None
 
     def shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """Of the tensor, from those of ours."""
@@ -98,14 +100,21 @@ TOKEN = fused(lambda x: x.reshape(1, 1, -1), lambda x, shape: x.reshape(shape))
 COLUMNS = fused(lambda x: x, lambda x, shape: x, axis=1)  # stored [in, out], several side by side
 
 
-def patches(config: Transformer) -> Form:
-    """A patch projection: [out, channels, size, size] on disk, [size * size * channels, out] with us."""
-    assert config.images is not None
-    size, channels = config.images.patch, config.images.channels
+COUNT = COPY._replace(dtype=np.dtype(np.int64))
+
+
+def windows(size: int) -> Form:
+    """A convolution: [out, in, size, size] on disk, [size * size * in, out] with us, or [size, size, out]."""
     return fused(
-        lambda x: x.reshape(size, size, channels, -1).transpose(3, 2, 0, 1),
+        lambda x: x.reshape(size, size, -1, x.shape[-1]).transpose(3, 2, 0, 1),
         lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape),
     )
+
+
+def patches(config: Transformer) -> Form:
+    """A patch projection, as `windows`."""
+    assert config.images is not None
+    return windows(config.images.patch)
 
 
 class Row(NamedTuple):
@@ -302,7 +311,7 @@ def _get(config: Any, path: str) -> Any:
 def computes(config: Any) -> Any:
     """The config without what changes no output: how it runs, how it was initialised, what only training has."""
     fields = configs.fields(type(config))
-    kept = ("execution", "dropout", "init_scale", "residual_init")
+    kept = ("execution", "dropout", "init_scale", "residual_init", "momentum")
     said: Overrides = {name: fields[name].default for name in kept if name in fields}
     said |= {name: computes(getattr(config, name)) for name in submodels(config)}
     if isinstance(config, Transformer):
@@ -324,6 +333,11 @@ def computes(config: Any) -> Any:
         for half in [each for each in unread if not any(block.has(each) for block in blocks)]:
             said = {name: value for name, value in said.items() if name.split(".")[0] != half}
             said[half] = unread[half]
+    if getattr(config, "layer_scale", None) is not None:
+        said["layer_scale"] = 1.0
+    if isinstance(config, ConvNet):
+        depths = tuple(depth for _, depth, _ in config.stages)
+        said |= {"blocks": 1, "depths": depths, "stem.width": config.stem.width or config.widths[0]}
     return configs.replace(config, said)
 
 

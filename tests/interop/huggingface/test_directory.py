@@ -62,7 +62,7 @@ def written(folder, name="llama", architecture=None, dtype="float32", **more):
     model = config.build()
     params = random(model, dtype)
     kept = {"huggingface": {"config": said(name, architecture, **more)}}
-    directory.write(folder, model, params, info=kept)
+    directory.write(folder, model, params, info=kept, state=model.start())
     return model, params
 
 
@@ -84,8 +84,9 @@ def test_what_is_written_is_read_back(name, architecture, tmp_path):
     loaded = load(tmp_path / "a")
     assert loaded.model.config == model.config == config_of(tmp_path / "a")
     assert same(loaded.params, params) and loaded.info["huggingface"]["architecture"] == architecture
-    directory.write(tmp_path / "b", loaded.model, loaded.params, info=loaded.info)
-    directory.write(tmp_path / "c", loaded.model, loaded.params, family=name)
+    state = loaded.model_state
+    directory.write(tmp_path / "b", loaded.model, loaded.params, info=loaded.info, state=state)
+    directory.write(tmp_path / "c", loaded.model, loaded.params, state=state, family=name)
     weights_a, *others = ((tmp_path / each / "model.safetensors").read_bytes() for each in "abc")
     assert all(each == weights_a for each in others)
     assert json.loads((tmp_path / "b" / "config.json").read_text()) == {
