@@ -227,7 +227,8 @@ class Recurrence(Layer):
         y = einsum(x, self.weight(name, f"embed -> {dims}", (self.dim,), shape, self.init_input))
         if self.config.bias:
             y = y + self.vector(f"{name}_bias", dims, shape, zeros).astype(y.dtype)
-        y = scaled(y, dict(zip(SCALED, self.config.scales, strict=False)).get(name))
+        scales: dict[str, float] = dict(zip(SCALED, self.config.scales, strict=False))
+        y = scaled(y, scales.get(name))
         return self.constrain(y, "batch", None, heads, *(None,) * (len(shape) - 1))
 
     def _gated(self, y: jax.Array, gate: jax.Array) -> jax.Array:
