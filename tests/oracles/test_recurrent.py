@@ -72,7 +72,11 @@ def test_agrees_with_transformers(case: Case, tmp_path):
     check(case, text(67), tmp_path)
 
 
-@pytest.mark.parametrize("case", rows([each for each in CASES if each.generates]))
+# Where projections have biases, theirs lets the convolution see those of padding.
+UNBIASED = [each for each in CASES if not {"use_bias", "mamba_proj_bias"} & {*each.options}]
+
+
+@pytest.mark.parametrize("case", rows([each for each in UNBIASED if each.generates]))
 def test_prompts_padded_left_continue_as_those_of_transformers(case: Case, tmp_path):
     theirs = made(case)
     theirs.save_pretrained(tmp_path)

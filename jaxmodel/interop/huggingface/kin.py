@@ -241,7 +241,7 @@ def by_head(config: Transformer) -> Form:
     return fused(lambda x: x.T, lambda x, shape: x.T, groups=config.attention.num_heads)
 
 
-def _biases_by_head(config: Transformer) -> Form:
+def biases_by_head(config: Transformer) -> Form:
     """Their biases, likewise."""
     return fused(
         lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape), groups=config.attention.num_heads
@@ -273,7 +273,7 @@ GPT_NEOX = LLAMA._replace(
         Row("embed_in.weight", "stem/tokens"),
         *norm("final_layer_norm", "norm"),
         Row("layers.{i}.attention.query_key_value.weight", QKV, by_head),
-        Row("layers.{i}.attention.query_key_value.bias", QKV_BIAS, _biases_by_head),
+        Row("layers.{i}.attention.query_key_value.bias", QKV_BIAS, biases_by_head),
         *linear("layers.{i}.attention.dense", "stack/attention/output"),
         *linear("layers.{i}.mlp.dense_h_to_4h", "stack/mlp/up"),
         *linear("layers.{i}.mlp.dense_4h_to_h", "stack/mlp/down"),

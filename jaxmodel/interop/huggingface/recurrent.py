@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxmodel.interop.huggingface.decoders import LLAMA, both_biases, decoder_rows, qk_epsilon, sizes
+from jaxmodel.interop.huggingface.decoders import LLAMA, ROTARY, both_biases, decoder_rows, qk_epsilon, sizes
 from jaxmodel.interop.huggingface.experts import QWEN2_MOE, experts
 from jaxmodel.interop.huggingface.keys import (
     body,
@@ -17,7 +17,7 @@ from jaxmodel.interop.huggingface.keys import (
     patterned,
     rotary,
 )
-from jaxmodel.interop.huggingface.kin import but, without
+from jaxmodel.interop.huggingface.kin import biases_by_head, but, by_head, without
 from jaxmodel.interop.huggingface.rows import linear, norm, transformer
 from jaxmodel.interop.huggingface.table import (
     FLAT,
@@ -82,6 +82,11 @@ def _read_expand(json: Json) -> Overrides:
     return {}
 
 
+def _write_expand(config: Transformer) -> dict[str, Any]:
+    r = config.recurrence or MAMBA
+    return {"expand": r.num_heads * r.head_dim // config.embed_dim}
+
+
 def _number(said: Any) -> float:
     """A number, which config.json has in an object where it is infinite."""
     return float(said["__float__"] if isinstance(said, dict) else said)
@@ -98,11 +103,24 @@ def _write_limits(config: Transformer) -> dict[str, Any]:
     return {"time_step_limit": [r.step_min, high]}
 
 
-_MAMBA_INPUTS = {"in_proj": ("gate", "value", "key", "query", "step")}
-_MAMBA_CONV = ("value", "key", "query")
 MAMBA = Recurrence(num_heads=1, head_dim=1, skip=True, conv_bias=True)
-# Nothing in it limits how long a text may be.
-_LENGTH = Key("max_position_embeddings", "max_length", 1 << 20)
+
+
+def mamba_keys(names: str, state_dim: int, num_groups: int) -> tuple[Key | Group, ...]:
+    """Keys of heads, state, groups, kernel, chunk and biases, by their names in this order, and of time steps."""
+    usual = {"num_heads": 128, "state_dim": state_dim, "num_groups": num_groups, "kernel": 4, "chunk": 256}
+    usual |= {"conv_bias": True, "bias": False}
+    each = zip(names.split(), usual.items(), strict=True)
+    keys = (Key(name, f"recurrence.{field}", default) for name, (field, default) in each)
+    return *keys, Group(_read_limits, _write_limits), Fixed("hidden_act", "silu")
+
+
+def mamba_rows(prefix: str) -> tuple[Row, ...]:
+    """A recurrence's tensors, as Mamba-2 has them."""
+    inputs = ("gate", "value", "key", "query", "step")
+    return recurrence_rows(prefix, {"in_proj": inputs}, ("value", "key", "query"))
+
+
 MAMBA2 = Family(
     name="mamba2",
     prefix="backbone.",
@@ -111,38 +129,21 @@ MAMBA2 = Family(
         Key("vocab_size", "vocab_size", REQUIRED),
         Key("hidden_size", "embed_dim", REQUIRED),
         Key("num_hidden_layers", "num_layers", REQUIRED),
-        Key("num_heads", "recurrence.num_heads", 128),
         Key("head_dim", "recurrence.head_dim", 64),
-        Key("state_size", "recurrence.state_dim", 128),
-        Key("n_groups", "recurrence.num_groups", 8),
-        Key("conv_kernel", "recurrence.kernel", 4),
-        Key("chunk_size", "recurrence.chunk", 256),
-        Key("use_bias", "recurrence.bias", False),
-        Key("use_conv_bias", "recurrence.conv_bias", True),
+        *mamba_keys("num_heads state_size n_groups conv_kernel chunk_size use_conv_bias use_bias", 128, 8),
         Key("layer_norm_epsilon", "norm.epsilon", 1e-5),
         Key("tie_word_embeddings", "tied", False),
-        Group(_read_expand, lambda config: {"expand": _expand(config)}),
-        Group(_read_limits, _write_limits),
-        Fixed("hidden_act", "silu"),
-        _LENGTH,
+        Group(_read_expand, _write_expand),
+        Key("max_position_embeddings", "max_length", 1 << 20),  # nothing in it limits how long a text may be
     ),
     rows=(
         Row("embeddings.weight", "stem/tokens"),
         *norm("norm_f", "norm"),
         *norm("layers.{i}.norm", "stack/recurrence_norm"),
-        *recurrence_rows(
-            "layers.{i}.mixer",
-            _MAMBA_INPUTS,
-            _MAMBA_CONV,
-        ),
+        *mamba_rows("layers.{i}.mixer"),
     ),
     heads={"Mamba2ForCausalLM": causal(), "Mamba2Model": body()},
 )
-
-
-def _expand(config: Transformer) -> int:
-    r = config.recurrence or MAMBA
-    return r.num_heads * r.head_dim // config.embed_dim
 
 
 # Qwen: the gated delta rule in most layers, attention with a gate of its own in the others.
@@ -172,32 +173,19 @@ _DELTA = (
     Key("linear_key_head_dim", "recurrence.state_dim", 128),
     Key("linear_conv_kernel_dim", "recurrence.kernel", 4),
     Group(_read_layers, _write_layers),
-    *(rotary(fraction=0.25), both_biases(), qk_epsilon()),
+    *(rotary(fraction=0.25), both_biases(), qk_epsilon(), Fixed("hidden_act", "silu")),
 )
-
-
-def _taking_turns(heads: Callable[[Transformer], int]) -> Callable[[Transformer], Form]:
-    """Transposed, a part of each for every head."""
-    return lambda config: fused(lambda x: x.T, lambda x, shape: x.T, groups=heads(config))
-
-
-def _biases_taking_turns(config: Transformer) -> Form:
-    return fused(
-        lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape), groups=config.attention.num_heads
-    )
 
 
 def _qwen_rows(family: Family) -> tuple[Row, ...]:
     """Those of a family in the manner of Llama, but that queries have gates beside them."""
     assert isinstance(family.rows, tuple)
-    both = ("stack/attention/query", "stack/attention/gate")
-    form = _taking_turns(lambda config: config.attention.num_heads)
-    name = "layers.{i}.self_attn.q_proj"
+    both, name = ("stack/attention/query", "stack/attention/gate"), "layers.{i}.self_attn.q_proj"
     return (
         *but(family.rows, "stack/attention/query"),
         *norm("layers.{i}.input_layernorm", "stack/recurrence_norm"),
-        Row(f"{name}.weight", both, form),
-        Row(f"{name}.bias", tuple(f"{path}_bias" for path in both), _biases_taking_turns),
+        Row(f"{name}.weight", both, by_head),
+        Row(f"{name}.bias", tuple(f"{path}_bias" for path in both), biases_by_head),
     )
 
 
@@ -250,7 +238,9 @@ QWEN3_NEXT = QWEN3_5_MOE._replace(
             "layers.{i}.linear_attn",
             {"in_proj_qkvz": (*_CONV_ORDER, "gate"), "in_proj_ba": ("strength", "step")},
             _CONV_ORDER,
-            _taking_turns(lambda config: config.recurrence.groups if config.recurrence else 1),
+            lambda config: fused(
+                lambda x: x.T, lambda x, shape: x.T, groups=(config.recurrence or MAMBA).groups
+            ),
         ),
     ),
     heads=decoder_heads("Qwen3Next"),
@@ -291,8 +281,7 @@ def _read_inner(json: Json) -> Overrides:
     if bool(json.get("projectors_bias")) != bool(json.get("mamba_proj_bias")):
         raise ValueError("projectors_bias and mamba_proj_bias differ, which is not supported")
     inner = json.get("mamba_d_ssm", 1024) or json.get("mamba_expand", 2) * json["hidden_size"]
-    heads = json.get("mamba_n_heads", 128)
-    width = json.get("mamba_d_head", "auto")
+    heads, width = json.get("mamba_n_heads", 128), json.get("mamba_d_head", "auto")
     return {
         "recurrence.head_dim": inner // heads if width == "auto" else width,
         "recurrence.norm": "group" if json.get("mamba_rms_norm") else "none",
@@ -312,28 +301,19 @@ def _write_inner(config: Transformer) -> dict[str, Any]:
 _FALCON_NORMS = {"hybrid_norm": "input_layernorm", "mlp_norm": "pre_ff_layernorm"}
 FALCON_H1 = LLAMA._replace(
     name="falcon_h1",
-    base=transformer(
-        sublayers=("hybrid", "mlp"),
-        attention=Attention(num_heads=1, rotary=True),
-        recurrence=MAMBA,
-        norm=Norm(kind="rms"),
-    ),
+    base=transformer(sublayers=("hybrid", "mlp"), attention=ROTARY, recurrence=MAMBA, norm=Norm(kind="rms")),
     keys=(
         *(*without(sizes(), "rms_norm_eps"), rotary(), both_biases()),
         Key("rms_norm_eps", "norm.epsilon", 1e-5),
         Key("mlp_bias", "mlp.bias", False),
-        Key("mamba_n_heads", "recurrence.num_heads", 128),
-        Key("mamba_d_state", "recurrence.state_dim", 256),
-        Key("mamba_n_groups", "recurrence.num_groups", 1),
-        Key("mamba_d_conv", "recurrence.kernel", 4),
-        Key("mamba_chunk_size", "recurrence.chunk", 256),
-        Key("mamba_conv_bias", "recurrence.conv_bias", True),
-        Key("mamba_proj_bias", "recurrence.bias", False),
+        *mamba_keys(
+            "mamba_n_heads mamba_d_state mamba_n_groups mamba_d_conv mamba_chunk_size mamba_conv_bias mamba_proj_bias",
+            *(256, 1),
+        ),
         Key("mamba_norm_before_gate", "recurrence.norm_first", True),
         Key("embedding_multiplier", "stem.scale", 1.0),
         Key("lm_head_multiplier", "head.scale", 1.0),
         *(Group(_read_inner, _write_inner), Group(_read_scales, _write_scales)),
-        Group(_read_limits, _write_limits),
     ),
     rows=(
         *(
@@ -341,7 +321,7 @@ FALCON_H1 = LLAMA._replace(
             for row in but(decoder_rows(**_FALCON_NORMS), "norm/scale")
         ),
         *norm("final_layernorm", "norm"),
-        *recurrence_rows("layers.{i}.mamba", _MAMBA_INPUTS, _MAMBA_CONV),
+        *mamba_rows("layers.{i}.mamba"),
     ),
     heads={"FalconH1ForCausalLM": causal(), "FalconH1Model": body()},
 )
