@@ -23,7 +23,7 @@ SIZES: Mapping[str, int] = {
 
 def shrunk(config: Any) -> Any:
     """The config in small; what two models have in common when shrunk need be tried once."""
-    small = _by_name(config)
+    small: Any = _by_name(config)
     if isinstance(config, Transformer):
         small = _transformer(config, small)
     if isinstance(config, ConvNet):
