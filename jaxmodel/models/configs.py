@@ -214,9 +214,8 @@ class Transformer:
             assert self.recurrence is not None
             r, delta = self.recurrence, self.recurrence.kind == "delta"
             heads, groups = r.num_heads * r.head_dim, 2 * r.groups * r.state_dim
-            written = (
-                (2 + delta) * heads * r.state_dim
-            )  # the state is written and read, by the delta rule twice
+            # The state is written and read, by the delta rule twice.
+            written = (2 + delta) * heads * r.state_dim
             inputs = groups + 3 * heads + (1 + delta) * r.num_heads
             return self.embed_dim * inputs + r.kernel * (groups + heads) + written
         half = self.moe or self.mlp

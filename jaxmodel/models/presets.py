@@ -182,8 +182,8 @@ def _qwen_delta(
         *(vocab_size, embed_dim, num_layers, heads, mlp_dim, 262144, 1e7, attention),
         recurrence=Recurrence(32, 128, 128, 16, kind="delta", norm="head", norm_first=True),
         norm=Norm(offset=1.0, epsilon=1e-6),
-        pattern=("linear",) * 3 + ("global",),
-        variants=(Variant("linear", (("sublayers", ("recurrence", "mlp")),)), Variant("global")),
+        pattern=("linear",) * 3 + ("full",),
+        variants=(Variant("linear", (("sublayers", ("recurrence", "mlp")),)), Variant("full")),
         **overrides,
     )
 

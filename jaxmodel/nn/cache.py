@@ -118,20 +118,22 @@ class HybridCache(Cache):
 
 def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -> Cache:
     """An empty cache of one block, by its own config."""
-    a, r = config.attention, config.recurrence
-    width = a.head_dim or config.embed_dim // a.num_heads
-    kept = a.num_kv_heads or a.num_heads, (width, width)
-    if a.latent is not None:
-        kept = 1, (a.latent.kv_rank, a.latent.rope_dim)
-    attention = make_cache(batch_size, length, a.window, *kept, dtype)
-    if not config.has("recurrence"):
-        return attention
-    assert r is not None
-    pair = jnp.zeros((batch_size, r.kernel - 1, r.groups, r.state_dim), dtype)
-    value = jnp.zeros((batch_size, r.kernel - 1, r.num_heads, r.head_dim), dtype)
-    state = jnp.zeros((batch_size, r.num_heads, r.state_dim, r.head_dim), jnp.float32)
-    recurrence = RecurrentCache(pair, pair, value, state)
-    return HybridCache(attention, recurrence) if config.has("attention") else recurrence
+    found: list[Any] = []
+    if config.has("attention"):
+        a = config.attention
+        width = a.head_dim or config.embed_dim // a.num_heads
+        kept = a.num_kv_heads or a.num_heads, (width, width)
+        if a.latent is not None:
+            kept = 1, (a.latent.kv_rank, a.latent.rope_dim)
+        found.append(make_cache(batch_size, length, a.window, *kept, dtype))
+    if config.has("recurrence"):
+        r = config.recurrence
+        assert r is not None
+        pair = jnp.zeros((batch_size, r.kernel - 1, r.groups, r.state_dim), dtype)
+        value = jnp.zeros((batch_size, r.kernel - 1, r.num_heads, r.head_dim), dtype)
+        state = jnp.zeros((batch_size, r.num_heads, r.state_dim, r.head_dim), jnp.float32)
+        found.append(RecurrentCache(pair, pair, value, state))
+    return HybridCache(*found) if len(found) > 1 else found[0]
 
 
 def make_cache(

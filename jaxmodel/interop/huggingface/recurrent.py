@@ -23,7 +23,6 @@ from jaxmodel.interop.huggingface.table import (
     FLAT,
     REQUIRED,
     TRANSPOSED,
-    WHOLE,
     Family,
     Fixed,
     Form,
@@ -75,26 +74,17 @@ def recurrence_rows(
     )
 
 
-def _read_expand(json: Json) -> Overrides:
-    inner, heads = json.get("expand", 2) * json["hidden_size"], json.get("num_heads", 128)
-    if inner != heads * json.get("head_dim", 64):
-        raise ValueError(f"expand x hidden_size is {inner}, num_heads x head_dim is not: {WHOLE}")
-    return {}
-
-
-def _write_expand(config: Transformer) -> dict[str, Any]:
+def _inner(config: Transformer) -> int:
+    """Width of all heads of values together."""
     r = config.recurrence or MAMBA
-    return {"expand": r.num_heads * r.head_dim // config.embed_dim}
-
-
-def _number(said: Any) -> float:
-    """A number, which config.json has in an object where it is infinite."""
-    return float(said["__float__"] if isinstance(said, dict) else said)
+    return r.num_heads * r.head_dim
 
 
 def _read_limits(json: Json) -> Overrides:
-    low, high = map(_number, json.get("time_step_limit") or (0.0, math.inf))
-    return {"recurrence.step_min": low, "recurrence.step_max": None if high == math.inf else high}
+    low, high = json.get("time_step_limit") or (0.0, math.inf)
+    # What is infinite is an object in newer files.
+    high = None if isinstance(high, dict) or high == math.inf else high
+    return {"recurrence.step_min": low, "recurrence.step_max": high}
 
 
 def _write_limits(config: Transformer) -> dict[str, Any]:
@@ -133,7 +123,7 @@ MAMBA2 = Family(
         *mamba_keys("num_heads state_size n_groups conv_kernel chunk_size use_conv_bias use_bias", 128, 8),
         Key("layer_norm_epsilon", "norm.epsilon", 1e-5),
         Key("tie_word_embeddings", "tied", False),
-        Group(_read_expand, _write_expand),
+        Group(lambda json: {}, lambda config: {"expand": _inner(config) // config.embed_dim}),
         Key("max_position_embeddings", "max_length", 1 << 20),  # nothing in it limits how long a text may be
     ),
     rows=(
@@ -149,21 +139,22 @@ MAMBA2 = Family(
 # Qwen: the gated delta rule in most layers, attention with a gate of its own in the others.
 
 
+_LAYERS = {"linear_attention": ("recurrence", "mlp"), "full_attention": ("attention", "mlp")}
+
+
 def _read_layers(json: Json) -> Overrides:
     every, count = json.get("full_attention_interval", 4), json["num_hidden_layers"]
     usual = ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)]
-    known = {"linear_attention": "linear", "full_attention": "global"}
     kinds = json.get("layer_types") or usual
-    for kind in kinds:
-        if kind not in known:
-            raise ValueError(f"layer_types: {kind} is not supported: there are {', '.join(known)}")
-    variants: dict[str, Overrides] = {"linear": {"sublayers": ("recurrence", "mlp")}, "global": {}}
-    return patterned([known[kind] for kind in kinds], variants)
+    if unknown := {*kinds} - {*_LAYERS}:
+        raise ValueError(f"layer_types: {unknown.pop()} is not supported: there are {', '.join(_LAYERS)}")
+    short = [kind.removesuffix("_attention") for kind in kinds]
+    return patterned(short, {name: {"sublayers": _LAYERS[f"{name}_attention"]} for name in short})
 
 
 def _write_layers(config: Transformer) -> dict[str, Any]:
-    found = ["recurrence" in layer.sublayers for layer in layers(config)]
-    return {"layer_types": ["linear_attention" if each else "full_attention" for each in found]}
+    names = {sublayers: kind for kind, sublayers in _LAYERS.items()}
+    return {"layer_types": [names.get(layer.sublayers) for layer in layers(config)]}
 
 
 _DELTA = (
@@ -202,7 +193,7 @@ _BASE = {
 }
 _MOE = MoE(num_experts=2, dim=1, experts_per_token=1, shared_dim=1, shared_gate=True)
 _MOE_KEYS = (
-    *experts(256, 8, "moe_intermediate_size"),
+    *(*without(sizes(head_dim=256), "intermediate_size", "hidden_act"), *_DELTA),
     Key("shared_expert_intermediate_size", "moe.shared_dim", 512),
 )
 QWEN3_5 = LLAMA._replace(
@@ -220,16 +211,18 @@ QWEN3_5 = LLAMA._replace(
 QWEN3_5_MOE = QWEN3_5._replace(
     name="qwen3_5_moe_text",
     base=transformer(**_BASE, moe=_MOE),
-    keys=(*without(sizes(head_dim=256), "intermediate_size", "hidden_act"), *_MOE_KEYS, *_DELTA),
+    keys=(*_MOE_KEYS, *experts(256, 8, "moe_intermediate_size")),
     rows=(*_qwen_rows(QWEN2_MOE), *_SEPARATE),
     heads={"Qwen3_5MoeForCausalLM": causal(), "Qwen3_5MoeTextModel": body()},
 )
 QWEN3_NEXT = QWEN3_5_MOE._replace(
     name="qwen3_next",
     keys=(
-        *(*without(sizes(head_dim=256), "intermediate_size", "hidden_act"), *_DELTA),
-        *(*experts(512, 10, "moe_intermediate_size"), Key("norm_topk_prob", "moe.normalize", True)),
-        Key("shared_expert_intermediate_size", "moe.shared_dim", 512),
+        *(
+            *_MOE_KEYS,
+            *experts(512, 10, "moe_intermediate_size"),
+            Key("norm_topk_prob", "moe.normalize", True),
+        ),
         *(Fixed("decoder_sparse_step", 1), Fixed("mlp_only_layers", [])),
     ),
     rows=(
@@ -290,12 +283,8 @@ def _read_inner(json: Json) -> Overrides:
 
 def _write_inner(config: Transformer) -> dict[str, Any]:
     r = config.recurrence or MAMBA
-    return {
-        "mamba_d_head": r.head_dim,
-        "mamba_d_ssm": r.num_heads * r.head_dim,
-        "mamba_rms_norm": r.norm == "group",
-        "projectors_bias": r.bias,
-    }
+    said = {"mamba_d_head": r.head_dim, "mamba_d_ssm": _inner(config), "projectors_bias": r.bias}
+    return said | {"mamba_rms_norm": r.norm == "group"}
 
 
 _FALCON_NORMS = {"hybrid_norm": "input_layernorm", "mlp_norm": "pre_ff_layernorm"}
