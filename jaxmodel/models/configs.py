@@ -260,10 +260,10 @@ class Transformer:
             if moe is not None:
                 size, rest = divmod(moe.num_experts, moe.num_groups)
                 held = size * min(moe.groups_per_token, moe.num_groups)
-                if rest or (moe.num_groups > 1 and size < 2) or held < moe.experts_per_token:
+                if rest or (moe.num_groups > 1 and size < moe.group_best) or held < moe.experts_per_token:
                     raise InputError(
                         f"model.moe.num_experts={moe.num_experts} do not make model.moe.num_groups={moe.num_groups} "
-                        f"of two or more, {moe.groups_per_token} of which hold the {moe.experts_per_token} of a token"
+                        f"of {moe.group_best} or more, {moe.groups_per_token} with {moe.experts_per_token} together"
                     )
 
     def has(self, part: str) -> bool:

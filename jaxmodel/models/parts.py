@@ -181,7 +181,8 @@ class MoE:
     selection_bias: bool = field(
         False, help="a number an expert, added to its probability in the choice alone (arXiv:2408.15664)"
     )
-    num_groups: int = field(1, help="groups of experts, scored by their best two (arXiv:2412.19437)", low=1)
+    num_groups: int = field(1, help="groups of experts (arXiv:2412.19437)", low=1)
+    group_best: int = field(2, help="experts of a group, its best, whose sum is its score", low=1)
     groups_per_token: int = field(1, help="groups that a token's experts are chosen from", low=1)
     normalize: bool = field(True, help="rescale the chosen experts' probabilities to sum to one")
     scale: float = field(1.0, help="of the chosen experts' probabilities, after that", low=0.0)

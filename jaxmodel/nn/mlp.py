@@ -93,7 +93,7 @@ class MoE(Layer):
             ranked = ranked + self.vector("selection_bias", "experts", (config.num_experts,), zeros)
         if config.num_groups > 1:
             grouped = ranked.reshape(*ranked.shape[:-1], config.num_groups, -1)
-            best, _ = _top(grouped, grouped, 2)
+            best, _ = _top(grouped, grouped, config.group_best)
             groups = jnp.sum(best, axis=-1)
             _, chosen = _top(groups, groups, config.groups_per_token)
             allowed = jnp.any(jax.nn.one_hot(chosen, config.num_groups, dtype=bool), axis=-2)

@@ -157,7 +157,7 @@ def test_experts_with_room_for_so_many_tokens(tmp_path, corpus):
         (["--model.embed_dim=36"], "mesh.fsdp=8 does not divide embed = 36 of"),
         (["--model.attention.num_heads=5"], "is no multiple of model.attention.num_heads=5"),
         (["--model.moe.num_experts=4", "--model.moe.dim=8", "--model.moe.num_groups=3"], "model.moe.num_experts=4 do "
-         "not make model.moe.num_groups=3 of two or more"),
+         "not make model.moe.num_groups=3 of 2 or more"),
         (["--model.moe.num_experts=4", "--model.moe.dim=8", "--model.moe.capacity_factor=-1"],
          "model.moe.capacity_factor"),
         (["--data.length=1024"], "--data.length=1024 is longer than --model.max_length=512"),
