@@ -180,12 +180,15 @@ class Pool:
     """One vector a sequence, the value `embedding` [B, D], which then is what the head reads."""
 
     kind: str = field(
-        "first", help="the first token, the mean or the last one", choices=("first", "mean", "last")
+        "first",
+        help="the first token, the last one, the mean, or the largest of each number",
+        choices=("first", "mean", "last", "max"),
     )
     activation: str = field(
         "none", help="non-linearity after a dense layer; none: no dense layer", choices=("none", *UNGATED)
     )
     normalize: bool = field(False, help="bring the embedding to length 1")
+    spare: bool = field(False, help="hold a dense layer that nothing reads, as encoders of sentences do")
 
 
 @register
