@@ -1,4 +1,4 @@
-"""Continue texts: python -m recipes.generate --checkpoint=DIR --prompt='Once upon' [--prompt='Or else']"""
+"""Continue texts, or answer: python -m recipes.generate --checkpoint=DIR --prompt='Once upon' [--prompt='Or else']"""
 
 import argparse
 import dataclasses
@@ -6,10 +6,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxmodel import options
 from jaxmodel.config import field
 from jaxmodel.errors import InputError
+from recipes._chat import Conversation, read_conversations
 from recipes._flags import Command, Parsed, dtype_flag, run
 from recipes._output import output_file
 
@@ -20,6 +22,14 @@ class Flags:
 
     checkpoint: str = field(help="a run's folder, one of its steps, an export, or a Hugging Face directory")
     prompt: str = field("", "how a text begins; repeat it for several texts; empty: a new document")
+    chat: bool = field(
+        False, "a prompt is what a user says: it goes through the checkpoint's chat template, and is answered"
+    )
+    messages: str | None = field(
+        None,
+        "conversations to go on with, in place of prompts: .json, a list of messages with role and content, or .jsonl, "
+        "one such list a line; as messages of an object, beside tools",
+    )
     max_new_tokens: int | None = field(
         None, "tokens to add at most; unsaid: 100, or what the model's max_length leaves", low=1
     )
@@ -29,11 +39,27 @@ class Flags:
         None, "draw from the fewest likeliest tokens of this probability together", low=0.0, high=1.0
     )
     seed: int = field(0, "of the draws: the same seed gives the same texts", low=0)
-    stop: str | None = field(None, "a text ends before this; always at the end of a document")
-    output: str | None = field(None, "also write the texts to this .jsonl file: prompt and text")
+    stop: str | None = field(
+        None,
+        "a text ends before this; always at the end of a document, or of an answer as its directory says",
+    )
+    output: str | None = field(
+        None, "also write the texts to this .jsonl file: prompt and text; or conversations with their answers"
+    )
     dtype: str | None = dtype_flag()
     mesh: options.Mesh | None = field(None, "devices that share the model; none: one device")
     prompts: tuple[str, ...] = field((), "all that were given", flag=False)
+
+    def check(self) -> None:
+        """Raise InputError where two flags do not fit each other."""
+        other = "chat" if self.chat else f"prompt={self.prompt}" if self.prompt else None
+        if self.messages is not None and other is not None:
+            raise InputError(
+                f"--messages={self.messages} holds whole conversations, beside which --{other} means nothing: leave "
+                "one of them out"
+            )
+        if self.chat and not self.prompt:
+            raise InputError("--chat answers a user, who says nothing: give --prompt too, or --messages=FILE")
 
 
 class Prompts(Command[Flags]):
@@ -48,13 +74,14 @@ class Prompts(Command[Flags]):
         return dataclasses.replace(parsed, flags=dataclasses.replace(parsed.flags, prompts=tuple(prompts)))
 
 
-COMMAND = Prompts("generate", "Continue texts with a language model.", Flags)
+COMMAND = Prompts("generate", "Continue texts with a language model, or answer with one that chats.", Flags)
 
 
 def main(parsed: Parsed[Flags]) -> int:
     """Load, generate, print."""
     flags = parsed.flags
     output = flags.output and output_file(flags.output, "output")
+    chats = _chats(flags)
 
     from recipes._runtime import compile_cache
 
@@ -67,12 +94,19 @@ def main(parsed: Parsed[Flags]) -> int:
 
     mesh = flags.mesh and make_mesh(dataclasses.asdict(flags.mesh))
     loaded = load(flags.checkpoint, mesh=mesh, dtype=flags.dtype)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    model, tokenizer, documents = loaded.model, loaded.tokenizer, "task" in loaded.info
     params = prepared(model, loaded.params)
     del loaded  # the weights as they were: one copy is enough
     if tokenizer is None:
         raise InputError(f"--checkpoint={flags.checkpoint} holds no tokenizer: name a language model's")
-    prompts = [ids.tolist() or [tokenizer.separator_id] for ids in tokenizer.encode_batch(flags.prompts)]
+    if chats:
+        encoded = [
+            tokenizer.encode_chat(chat.messages, tools=chat.tools, add_generation_prompt=True)
+            for chat in chats
+        ]
+    else:
+        encoded = [tokenizer.encode_input(prompt) for prompt in flags.prompts]
+    prompts = [ids.tolist() or [tokenizer.separator_id] for ids in encoded]
     limit = limits_of(model).get("length", sys.maxsize)
     room = max(limit - max(map(len, prompts)), 1)  # too long a prompt is named by what follows
     added = generate(
@@ -84,17 +118,31 @@ def main(parsed: Parsed[Flags]) -> int:
         top_k=flags.top_k,
         top_p=flags.top_p,
         seed=flags.seed,
-        stop=[tokenizer.separator_id],
+        # Where we trained it, another document begins behind the separator.
+        stop=[*tokenizer.stop_ids, *([tokenizer.separator_id] if documents else ())],
     )
     texts = []
-    for prompt, ids, new in zip(flags.prompts, prompts, added, strict=True):
+    for ids, new in zip(prompts, added, strict=True):
         # Decoded together: some tokenizers drop the space that a text begins with.
         text = tokenizer.decode(ids + new).removeprefix(tokenizer.decode(ids))
-        texts.append({"prompt": prompt, "text": text.partition(flags.stop)[0] if flags.stop else text})
-    print("\n---\n".join(each["prompt"] + each["text"] for each in texts))
+        texts.append(text.partition(flags.stop)[0] if flags.stop else text)
+    begun = [""] * len(texts) if chats else flags.prompts
+    print("\n---\n".join(begin + text for begin, text in zip(begun, texts, strict=True)))
     if output:
-        Path(output).write_text("".join(json.dumps(each) + "\n" for each in texts), encoding="utf-8")
+        lines: list[dict[str, Any]]
+        if chats:
+            lines = [chat.answered(text) for chat, text in zip(chats, texts, strict=True)]
+        else:
+            lines = [{"prompt": prompt, "text": text} for prompt, text in zip(begun, texts, strict=True)]
+        Path(output).write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
     return 0
+
+
+def _chats(flags: Flags) -> list[Conversation]:
+    """The conversations that are to be answered; none where prompts are continued."""
+    if flags.messages is not None:
+        return read_conversations(flags.messages)
+    return [Conversation([{"role": "user", "content": prompt}]) for prompt in flags.prompts if flags.chat]
 
 
 if __name__ == "__main__":

@@ -320,6 +320,11 @@ class Transformer:
             _check_cap("head.softcap", self.head.softcap)
             if not self.num_outputs:
                 raise InputError("model.head.outputs is not known: set it, or model.head=none")
+        if self.pool is not None and self.pool.spare and self.pool.activation != "none":
+            raise InputError(
+                f"model.pool.spare=true has a layer that nothing reads, model.pool.activation={self.pool.activation} "
+                "reads it: leave one of them out"
+            )
         if self.tied and (self.head is None or self.num_outputs != self.vocab_size):
             raise InputError(
                 "model.tied needs a head with one logit a token: leave model.head.outputs out, or set "

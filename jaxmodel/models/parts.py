@@ -301,13 +301,15 @@ class Pool:
 
     kind: str = field(
         "first",
-        help="the first token, the mean or the last one; or the first and the mean of the others",
-        choices=("first", "mean", "last", "first_mean"),
+        help="the first token, the last one, the mean, or the largest of each number; or the first and the mean of the "
+        "others",
+        choices=("first", "mean", "last", "max", "first_mean"),
     )
     activation: str = field(
         "none", help="non-linearity after a dense layer; none: no dense layer", choices=("none", *UNGATED)
     )
     normalize: bool = field(False, help="bring the embedding to length 1")
+    spare: bool = field(False, help="hold a dense layer that nothing reads, as encoders of sentences do")
 
 
 @register

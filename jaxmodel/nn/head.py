@@ -24,8 +24,9 @@ class Pool(Layer):
         pool = self.config.pool
         assert pool is not None
         x = pooled(hidden, real, pool.kind)
-        if pool.activation != "none":
-            x = ACTIVATIONS[pool.activation][0](dense(self, x, self.config, self.config.embed_dim))
+        if pool.activation != "none" or pool.spare:
+            y = dense(self, x, self.config, self.config.embed_dim)
+            x = x if pool.spare else ACTIVATIONS[pool.activation][0](y)
         if pool.normalize:
             x = x.astype(STABLE)
             x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
@@ -63,7 +64,7 @@ class Head(Layer):
 
 
 def pooled(hidden: jax.Array, real: jax.Array | None, kind: str) -> jax.Array:
-    """The first or the last real token of each row, or the mean of all real ones: [B,T,D] to [B,D].
+    """The first or the last real token of each row, or the mean or the largest of all: [B,T,D] to [B,D].
 
     `first_mean`: the first, and the mean of the others, side by side: [B,2D].
     """
@@ -76,6 +77,8 @@ def pooled(hidden: jax.Array, real: jax.Array | None, kind: str) -> jax.Array:
         weight = jnp.ones(hidden.shape[:2], STABLE) if real is None else real.astype(STABLE)
         total = jnp.einsum("btd,bt->bd", hidden.astype(STABLE), weight)
         return (total / jnp.maximum(jnp.sum(weight, axis=1), 1)[:, None]).astype(hidden.dtype)
+    if kind == "max":
+        return jnp.max(hidden, axis=1, initial=-jnp.inf, where=None if real is None else real[..., None])
     if real is None:
         return hidden[:, 0 if kind == "first" else T - 1]
     place = jnp.argmax(real, axis=1) if kind == "first" else T - 1 - jnp.argmax(real[:, ::-1], axis=1)

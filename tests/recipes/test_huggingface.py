@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxmodel import sharding, weights
+from jaxmodel.generate import generate
 from jaxmodel.interop.proof import Unproved
 from jaxmodel.loading import load
 from jaxmodel.sharding import make_mesh
@@ -35,7 +37,8 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    return huggingface(tmp_path_factory.mktemp("llama") / "llama", dtype="bfloat16", num_key_value_heads=2)
+    folder = tmp_path_factory.mktemp("llama") / "llama"
+    return huggingface(folder, dtype="bfloat16", num_key_value_heads=2, max_position_embeddings=160)
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +192,121 @@ def test_weights_of_tokens_need_their_tokenizer(llama, call, tmp_path, corpus, o
     code, out, err = call("train", *flags)
     assert (code, out) == (2, "") and err.count("\n") == 1 and not (tmp_path / "run").exists()
     assert "bare holds no tokenizer" in err and "put the tokenizer.json" in err
+
+
+# --messages, --chat, and what ends a text
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% for t in tools or [] %}[{{ t.name }}]{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+
+
+def copied(checkpoint, folder, **files):
+    """The directory with a chat template, and files of JSON laid over what is there."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "chat_template.jinja").write_text(CHAT)
+    for name, said in files.items():
+        path = folder / f"{name}.json"
+        there = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(there | said))
+    return folder
+
+
+def greedy(checkpoint, text, count=8):
+    """(ids of the text, ids that are added where nothing ends it)."""
+    loaded = load(checkpoint)
+    assert loaded.tokenizer is not None
+    ids = loaded.tokenizer.encode(text).tolist()
+    (new,) = generate(loaded.model, loaded.params, [ids], max_new_tokens=count)
+    return loaded.tokenizer, ids, new
+
+
+def test_what_ends_a_text_is_as_the_directory_says(llama, call, tmp_path):
+    """One id or several, in config.json or generation_config.json, which has the last word."""
+    tokenizer, _, new = greedy(llama, "line 3")
+    cut = next(i for i in range(2, 8) if new[i] not in new[:i])
+    whole = tokenizer.decode(new)
+    assert 256 not in new
+    for i, (files, kept) in enumerate(
+        (
+            ({"config": {"eos_token_id": new[cut]}}, cut),
+            ({"config": {"eos_token_id": [287, new[cut]]}}, cut),
+            ({"config": {"eos_token_id": new[cut]}, "generation_config": {"eos_token_id": [256, new[1]]}},
+             new.index(new[1])),
+            ({}, 8),
+        )
+    ):  # fmt: skip
+        folder = copied(llama, tmp_path / str(i), **files)
+        flags = "--temperature=0", "--max_new_tokens=8", "--prompt=line 3"
+        code, out, err = call("generate", f"--checkpoint={folder}", *flags)
+        assert (code, err) == (0, "")
+        assert out == "line 3" + tokenizer.decode(new[:kept]) + "\n" and (kept == 8) == (out[6:-1] == whole)
+
+
+def test_conversations_are_answered(llama, call, tmp_path):
+    """By the directory's template: of .json and .jsonl alike; a prompt with --chat is what a user says."""
+    folder = copied(llama, tmp_path / "chat")
+    tools = [{"name": "clock"}]
+    asked = [*TALK, {"role": "assistant", "content": "Yes?"}, {"role": "tool", "content": "12:00"}]
+    answers = []
+    for text in ("<system>Be kind.<user>Hi<assistant>", 
+                 "<system>Be kind.<user>Hi<assistant>Yes?<tool>12:00[clock]<assistant>",
+                 "<user>Hi<assistant>"):  # fmt: skip
+        tokenizer, _, new = greedy(folder, text)
+        answers.append(tokenizer.decode(new))
+    lines = [TALK, {"messages": asked, "tools": tools}]
+    (tmp_path / "one.json").write_text(json.dumps(TALK))
+    (tmp_path / "two.json").write_text(json.dumps(lines))
+    (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    output = tmp_path / "answers.jsonl"
+    flags = f"--checkpoint={folder}", "--temperature=0", "--max_new_tokens=8"
+    for more, expected in (
+        ([f"--messages={tmp_path / 'one.json'}"], answers[:1]),
+        ([f"--messages={tmp_path / 'two.json'}"], answers[:2]),
+        (["--chat", "--prompt=Hi"], answers[2:]),
+        ([f"--messages={tmp_path / 'two.jsonl'}", f"--output={output}"], answers[:2]),
+    ):
+        assert call("generate", *flags, *more) == (0, "\n---\n".join(expected) + "\n", "")
+    first, second = map(json.loads, output.read_text().splitlines())
+    assert first == {"messages": [*TALK, {"role": "assistant", "content": answers[0]}]}
+    assert (second["tools"], len(second["messages"])) == (tools, 5)
+    # What was written is a file to go on with.
+    assert call("generate", *flags, f"--messages={output}", f"--output={output}")[0] == 0
+    assert len(json.loads(output.read_text().splitlines()[0])["messages"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "args", "words"),
+    [
+        (None, ["--messages=/no/such.json"], "--messages=/no/such.json: No such file or directory: give a .json or"),
+        ("[{", [], "chat.json is not JSON ("),
+        ("[]", [], "chat.json holds no conversation: give a list of messages, as in [{"),
+        ('{"tools": []}', [], "chat.json holds no conversation"),
+        ('[{"role": "usr", "content": "Hi"}]', [], "message 0 has the role usr: did you mean user?"),
+        ('[{"role": "user", "content": "Hi"}, {"content": "Hi"}]', [],
+         "message 1 has no role: give it one of system, developer, user, assistant, tool"),
+        ('{"messages": [{"role": "user", "content": "Hi"}], "tools": {}}', [], "tools is a dict: give a list"),
+        ('[{"role": "user", "content": "Hi"}]', ["--prompt=Hi"], "beside which --prompt=Hi means nothing: leave one"),
+        ('[{"role": "user", "content": "Hi"}]', ["--chat"], "beside which --chat means nothing: leave one"),
+        (None, ["--chat"], "--chat answers a user, who says nothing: give --prompt too"),
+        (None, ["--chat", "--prompt=Hi"], "the tokenizer has no chat template: take a checkpoint that was tuned"),
+    ],
+)  # fmt: skip
+def test_a_conversation_that_cannot_be_answered(content, args, words, llama, call, tmp_path):
+    if content is not None:
+        (tmp_path / "chat.json").write_text(content)
+        args = [f"--messages={tmp_path / 'chat.json'}", *args]
+    code, out, err = call("generate", f"--checkpoint={llama}", *args)
+    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+    assert words in err
+
+
+def test_a_template_that_refuses_is_quoted(llama, call, tmp_path):
+    folder = copied(llama, tmp_path / "chat")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must take turns') }}")
+    code, _, err = call("generate", f"--checkpoint={folder}", "--chat", "--prompt=Hi")
+    assert code == 2 and "does not take this conversation: roles must take turns" in err

@@ -19,6 +19,7 @@ from jaxmodel.data.tokenizer_files import read_tokenizer, write_tokenizer
 from jaxmodel.errors import InputError
 from jaxmodel.interop import placing
 from jaxmodel.interop import tensors as files
+from jaxmodel.interop.huggingface import sentences
 from jaxmodel.interop.huggingface.families import FAMILIES
 from jaxmodel.interop.huggingface.table import Bound, Family, bind, computes, read_config, write_config
 from jaxmodel.interop.signature import flat as flat_of
@@ -36,6 +37,7 @@ class Found(NamedTuple):
     config: Any
     architecture: str
     json: Mapping[str, Any]
+    sentence: Mapping[str, str]  # what sentence-transformers says beside, by file
 
 
 def is_directory(path: Path) -> bool:
@@ -54,8 +56,13 @@ def describe(directory: Path) -> Found:
     if kind not in FAMILIES:
         near = difflib.get_close_matches(str(kind), FAMILIES, len(FAMILIES), 0.0)
         raise InputError(f"{path}: model_type {kind} is not supported: there are {', '.join(near)}")
-    config, architecture = read_config(FAMILIES[kind], said, str(path))
-    return Found(FAMILIES[kind], config, architecture, said)
+    family, sentence = FAMILIES[kind], sentences.read_files(directory)
+    bare = {**said, "architectures": [sentences.architecture_of(family)]}
+    config, architecture = read_config(family, bare if sentence else said, str(path))
+    if sentence:
+        spare = sentences.has_own_layer(family, config, files.open_weights(directory))
+        config = sentences.pooled(config, sentence, directory, spare)
+    return Found(family, config, architecture, said, sentence)
 
 
 def read(
@@ -82,8 +89,10 @@ def read(
     twice = tuple(row.name for row in heads) if getattr(found.config, "tied", False) else ()
     _check(directory, bound, tensors, (*found.family.ignored, *twice))
     params, state = _placed(model, *shapes, bound, tensors, partitioning, dtype)
-    info = {"huggingface": {"config": dict(found.json), "architecture": found.architecture}}
-    return params, state, read_tokenizer(directory), info
+    kept: dict[str, Any] = {"config": dict(found.json), "architecture": found.architecture}
+    if found.sentence:
+        kept["sentence"] = dict(found.sentence)
+    return params, state, read_tokenizer(directory), {"huggingface": kept}
 
 
 def _flat(params: Any, state: Any) -> dict[str, Any]:
@@ -207,7 +216,12 @@ def write(
       InputError: no family is this model, or its weights are not plain.
     """
     directory, kept = Path(directory), dict((info or {}).get("huggingface") or {})
-    of, said = _written(model.config, kept, family)
+    config, sentence = model.config, sentences.written(kept.get("sentence"), model.config)
+    if sentence:
+        config, kept["config"] = sentences.plain(
+            config, FAMILIES[kept["config"]["model_type"]], kept["config"]
+        )
+    of, said = _written(config, kept, family)
     architecture = said["architectures"][0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=weights.is_leaf):
         if weights.is_leaf(leaf):
@@ -224,6 +238,9 @@ def write(
     tensors = [_tensor(each, flat, usual) for each in bound]
     paths = files.write_weights(directory, tensors, shard_bytes=shard_bytes)
     (directory / CONFIG).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name, text in sentence.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(text, encoding="utf-8")
     if tokenizer is not None:
         write_tokenizer(directory, tokenizer)
     return paths

@@ -1,0 +1,140 @@
+"""Directories of sentence-transformers: modules.json says how a model's hidden values become an embedding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmodel import config as configs
+from jaxmodel.errors import InputError
+from jaxmodel.interop.huggingface.table import Family
+from jaxmodel.models.configs import Transformer
+from jaxmodel.models.parts import Pool
+
+MODULES, CONFIG = "modules.json", "config.json"
+OTHERS = (
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)  # of texts, before they are tokens
+CHAIN = ("Transformer", "Pooling", "Normalize")  # the last may be left out
+MODE = "pooling_mode"
+KINDS = {"cls_token": "first", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
+SHORT = {"cls": "first", "mean": "mean", "max": "max"}  # as `pooling_mode` alone has them
+
+
+def architecture_of(family: Family) -> str:
+    """The bare model, which is what sentence-transformers takes whatever architecture config.json names."""
+    return next((name for name, heads in family.heads.items() if heads.base), next(iter(family.heads)))
+
+
+def read_files(directory: Path) -> dict[str, str]:
+    """modules.json and what belongs to it, by name; {} in a directory of transformers alone."""
+    if not (directory / MODULES).is_file():
+        return {}
+    names = [
+        MODULES,
+        *OTHERS,
+        *(str(path.relative_to(directory)) for path in directory.glob("*_*/config.json")),
+    ]
+    return {name: (directory / name).read_text("utf-8") for name in names if (directory / name).is_file()}
+
+
+def read_pool(files: Mapping[str, str], where: Path, width: int | None = None) -> Pool:
+    """How they pool; InputError, which names what is not supported.
+
+    Args:
+      files: as `read_files` gives them.
+      where: their directory, for messages.
+      width: of the model, which theirs must be.
+    """
+    modules = _json(files, MODULES, where)
+    try:
+        kinds = [str(each["type"]).rpartition(".")[2] for each in modules]
+        paths = [str(each["path"]) for each in modules]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{where / MODULES} is no list of modules with path and type: download it again"
+        ) from error
+    if kinds not in ([*CHAIN], [*CHAIN[:2]]):
+        raise InputError(
+            f"{where / MODULES}: {', '.join(kinds)} is not supported: only {CHAIN[0]}, {CHAIN[1]} is, and perhaps "
+            f"{CHAIN[2]} behind"
+        )
+    if paths[0]:
+        raise InputError(
+            f"{where / MODULES}: the Transformer is in {paths[0]!r}: only that beside {MODULES} is read"
+        )
+    name = f"{paths[1]}/{CONFIG}"
+    said = _json(files, name, where)
+    short = said.get(MODE)
+    names = [short] if isinstance(short, str) else short
+    if names is None:
+        names = [
+            key.removeprefix(f"{MODE}_") for key, on in said.items() if key.startswith(f"{MODE}_") and on
+        ]
+    known = KINDS | SHORT
+    if len(names) != 1 or names[0] not in known:
+        has = " and ".join(f"{MODE}_{each}" for each in names) or "no pooling mode"
+        raise InputError(f"{where / name}: {has} is not supported: one of {', '.join(known)} is")
+    if not said.get("include_prompt", True):
+        raise InputError(f"{where / name}: include_prompt=false is not supported: every token is pooled here")
+    theirs = said.get("word_embedding_dimension", said.get("embedding_dimension", width))
+    if width is not None and theirs != width:
+        raise InputError(f"{where / name}: embeddings of {theirs} do not fit the model, which has {width}")
+    return Pool(known[names[0]], normalize=len(kinds) > 2)
+
+
+def plain(config: Transformer, family: Family, json: Mapping[str, Any]) -> tuple[Transformer, dict[str, Any]]:
+    """The bare model's config and config.json beneath such a model, whose own config.json was this one."""
+    name = architecture_of(family)
+    bare = family.heads[name].read(json)
+    return configs.replace(config, {"pool": bare.get("pool")}), {**json, "architectures": [name]}
+
+
+def pooled(config: Any, files: Mapping[str, str], where: Path, spare: bool) -> Transformer:
+    """The config of a bare model with their pool; `spare`: its own layer stays, and nobody reads it."""
+    if not isinstance(config, Transformer) or config.images is not None:
+        raise InputError(f"{where / MODULES}: only sentences of a single model of tokens are read")
+    pool = read_pool(files, where, config.embed_dim)
+    return configs.replace(config, {"pool": configs.replace(pool, {"spare": spare})})
+
+
+def has_own_layer(family: Family, config: Any, names: Iterable[str]) -> bool:
+    """Whether a dense layer of the bare model's own pool is among the tensors."""
+    rows = family.rows if isinstance(family.rows, tuple) else family.rows(config)
+    rows = (*rows, *family.heads[architecture_of(family)].rows)
+    own = tuple(row.name for row in rows if row.paths == "pool/dense")
+    return any(name.endswith(own) for name in names)
+
+
+def written(files: Mapping[str, str] | None, config: Any) -> dict[str, str]:
+    """The files of a model that was read from such a directory: the same ones, where it pools as it did.
+
+    {} where it was read from no such directory, or has become another model than one of embeddings.
+    """
+    pool = getattr(config, "pool", None)
+    if not files or pool is None or config.head is not None or pool.activation != "none":
+        return {}
+    if read_pool(files, Path(), None) == configs.replace(pool, {"spare": False}):
+        return dict(files)
+    folders = ["", "1_Pooling", "2_Normalize"][: 2 + pool.normalize]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(zip(folders, CHAIN, strict=False))
+    ]
+    said = {f"{MODE}_{name}": pool.kind == kind for name, kind in KINDS.items()}
+    said = {"word_embedding_dimension": config.embed_dim, **said}
+    made = {MODULES: modules, f"1_Pooling/{CONFIG}": said}
+    kept = {name: text for name, text in files.items() if name in OTHERS}
+    return kept | {name: json.dumps(each, indent=2) for name, each in made.items()}
+
+
+def _json(files: Mapping[str, str], name: str, where: Path) -> Any:
+    if name not in files:
+        raise InputError(f"{where / name} is missing, which {MODULES} names: download it again")
+    try:
+        return json.loads(files[name])
+    except ValueError as error:
+        raise InputError(f"{where / name} is not JSON ({error}): download it again") from error
