@@ -96,7 +96,7 @@ def _write_limits(config: Transformer) -> dict[str, Any]:
 MAMBA = Recurrence(num_heads=1, head_dim=1, skip=True, conv_bias=True)
 
 
-def mamba_keys(names: str, state_dim: int, num_groups: int) -> tuple[Key | Group, ...]:
+def mamba_keys(names: str, state_dim: int, num_groups: int) -> tuple[Key | Group | Fixed, ...]:
     """Keys of heads, state, groups, kernel, chunk and biases, by their names in this order, and of time steps."""
     usual = {"num_heads": 128, "state_dim": state_dim, "num_groups": num_groups, "kernel": 4, "chunk": 256}
     usual |= {"conv_bias": True, "bias": False}
@@ -153,7 +153,7 @@ def _read_layers(json: Json) -> Overrides:
 
 
 def _write_layers(config: Transformer) -> dict[str, Any]:
-    names = {sublayers: kind for kind, sublayers in _LAYERS.items()}
+    names: dict[tuple[str, ...], str] = {sublayers: kind for kind, sublayers in _LAYERS.items()}
     return {"layer_types": [names.get(layer.sublayers) for layer in layers(config)]}
 
 
