@@ -23,7 +23,9 @@ MODULES = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normal
 
 def sentences(folder, modules=MODULES, name="bert", architecture="BertModel", **pooling):
     """A directory with modules.json."""
-    huggingface(folder, name, architecture)
+    huggingface(
+        folder, name, architecture, dim=32, n_layers=2, n_heads=4, hidden_dim=48
+    )  # as DistilBERT says them
     types = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in modules]
     (folder / "modules.json").write_text(json.dumps([{"idx": i, **each} for i, each in enumerate(types)]))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
