@@ -24,6 +24,7 @@ LONG = {
         short_factors=(1.0, 1.1, 1.2, 1.3),
         long_factors=(1, 2, 3, 4),
     ),
+    "proportional": Rope(scaling="proportional", factor=2.0, fraction=0.5),
 }
 
 
@@ -78,6 +79,7 @@ def test_scalings_by_their_formulas():
     assert relative(of(LONG["llama3"]), plain * (kept + (1 - kept) / 8)) < 1e-6
     assert relative(of(LONG["longrope"], 64), plain / [1.0, 1.1, 1.2, 1.3]) < 1e-6
     assert relative(of(LONG["longrope"], 65), plain / [1, 2, 3, 4]) < 1e-6
+    assert relative(of(LONG["proportional"]), plain / 2 * [1, 1, 0, 0]) < 1e-6
 
 
 def test_yarn_stretches_slow_turns_alone():
