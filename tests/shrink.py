@@ -107,11 +107,10 @@ def _transformer(config: Transformer, small: Transformer) -> Transformer:
 
 
 def _convnet(config: ConvNet, small: ConvNet) -> ConvNet:
-    """As many stages, the first of them with two blocks."""
-    widths = tuple(8 * (i + 1) for i, _ in enumerate(config.widths))
-    depths = None if config.depths is None else (2, *(1 for _ in widths[1:]))
-    stem = dataclasses.replace(config.stem, width=config.stem.width and 8)
-    return dataclasses.replace(small, widths=widths, depths=depths, stem=stem)
+    """Two stages, the first of two blocks, so that a small image has something left at their end."""
+    depths = None if config.depths is None else (2, 1)
+    stem = dataclasses.replace(config.stem, width=config.stem.width and 16)
+    return dataclasses.replace(small, widths=(16, 32), depths=depths, stem=stem)
 
 
 def _heads(attention: Any, place: str, heads: int) -> dict[str, Any]:
