@@ -35,8 +35,8 @@ _NAMED = dict(zip(("read", "write"), named(ACTIVATIONS), strict=True))
 
 def _waveform() -> Group:
     def read(json: Json) -> Overrides:
-        said = {field: json[key] for field, key in _SAID.items() if key in json}
-        said = {field: tuple(each) if isinstance(each, list) else each for field, each in said.items()}
+        found = ((field, json[key]) for field, key in _SAID.items() if key in json)
+        said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found}
         said["activation"] = _NAMED["read"](said.get("activation", "gelu"))
         if json.get("mask_feature_prob") and not said.get("mask_fraction", 0.05):
             raise ValueError("mask_feature_prob without mask_time_prob is not supported")
