@@ -30,9 +30,9 @@ class Waveform(Layer):
         activation = ACTIVATIONS[config.activation][0]
         x, C = x_BS[..., None], 1
         for i, filters in enumerate(config.dims):
-            name, size = f"convolution_{i}", config.kernels[i]
-            ends = x.shape[1] - size + 1
-            x = jnp.concatenate([x[:, k : k + ends : config.strides[i]] for k in range(size)], axis=-1)
+            name, size, stride = f"convolution_{i}", config.kernels[i], config.strides[i]
+            ends = (x.shape[1] - size) // stride * stride + 1  # behind where the last window begins
+            x = jnp.concatenate([x[:, k : k + ends : stride] for k in range(size)], axis=-1)
             x = einsum(x, self.weight(name, "window -> filters", (size * C,), (filters,), normal(None)))
             if config.bias:
                 x = x + self.vector(f"{name}_bias", "filters_norm", (filters,), zeros).astype(x.dtype)
