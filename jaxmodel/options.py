@@ -260,6 +260,7 @@ _TASK_OPTIONS = {
     "multilabel": ("label_smoothing", "threshold"),
     "regression": ("loss", "huber_delta", "quantiles"),
     "contrastive": ("temperature",),
+    "ctc": ("blank",),
 }
 _REGRESSION_OPTIONS = {"mse": (), "mae": (), "huber": ("huber_delta",), "quantile": ("quantiles",)}
 
@@ -283,6 +284,7 @@ class Task:
         0.07, "what similarities are divided by in a contrastive loss, above 0", low=0.0
     )
     threshold: float = field(0.5, "probability from which a label is predicted", low=0.0, high=1.0)
+    blank: int = field(0, "class of a frame that stands for no token", low=0)
 
     def check(self) -> None:
         """Raise InputError if a field is out of bounds, or is changed and not used (both fixes are named)."""

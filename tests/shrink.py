@@ -19,6 +19,7 @@ SIZES: Mapping[str, int] = {
     **{"num_experts": 4, "experts_per_token": 2, "shared_dim": 24, "size": 8, "patch": 4},
     **{"state_dim": 8, "num_groups": 2, "chunk": 4, "groups_per_token": 1},
     **{"kv_rank": 12, "q_rank": 16, "rope_dim": 4, "value_dim": 6},
+    **{"position_kernel": 8, "position_groups": 4},
     **{"num_classes": 5, "outputs": 5},
 }  # fmt: skip
 
@@ -53,10 +54,12 @@ def distinct(facts: Mapping[str, Any]) -> dict[str, Any]:
 def batch_of(config: Any, rows: int = 8, length: int = 12) -> dict[str, np.ndarray]:
     """Random arrays of all that a model cannot do without."""
     rng = np.random.default_rng(0)
-    found = {}
+    found, free = {}, {"batch": rows}
+    if getattr(config, "waveform", None) is not None:
+        free["samples"] = config.waveform.samples(length)
     for name in config.reads:
         dtype, dims = config.inputs[name]
-        shape = [each if isinstance(each, int) else {"batch": rows}.get(each, length) for each in dims]
+        shape = [each if isinstance(each, int) else free.get(each, length) for each in dims]
         found[name] = rng.integers(0, 3, shape) if dtype == "int32" else rng.normal(size=shape)
         found[name] = found[name].astype(dtype)
     return found
@@ -90,6 +93,8 @@ def _transformer(config: Transformer, small: Transformer) -> Transformer:
     changes |= _heads(config.attention, "attention.", small.attention.num_heads)
     if small.images is not None:
         changes["max_length"] = small.images.length
+    if small.waveform is not None:
+        changes["waveform.dims"] = (16,) * len(small.waveform.dims)
     variants = []
     for variant in config.variants:
         if variant.name in (*first, *pattern):

@@ -45,6 +45,7 @@ from jaxmodel.interop.signature import (
     flat,
     inputs_of,
     limits_of,
+    of_config,
     unflat,
 )
 from jaxmodel.model import Batch, Model, Opaque, Outputs, Params, State, written
@@ -99,7 +100,7 @@ def write(
         raise InputError("this model keeps batch statistics: pass state=model.start(), or a checkpoint's")
     cache = cache_of(model)
     tree = {"params": unstack(params, cache.like), "state": state or {}}
-    limits = limits_of(model)
+    limits, least = limits_of(model), dict(of_config(model.config, "least") or {})
     arrays = {name: np.asarray(array) for name, array in flat(tree).items()}
     try:
         save_file(arrays, directory / WEIGHTS)
@@ -111,7 +112,7 @@ def write(
         (directory / name).write_text(text, encoding="utf-8")
     programs = {}
     for name, function, takes in _programs(model, tree, inputs, cache):
-        exported = _export(function, tree, takes, cache.arrays if name in CACHED else {}, limits)
+        exported = _export(function, tree, takes, cache.arrays if name in CACHED else {}, limits, least)
         (directory / (name + SUFFIX)).write_bytes(exported.serialize())
         programs[name] = {"inputs": _written(takes), "outputs": _written(_given(exported, name in CACHED))}
     about = {
@@ -122,6 +123,7 @@ def write(
         "programs": programs,
         "cache": {name: each | {"fill": cache.fills[name]} for name, each in _written(cache.arrays).items()},
         "limits": limits,
+        "least": least,
         "config": written(model.config),
         "layout": unstack_layout(model.layout, cache.like),
         "weights": weights.describe(tree),
@@ -168,11 +170,17 @@ def _programs(
 
 
 def _export(
-    function: Callable[..., Any], tree: Any, takes: Arrays, cache: Arrays, limits: Mapping[str, int]
+    function: Callable[..., Any],
+    tree: Any,
+    takes: Arrays,
+    cache: Arrays,
+    limits: Mapping[str, int],
+    least: Mapping[str, int],
 ) -> jax_export.Exported:
     """One program, lowered for every platform, its free dims within their limits."""
     free = {dim for array in (*takes.values(), *cache.values()) for dim in array.shape}
     bounds = [f"{dim} <= {limit}" for dim, limit in limits.items() if dim in free]
+    bounds += [f"{dim} >= {limit}" for dim, limit in least.items() if dim in free]
     if {"length", "capacity"} <= free:
         bounds.append("length <= capacity")
     scope = jax_export.SymbolicScope(bounds)
@@ -261,7 +269,7 @@ def _model(
     statistics: dict[str, jax.Array],
 ) -> Model:
     """The programs of an export behind the usual functions."""
-    limits = about["limits"]
+    limits, least = about["limits"], about.get("least", {})
     inputs = {
         name: (each["dtype"], each["shape"])
         for program in ("packed", "forward")
@@ -291,7 +299,7 @@ def _model(
         before = {name: state[name] for name in about["cache"] if name in state}
         check_batch(batch, inputs, needed=[name for name in inputs if name not in ("mask", *PACKED)])
         name = _choose(about["programs"], batch, bool(before))
-        takes = _complete(batch, about["programs"][name]["inputs"], limits)
+        takes = _complete(batch, about["programs"][name]["inputs"], limits, least)
         held = flat({"params": params, "state": kept})
         if not before:
             return Outputs(programs[name](held, takes), kept)
@@ -323,7 +331,9 @@ def _choose(programs: Mapping[str, Any], batch: Batch, cached: bool) -> str:
     return "decode" if one else "prefill"
 
 
-def _complete(batch: Batch, takes: Mapping[str, Any], limits: Mapping[str, int]) -> dict[str, jax.Array]:
+def _complete(
+    batch: Batch, takes: Mapping[str, Any], limits: Mapping[str, int], least: Mapping[str, int]
+) -> dict[str, jax.Array]:
     """The arrays that a program takes: a mask that is not given is true, and packed padding is segment 0."""
     found = {}
     for name, each in takes.items():
@@ -334,8 +344,11 @@ def _complete(batch: Batch, takes: Mapping[str, Any], limits: Mapping[str, int])
     for name, array in found.items():
         for dim, size in zip(takes[name]["shape"], array.shape, strict=True):
             _check_limit(dim, size, limits)
+            if size < least.get(dim, 0):
+                raise InputError(f"{dim} {size} is less than the {least[dim]} that this export takes")
     if "mask" in takes and "mask" not in found:
-        found["mask"] = jnp.ones(found["tokens"].shape, bool)
+        alike = next(name for name in found if takes[name]["shape"] == takes["mask"]["shape"])
+        found["mask"] = jnp.ones(found[alike].shape, bool)
     if "segments" in takes and "mask" in batch:
         found["segments"] = jnp.where(batch["mask"], found["segments"], 0)
     return found

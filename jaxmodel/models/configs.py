@@ -25,6 +25,7 @@ from jaxmodel.models.parts import (
     Pool,
     Recurrence,
     Stem,
+    Waveform,
 )
 from jaxmodel.models.sizes import fit_sizes
 
@@ -70,6 +71,7 @@ class Transformer:
     norm: Norm = field(Norm(), help="normalisation")
     stem: Stem = field(Stem(), help="how tokens become vectors")
     images: Images | None = field(None, help="images in place of tokens")
+    waveform: Waveform | None = field(None, help="samples of sound in place of tokens")
     pool: Pool | None = field(None, help="one vector a sequence, which the head reads")
     head: Head | None = field(Head(), help="from hidden to logits")
     tied: bool = field(False, help="the head is the embedding table")
@@ -116,7 +118,7 @@ class Transformer:
     @property
     def reads(self) -> tuple[str, ...]:
         """What it cannot do without in a batch."""
-        return ("tokens",) if self.images is None else ("images",)
+        return ("images",) if self.images else ("audio",) if self.waveform else ("tokens",)
 
     def fitted(self, facts: Mapping[str, Any]) -> Transformer:
         """This config, with as many outputs as the data have classes; InputError where it does not hold the data."""
@@ -142,6 +144,9 @@ class Transformer:
             size, patches = self.images.size, self.images.length - self.images.class_token
             found: Inputs = {"images": ("float32", ("batch", size, size, self.images.channels))}
             return found | ({"masked": ("bool", ("batch", patches))} if self.images.mask_token else {})
+        if self.waveform is not None:
+            dims = ("batch", "samples")
+            return {"audio": ("float32", dims), "mask": ("bool", dims)}
         dims = ("batch", "length")
         names = ("tokens", "segments", "positions", *(("types",) if self.stem.num_types else ()))
         return {**dict.fromkeys(names, ("int32", dims)), "mask": ("bool", dims)}
@@ -149,8 +154,15 @@ class Transformer:
     @property
     def limits(self) -> dict[str, int]:
         """The largest that free dims may be; `capacity` is that of a cache, which rotary positions leave open."""
+        if self.waveform is not None:
+            return {"samples": self.waveform.samples(self.max_length)}
         learned = self.stem.positions == "learned"
         return {"length": self.max_length} | ({"capacity": self.max_length} if learned else {})
+
+    @property
+    def least(self) -> dict[str, int]:
+        """The smallest that free dims may be, where one will not do."""
+        return {} if self.waveform is None else {"samples": self.waveform.samples(1)}
 
     @property
     def causal(self) -> bool:
@@ -192,6 +204,8 @@ class Transformer:
         )
         if self.images is not None:
             products += self.images.patch**2 * self.images.channels * self.embed_dim
+        if self.waveform is not None:
+            products += self.waveform.products(self.embed_dim)
         for pattern, repeats in self.segments:
             for name in pattern:
                 block = self.variant(name)
@@ -300,11 +314,20 @@ class Transformer:
 
     def _check_ends(self) -> None:
         """InputError when stem, pool and head do not fit together."""
-        if (self.vocab_size is None) == (self.images is None):
-            raise InputError(
-                f"model.vocab_size={_config.to_text(self.vocab_size)} beside model.images="
-                f"{'none' if self.images is None else 'Images(…)'}: a model reads tokens or images, give one of them"
-            )
+        read = {"vocab_size": self.vocab_size, "images": self.images, "waveform": self.waveform}
+        if len([each for each in read.values() if each is not None]) != 1:
+            said = " beside ".join(f"model.{name}={_config.to_text(each)}" for name, each in read.items())
+            raise InputError(f"{said}: a model reads tokens, images or sound, give one of them")
+        if (sound := self.waveform) is not None:
+            if not sound.dims or not len(sound.dims) == len(sound.kernels) == len(sound.strides):
+                raise InputError(
+                    "model.waveform.dims, kernels and strides differ in length: give each convolution one of each"
+                )
+            if self.embed_dim % sound.position_groups:
+                raise InputError(
+                    f"model.embed_dim={self.embed_dim} is no multiple of model.waveform.position_groups="
+                    f"{sound.position_groups}: change one of them"
+                )
         if self.images is not None:
             if self.images.size % self.images.patch:
                 raise InputError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 from jaxmodel.config import field, register
 
@@ -289,6 +291,45 @@ class ConvStem:
         1, help="pixels from one window to the next; as many as its size: windows side by side", low=1
     )
     pool: bool = field(False, help="then the maximum of every second 3 x 3 window")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Waveform:
+    """Samples of sound through convolutions, each of which shortens them, to frames (wav2vec 2.0, arXiv:2006.11477)."""
+
+    dims: tuple[int, ...] = field((512,) * 7, help="channels that each convolution gives", low=1)
+    kernels: tuple[int, ...] = field((10, 3, 3, 3, 3, 2, 2), help="what each sees at once", low=1)
+    strides: tuple[int, ...] = field((5, 2, 2, 2, 2, 2, 2), help="how far each goes on", low=1)
+    norm: str = field(
+        "group", help="of each channel over time, first alone; or of each layer", choices=("group", "layer")
+    )
+    bias: bool = field(False, help="biases on the convolutions")
+    activation: str = field("gelu", help="non-linearity after each convolution", choices=UNGATED)
+    position_kernel: int = field(128, help="frames that the convolution sees which gives positions", low=1)
+    position_groups: int = field(16, help="groups of channels that it keeps apart", low=1)
+    mask_fraction: float = field(0.05, help="frames hidden in training; 0: none", low=0.0, high=1.0)
+    mask_length: int = field(10, help="frames in a row that are hidden together", low=1)
+
+    def frames(self, samples: Any) -> Any:
+        """Frames that so many samples become; an int, or an array of them."""
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def products(self, width: int) -> int:
+        """Multiply-adds for one frame of this width."""
+        channels = (1, *self.dims)
+        total = self.dims[-1] * width + self.position_kernel * width * width // self.position_groups
+        for i, kernel in enumerate(self.kernels):
+            total += kernel * channels[i] * channels[i + 1] * math.prod(self.strides[i + 1 :])
+        return total
+
+    def samples(self, frames: int) -> int:
+        """The fewest samples that become so many frames."""
+        for kernel, stride in reversed(list(zip(self.kernels, self.strides, strict=True))):
+            frames = (frames - 1) * stride + kernel
+        return frames
 
 
 @register

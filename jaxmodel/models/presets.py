@@ -21,6 +21,7 @@ from jaxmodel.models.parts import (
     Recurrence,
     Rope,
     Stem,
+    Waveform,
 )
 
 GPT2_VOCAB = 50257
@@ -238,21 +239,29 @@ def _convnext(width: int, depth: int) -> ConvNet:
     )
 
 
+def _encoder(
+    num_layers: int,
+    embed_dim: int,
+    heads: Mapping[str, Any],
+    norm: Norm,
+    mlp: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Transformer:
+    """Blocks that look both ways, with biases unless `heads` and `mlp` say otherwise."""
+    usual = {"vocab_size": None, "embed_dim": embed_dim, "num_layers": num_layers, "init_scale": 0.02}
+    attention = Attention(**{"causal": False, "bias": True, "output_bias": True, **heads})
+    half = MLP(**{"dim": 4 * embed_dim, "activation": "gelu", "bias": True, **(mlp or {})})
+    return Transformer(**{**usual, **overrides}, attention=attention, mlp=half, norm=norm)
+
+
 def _bert(
     num_layers: int, embed_dim: int, num_heads: int, stem: Stem | None = None, **overrides
 ) -> Transformer:
     """BERT's block (arXiv:1810.04805): both ways, layer norm after each residual; with the head of masked tokens."""
     usual = {"vocab_size": 30522, "max_length": 512, "head": Head(activation="gelu", bias=True), "tied": True}
-    return Transformer(
-        embed_dim=embed_dim,
-        num_layers=num_layers,
-        attention=Attention(num_heads=num_heads, causal=False, bias=True, output_bias=True),
-        mlp=MLP(dim=4 * embed_dim, activation="gelu", bias=True),
-        norm=Norm(kind="layer", bias=True, placement="post", epsilon=1e-12),
-        stem=stem or Stem(positions="learned", num_types=2, norm=True),
-        init_scale=0.02,
-        **usual | overrides,
-    )
+    usual["stem"] = stem or Stem(positions="learned", num_types=2, norm=True)
+    norm = Norm(kind="layer", bias=True, placement="post", epsilon=1e-12)
+    return _encoder(num_layers, embed_dim, {"num_heads": num_heads}, norm, **usual | overrides)
 
 
 def _roberta(num_layers: int, embed_dim: int, num_heads: int) -> Transformer:
@@ -264,24 +273,19 @@ def _roberta(num_layers: int, embed_dim: int, num_heads: int) -> Transformer:
 
 def _modernbert(num_layers: int, embed_dim: int, num_heads: int, dim: int) -> Transformer:
     """ModernBERT (arXiv:2412.13663): rotary positions, two local layers to a global one; none has a bias."""
-    fast, slow = ("attention.rope_theta", 1e4), ("attention.rope_theta", 1.6e5)
-    return Transformer(
-        vocab_size=50368,
-        max_length=8192,
-        embed_dim=embed_dim,
-        num_layers=num_layers,
-        attention=Attention(num_heads=num_heads, causal=False, rotary=True),
-        mlp=MLP(dim=dim, activation="geglu_exact"),
-        norm=Norm(kind="layer"),
-        stem=Stem(norm=True),
+    heads = {"num_heads": num_heads, "rotary": True, "bias": False, "output_bias": False}
+    mlp = {"dim": dim, "activation": "geglu_exact", "bias": False}
+    theta = ("attention.rope_theta", 1.6e5)
+    return _encoder(
+        *(num_layers, embed_dim, heads, Norm(kind="layer"), mlp),
+        **{"vocab_size": 50368, "max_length": 8192, "stem": Stem(norm=True), "tied": True},
         head=Head(activation="gelu", bias=True, dense_bias=False),
-        tied=True,
         first=("first",),
         pattern=("local", "local", "global"),
         variants=(
-            Variant("first", (slow, ("norm.attention", False))),
-            Variant("local", (fast, ("attention.window", 65))),
-            Variant("global", (slow,)),
+            Variant("first", (theta, ("norm.attention", False))),
+            Variant("local", (("attention.window", 65),)),
+            Variant("global", (theta,)),
         ),
     )
 
@@ -291,6 +295,16 @@ def _electra(num_layers: int, embed_dim: int, num_heads: int, width: int | None 
     stem = Stem(positions="learned", num_types=2, norm=True, embed_dim=width)
     head = Head(outputs=1, activation="gelu", bias=True, norm=False)
     return _bert(num_layers, embed_dim, num_heads, stem, head=head, tied=False)
+
+
+def _wav2vec2(num_layers: int, embed_dim: int, num_heads: int, stable: bool) -> Transformer:
+    """wav2vec 2.0 (arXiv:2006.11477) and HuBERT (arXiv:2106.07447), with a CTC head of 32 characters."""
+    return _encoder(
+        *(num_layers, embed_dim, {"num_heads": num_heads}),
+        Norm(kind="layer", bias=True, placement="pre" if stable else "post"),
+        waveform=Waveform(norm="layer", bias=True) if stable else Waveform(),
+        **{"max_length": 32768, "stem": Stem(norm=not stable), "head": Head(outputs=32, bias=True)},
+    )
 
 
 PRESETS = {
@@ -457,6 +471,10 @@ PRESETS = {
     "electra-small": _electra(12, 256, 4, 128),
     "electra-base": _electra(12, 768, 12),
     "electra-large": _electra(24, 1024, 16),
+    "wav2vec2-base": _wav2vec2(12, 768, 12, False),
+    "wav2vec2-large": _wav2vec2(24, 1024, 16, True),
+    "hubert-base": _wav2vec2(12, 768, 12, False),
+    "hubert-large": _wav2vec2(24, 1024, 16, True),
     # all-MiniLM-L6 (arXiv:2002.10957): the embedding of a sentence, of length 1.
     "minilm-l6": _bert(6, 384, 12, head=None, tied=False, pool=Pool("mean", normalize=True)),
     # Of tables and images; their inputs and outputs are as the data says.

@@ -13,6 +13,7 @@ from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.inputs import check_batch
+from jaxmodel.models.parts import Waveform
 from jaxmodel.nn import layer
 from jaxmodel.nn.block import Block
 from jaxmodel.nn.cache import block_cache
@@ -29,9 +30,10 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
 
     The batch holds `tokens` int32[B,T] and may hold `mask` bool[B,T] (true where real), `segments` int32[B,T]
     (packed documents, 0 = padding), `positions` int32[B,T] and `types` int32[B,T]; or it holds `images`
-    float32[B,H,W,C], and may hold `masked` bool[B,P], true for patches to be hidden. Values are `hidden` [B,T,D];
-    with a pool, `embedding` [B,D]; with a head, `logits` float32[B,T,V], or [B,V] of the embedding. A batch with
-    `hidden` in place of tokens or images runs pool and head only.
+    float32[B,H,W,C], and may hold `masked` bool[B,P], true for patches to be hidden; or it holds `audio` float32[B,S]
+    and may hold `mask` bool[B,S], whose padding is behind the sound. Values are `hidden` [B,T,D]; with a pool,
+    `embedding` [B,D]; with a head, `logits` float32[B,T,V], or [B,V] of the embedding; of audio `lengths` int32[B], how
+    many of the T are real. A batch with `hidden` in place of what the model reads runs pool and head only.
 
     With `state=start(batch_size, length)` each call appends to the cache, so that a prompt may be read in one call
     and continued token by token; rows may be padded left or right, as `mask` says. The cache holds `length` tokens a
@@ -56,6 +58,8 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         stem_key, stack_key, norm_key, head_key, pool_key = jax.random.split(key, 5)
         x = jnp.zeros((1, 1, config.embed_dim), dtype)
         shape = [1 if isinstance(dim, str) else dim for dim in config.inputs[reads][1]]
+        if config.waveform:
+            shape[1] = config.waveform.samples(1)
         tokens = config.images.length if config.images else 1
 
         def block(kind: str, key: jax.Array) -> Any:
@@ -118,10 +122,10 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         check_batch(batch, config.inputs, needed=() if head_only else (reads,))
         if head_only:
             return Outputs(ends(params, batch["hidden"], batch.get("mask")))
-        if train and config.dropout and key is None:
-            raise InputError(
-                f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)"
-            )
+        hidden = config.waveform.mask_fraction if config.waveform else 0.0
+        if train and (config.dropout or hidden) and key is None:
+            said = f"dropout={config.dropout}" if config.dropout else f"waveform.mask_fraction={hidden}"
+            raise InputError(f"model.{said} needs a key in training: apply(…, key=key, train=True)")
         stem_key, stack_key = (None, None) if key is None else jax.random.split(key)
         where = _Where(config, batch, state)
         with jax.named_scope("stem"):
@@ -136,7 +140,10 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         if final_norm:
             x = parts.norm.apply({"params": params["norm"]}, x)
         changed = {"stack": caches, "length": where.after} if state else {}
-        return Outputs({**ends(params, x, where.mask), "hidden": x}, changed, losses)
+        values = {**ends(params, x, where.mask), "hidden": x}
+        if config.waveform:
+            values["lengths"] = jnp.sum(where.real, axis=1, dtype=jnp.int32)
+        return Outputs(values, changed, losses)
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:
         if batch_size is None or length is None or not config.causal:
@@ -184,11 +191,13 @@ class _Where:
     def __init__(self, config: Transformer, batch: Batch, state: State) -> None:
         (reads,) = config.reads
         shape = batch[reads].shape[:2] if config.images is None else (len(batch[reads]), config.images.length)
+        mask, segments, positions = batch.get("mask"), batch.get("segments"), batch.get("positions")
+        if config.waveform is not None:
+            shape, mask = _heard(config.waveform, shape, mask)
         if shape[1] > config.max_length:
             raise InputError(
                 f"a sequence of {shape[1]} tokens is longer than model.max_length={config.max_length}"
             )
-        mask, segments, positions = batch.get("mask"), batch.get("segments"), batch.get("positions")
         if segments is not None:
             mask = segments > 0 if mask is None else mask & (segments > 0)
             if state:
@@ -207,6 +216,18 @@ class _Where:
         self.ordered = not state and (batch.get("positions") is None or segments is not None)
         self.real = jnp.ones(shape, bool) if mask is None else mask
         self.after = state["length"] + jnp.sum(self.real, axis=1, dtype=jnp.int32) if state else None
+
+
+def _heard(
+    waveform: Waveform, shape: tuple[int, int], mask: jax.Array | None
+) -> tuple[tuple[int, int], jax.Array | None]:
+    """Rows and frames of samples [B,S], and which frames are real: those of as many samples, from the first one on."""
+    least, frames = waveform.samples(1), waveform.frames(shape[1])
+    if shape[1] < least:
+        raise InputError(f"audio of {shape[1]} samples is shorter than the {least} of one frame: fill it up")
+    if mask is not None:
+        mask = jnp.arange(frames) < waveform.frames(jnp.sum(mask, axis=1))[:, None]
+    return (shape[0], frames), mask
 
 
 def _restarted(segments: jax.Array) -> jax.Array:

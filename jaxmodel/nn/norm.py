@@ -12,10 +12,10 @@ from jaxmodel.models import parts
 from jaxmodel.nn.layer import STABLE, Layer, compact, ones, zeros
 
 
-def rms_normalize(x: jax.Array, epsilon: float) -> jax.Array:
-    """x divided by the root mean square of its last axis, float32 (arXiv:1910.07467)."""
+def rms_normalize(x: jax.Array, epsilon: float, axis: int = -1) -> jax.Array:
+    """x divided by the root mean square of an axis, float32 (arXiv:1910.07467)."""
     x = x.astype(STABLE)
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=axis, keepdims=True) + epsilon)
 
 
 def norm_scale(layer: Layer, name: str, layout: str, dim: int, offset: float) -> jax.Array:
@@ -25,17 +25,21 @@ def norm_scale(layer: Layer, name: str, layout: str, dim: int, offset: float) ->
 
 
 class Norm(Layer):
-    """Layer norm (arXiv:1607.06450) or RMS norm over the last axis, x [..., D] to the same shape and dtype."""
+    """Layer norm (arXiv:1607.06450) or RMS norm over an axis, x [..., D] to the same shape and dtype.
+
+    Over the axis of time it is group norm with a group a channel (arXiv:1803.08494).
+    """
 
     dim: int
     config: parts.Norm
+    axis: int = -1
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config, y = self.config, x.astype(STABLE)
         if config.kind == "layer":
-            y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = rms_normalize(y, config.epsilon)
+            y = y - jnp.mean(y, axis=self.axis, keepdims=True)
+        y = rms_normalize(y, config.epsilon, self.axis)
         y = y * norm_scale(self, "scale", "embed_norm", self.dim, config.offset)
         if config.bias:
             y = y + self.vector("bias", "embed_norm", (self.dim,), zeros)

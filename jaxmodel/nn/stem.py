@@ -13,10 +13,11 @@ from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Images
 from jaxmodel.nn.layer import Initializer, Layer, Weight, compact, einsum, normal, zeros
 from jaxmodel.nn.norm import Norm
+from jaxmodel.nn.waveform import Waveform
 
 
 class Stem(Layer):
-    """Tokens int32[B,T], or images float32[B,H,W,C] of T patches, to [B,T,D]."""
+    """Tokens int32[B,T], images float32[B,H,W,C] of T patches or samples float32[B,S] of T frames, to [B,T,D]."""
 
     config: Transformer
 
@@ -37,7 +38,12 @@ class Stem(Layer):
         config, stem = self.config, self.config.stem
         dtype = jnp.dtype(config.execution.dtype)
         width = stem.embed_dim or config.embed_dim
-        if config.images is None:
+        if config.waveform is not None:
+            waveform = Waveform(
+                self.partitioning, config.waveform, config.norm, config.embed_dim, name="waveform"
+            )
+            x = waveform(inputs.astype(dtype), positions >= 0, train)
+        elif config.images is None:
             x = weights.take(self.table().leaf, inputs, dtype)
             if stem.scale is not None:
                 x = x * jnp.asarray(stem.scale, dtype)

@@ -1,7 +1,8 @@
 """Tasks: what each kind of problem minimises, measures and makes of a model's outputs, in one table."""
 
-from jaxmodel.tasks import rows, tokens
+from jaxmodel.tasks import frames, rows, tokens
 from jaxmodel.tasks.base import Collect, LossFn, Result, Task, nothing
+from jaxmodel.tasks.frames import ctc
 from jaxmodel.tasks.rows import binary, classification, contrastive, multilabel, regression
 from jaxmodel.tasks.tokens import language_model, masked_language_model, seq2seq
 
@@ -14,6 +15,7 @@ __all__ = [
     "binary",
     "classification",
     "contrastive",
+    "ctc",
     "language_model",
     "masked_language_model",
     "multilabel",
@@ -58,6 +60,7 @@ TASKS: dict[str, Task] = {
         ("loss", "mse", "mae", "rmse", "r2"),
         rows.determination,
     ),
+    "ctc": Task(ctc, frames.predict_frames, ("error_rate", "min"), ("loss", "unaligned", "error_rate")),
     "contrastive": Task(
         contrastive,
         rows.predict_embeddings,

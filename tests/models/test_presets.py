@@ -81,6 +81,10 @@ PUBLISHED = {  # distinct parameters: a tied head counts once
     "electra-small": 13_549_057,  # discriminators
     "electra-base": 109_483_009,
     "electra-large": 335_142_913,
+    "wav2vec2-base": 94_396_320,
+    "wav2vec2-large": 315_471_520,
+    "hubert-base": 94_396_320,
+    "hubert-large": 315_471_520,
     "minilm-l6": 22_565_376,  # without the pooler on disk, which its mean does not use
 }
 

@@ -100,9 +100,10 @@ def check(case: Case, batch: Mapping[str, np.ndarray], folder: Path) -> None:
         theirs, _ = reloaded(case, folder / "a")
     loaded = load(folder / "a", dtype=None if case.dtype == "float32" else "float32")
     error = compared(case, theirs, loaded, batch)
-    if case.padded and "tokens" in batch:
-        mask = np.arange(batch["tokens"].shape[1]) < np.array(case.lengths)[:, None]
-        padded = {**batch, "mask": mask, "tokens": np.where(mask, batch["tokens"], PAD)}
+    read = next((name for name in ("tokens", "audio") if name in batch), None)
+    if case.padded and read:
+        mask = np.arange(batch[read].shape[1]) < np.array(case.lengths)[:, None]
+        padded = {**batch, "mask": mask, read: np.where(mask, batch[read], PAD).astype(batch[read].dtype)}
         error = max(error, compared(case, theirs, loaded, padded))
     told(case, error=error)
     if RECORD and case.dtype == "float32" and not (families.FOLDER / f"{case.family}.npz").exists():
@@ -178,6 +179,7 @@ def inputs(batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         "types": "token_type_ids",
         "images": "pixel_values",
         "masked": "bool_masked_pos",
+        "audio": "input_values",
     }
     found = {names.get(name, name): torch.as_tensor(value) for name, value in batch.items()}
     for name in ("input_ids", "attention_mask", "token_type_ids"):
@@ -205,7 +207,11 @@ def compared(case: Case, theirs: Any, loaded: Loaded, batch: Mapping[str, np.nda
         ours = found[name]
         assert ours.shape == value.shape, (case.id, name, ours.shape, value.shape)
         if "mask" in batch and value.ndim == 3:  # what stands where there is no token means nothing
-            ours, value = ours[batch["mask"]], value[batch["mask"]]
+            real = batch["mask"]
+            if "audio" in batch:  # a mask of samples
+                lengths = torch.as_tensor(real).long()
+                real = theirs._get_feature_vector_attention_mask(value.shape[1], lengths).numpy()
+            ours, value = ours[real], value[real]
         error = float(np.max(np.abs(ours - value)) / np.max(np.abs(value)))
         assert error < case.close, (case.id, name, error)
         worst = max(worst, error)

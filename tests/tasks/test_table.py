@@ -67,6 +67,11 @@ ROWS: dict[str, Any] = {
         FEATURES | {"targets": RNG.normal(size=(N, 2)).astype(np.float32)},
         {"prediction": (N, 2)},
     ),
+    "ctc": (
+        table("tokens"),
+        {"tokens": TOKENS["tokens"], "targets": RNG.integers(1, C, (N, 2)).astype(np.int32)},
+        {"prediction": (N, T)},
+    ),
     "contrastive": (
         linear("image_embedding", 3, text_embedding=3),
         FEATURES,

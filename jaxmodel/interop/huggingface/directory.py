@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,7 +81,10 @@ def read(
       InputError: a file is missing or damaged; or tensors are missing, unexpected or misshapen: all by name.
     """
     found = describe(directory)
-    tensors = files.open_weights(directory)
+    tensors = {
+        functools.reduce(lambda name, both: name.replace(*both), found.family.renamed, name): each
+        for name, each in files.open_weights(directory).items()
+    }
     shapes = jax.eval_shape(model.init, jax.random.key(0)), jax.eval_shape(model.start)
     flat = _flat(*shapes)
     bound = _bound(found, tensors, flat)

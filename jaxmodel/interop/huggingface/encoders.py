@@ -43,7 +43,7 @@ def encoder_rows(layer: str, attention: str, **norms: str) -> tuple[Row, ...]:
     )
 
 
-_ENCODER_KEYS = (
+ENCODER_KEYS = (
     Key("hidden_size", "embed_dim", 768),
     Key("num_hidden_layers", "num_layers", 12),
     Key("num_attention_heads", "attention.num_heads", 12),
@@ -58,18 +58,11 @@ POOLER = linear("pooler.dense", "pool/dense")
 def masked(rows: tuple[Row, ...], key: str = "", activation: str = "gelu") -> Heads:
     """Logits of masked tokens by the embedding table, after a dense layer whose activation is a key's, or as given."""
 
-    def usual(name: str) -> Head:
-        return Head(activation=name, bias=True)
-
     def read(json: Json) -> Overrides:
         name = named(ACTIVATIONS)[0](json.get(key, activation)) if key else activation
-        return {"head": usual(name), "pool": None}
+        return {"head": Head(activation=name, bias=True), "pool": None}
 
-    def write(config: Transformer) -> dict[str, Any] | None:
-        same = config.head == usual(config.mlp.activation if key else activation) and config.pool is None
-        return {} if same else None
-
-    return Heads(read, rows, write)
+    return Heads(read, rows, lambda config: {} if config.head else None)
 
 
 def masked_rows(dense: str, norm_name: str, bias: str) -> tuple[Row, ...]:
@@ -110,7 +103,7 @@ BERT = Family(
     ),
     keys=(
         Key("vocab_size", "vocab_size", REQUIRED),
-        *_ENCODER_KEYS,
+        *ENCODER_KEYS,
         Key("max_position_embeddings", "max_length", 512),
         Key("type_vocab_size", "stem.num_types", 2, _types, lambda count: count),
         Fixed("tie_word_embeddings", True),
@@ -133,6 +126,7 @@ BERT = Family(
         "BertForTokenClassification": classifier("classifier", None),
     },
     ignored=("*embeddings.position_ids", "cls.seq_relationship.*", "cls.predictions.decoder.*"),
+    renamed=((".gamma", ".weight"), (".beta", ".bias")),
 )
 
 
@@ -242,7 +236,7 @@ VIT = Family(
     base=transformer(
         attention=TWO_WAYS, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=Stem(positions="learned")
     ),
-    keys=(*_ENCODER_KEYS, _images(), Key("qkv_bias", "attention.bias", True), Fixed("pooler_act", "tanh")),
+    keys=(*ENCODER_KEYS, _images(), Key("qkv_bias", "attention.bias", True), Fixed("pooler_act", "tanh")),
     rows=(
         *_PATCHES,
         *encoder_rows(
@@ -313,7 +307,7 @@ DINOV2 = VIT._replace(
     keys=(
         *(
             key
-            for key in _ENCODER_KEYS
+            for key in ENCODER_KEYS
             if key.key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
         ),
         Key("layer_norm_eps", "norm.epsilon", 1e-6),

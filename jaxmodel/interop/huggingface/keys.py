@@ -286,6 +286,11 @@ def named_labels(count: int) -> dict[str, Any]:
     return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
 
 
+def classes(config: Transformer) -> dict[str, Any]:
+    """The same of a head's."""
+    return named_labels(config.num_outputs)
+
+
 def body(pool: Pool | None = None, rows: tuple[Row, ...] = ()) -> Heads:
     """The bare model, perhaps with a pool."""
 
@@ -306,25 +311,39 @@ def causal(name: str = "lm_head") -> Heads:
     return Heads(lambda json: {}, rows, write)
 
 
+def headed(
+    head: Callable[[Json], Head],
+    logits: str,
+    said: Callable[[Any], dict[str, Any]] = lambda config: {},
+    pool: Callable[[Json], Pool | None] = lambda json: None,
+    more: tuple[Row, ...] = (),
+    **overrides: Any,
+) -> Heads:
+    """Logits by a layer called `logits`; a config is of them where it is read again as it was.
+
+    Args:
+      head: config.json -> the head.
+      logits: name of that layer.
+      said: our config -> keys of config.json.
+      pool: config.json -> the pool.
+      more: tensors beside.
+      **overrides: of our config, as all of them have it.
+    """
+    rows = Row(f"{logits}.weight", "head/logits", TRANSPOSED), Row(f"{logits}.bias", "head/bias")
+    return Heads(
+        lambda json: {"head": head(json), "pool": pool(json), **overrides},
+        (*rows, *more),
+        lambda config: said(config) if config.head else None,
+    )
+
+
 def classifier(name: str, pool: Pool | None, bias: bool = True, more: tuple[Row, ...] = ()) -> Heads:
     """Logits of classes by a layer called `name`: of each token, or of a pooled one."""
 
-    def read(json: Json) -> Overrides:
-        return {"head": Head(outputs=labels(json), bias=bias), "pool": pool, "tied": False}
+    def head(json: Json) -> Head:
+        return Head(outputs=labels(json), bias=bias)
 
-    def write(config: Transformer) -> dict[str, Any] | None:
-        head = config.head
-        if (
-            head is None
-            or head.outputs is None
-            or config.pool != pool
-            or head != Head(outputs=head.outputs, bias=bias)
-        ):
-            return None
-        return named_labels(head.outputs)
-
-    rows = Row(f"{name}.weight", "head/logits", TRANSPOSED), Row(f"{name}.bias", "head/bias")
-    return Heads(read, (*rows, *more), write)
+    return headed(head, name, classes, lambda json: pool, more, tied=False)
 
 
 def decoder_heads(name: str) -> dict[str, Heads]:

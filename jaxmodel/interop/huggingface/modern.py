@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmodel.interop.huggingface.decoders import both_biases
-from jaxmodel.interop.huggingface.encoders import BERT, BERT_BODY
+from jaxmodel.interop.huggingface.encoders import BERT, BERT_BODY, ENCODER_KEYS
 from jaxmodel.interop.huggingface.keys import (
     ACTIVATIONS,
     GATED,
     body,
+    classes,
     classifier,
+    headed,
     labels,
     layers,
     named,
-    named_labels,
     patterned,
     read_rope,
     write_rope,
@@ -45,67 +46,54 @@ def _windows() -> Group:
     def read(json: Json) -> Overrides:
         count, every = json["num_hidden_layers"], json.get("global_attn_every_n_layers", 3)
         usual = ["sliding_attention" if i % every else "full_attention" for i in range(count)]
-        kinds = json.get("layer_types") or usual
+        kinds = [_ROPES[kind][0] for kind in json.get("layer_types") or usual]
         variants: dict[str, Overrides] = {}
         for kind, (name, theta) in _ROPES.items():
             said = (json.get("rope_parameters") or {}).get(kind) or json.get("rope_scaling") or {}
             base, rope = read_rope(said, json, theta=json.get(f"{name}_rope_theta", theta))
-            window = json.get("local_attention", 128) // 2 + 1 if name == "local" else None
-            variants[name] = {
-                "attention.window": window,
-                "attention.rope_theta": base,
-                "attention.rope": rope,
-            }
-        names = [_ROPES[kind][0] for kind in kinds]
-        first = Variant("first", tuple({**variants[names[0]], "norm.attention": False}.items()))
-        found = patterned(names[1:] or names, variants)
+            variants[name] = {"attention.rope_theta": base, "attention.rope": rope, "attention.window": None}
+        variants["local"]["attention.window"] = json.get("local_attention", 128) // 2 + 1
+        first = Variant("first", tuple({**variants[kinds[0]], "norm.attention": False}.items()))
+        found = patterned(kinds[1:] or kinds, variants)
         return {**found, "first": ("first",), "variants": (first, *found.get("variants", ()))}
 
     def write(config: Transformer) -> dict[str, Any]:
         each = [layer.attention for layer in layers(config)]
         kinds = ["sliding_attention" if a.window else "full_attention" for a in each]
-        usual = {kind: {"rope_theta": theta, "rope_type": "default"} for kind, (_, theta) in _ROPES.items()}
-        ropes = {kind: write_rope(a.rope_theta, a.rope) for kind, a in zip(kinds, each, strict=True)}
-        window = next((a.window for a in each if a.window), 65)
-        return {
-            "layer_types": kinds,
-            "local_attention": 2 * (window - 1),
-            "rope_parameters": {**usual, **ropes},
-        }
+        ropes = {kind: {"rope_theta": theta, "rope_type": "default"} for kind, (_, theta) in _ROPES.items()}
+        ropes |= {kind: write_rope(a.rope_theta, a.rope) for kind, a in zip(kinds, each, strict=True)}
+        window = 2 * (next((a.window for a in each if a.window), 65) - 1)
+        return {"layer_types": kinds, "local_attention": window, "rope_parameters": ropes}
 
     return Group(read, write)
 
 
-def _modern_head(classes: bool, pooled: bool = False) -> Heads:
-    """Logits of tokens or of classes behind a dense layer, which has a norm after its non-linearity."""
-    pools = {"cls": Pool("first"), "mean": Pool("mean")}
+_POOLS = {"cls": "first", "mean": "mean"}
 
-    def read(json: Json) -> Overrides:
-        head = Head(
-            outputs=labels(json) if classes else None,
+
+def _modern_head(logits: str, classified: bool = True, pooled: bool = False) -> Heads:
+    """Behind a dense layer, whose bias config.json says, and its non-linearity stands a norm."""
+
+    def head(json: Json) -> Head:
+        return Head(
+            outputs=labels(json) if classified else None,
             activation=named(ACTIVATIONS)[0](json.get("classifier_activation", "gelu")),
+            bias=classified or json.get("decoder_bias", True),
             dense_bias=json.get("classifier_bias", False),
-            bias=classes or json.get("decoder_bias", True),
         )
-        pool = pools[json.get("classifier_pooling", "cls")] if pooled else None
-        return {"head": head, "pool": pool, **({"tied": False} if classes else {})}
 
-    def write(config: Transformer) -> dict[str, Any] | None:
-        head = config.head
-        if head is None:
-            return None
-        said = {
-            "classifier_activation": named(ACTIVATIONS)[1](head.activation),
-            "classifier_bias": head.dense_bias,
-        }
-        if not classes:
-            return {**said, "decoder_bias": head.bias}
-        pooling = next((name for name, pool in pools.items() if pool == config.pool), "cls")
-        return {**said, "classifier_pooling": pooling, **named_labels(head.outputs or 1)}
+    def pool(json: Json) -> Pool | None:
+        return Pool(named(_POOLS)[0](json.get("classifier_pooling", "cls"))) if pooled else None
 
-    name = "classifier" if classes else "decoder"
-    rows = Row(f"{name}.weight", "head/logits", TRANSPOSED), Row(f"{name}.bias", "head/bias")
-    return Heads(read, (*linear("head.dense", "head/dense"), *norm("head.norm", "head/norm"), *rows), write)
+    def said(config: Transformer) -> dict[str, Any]:
+        head = config.head or Head()
+        found = classes(config) if classified else {"decoder_bias": head.bias}
+        found |= {"classifier_pooling": named(_POOLS)[1](config.pool.kind)} if config.pool else {}
+        activation = named(ACTIVATIONS)[1](head.activation)
+        return {**found, "classifier_activation": activation, "classifier_bias": head.dense_bias}
+
+    rows = *linear("head.dense", "head/dense"), *norm("head.norm", "head/norm")
+    return headed(head, logits, said, pool, rows, **({"tied": False} if classified else {}))
 
 
 _LAYER = "layers.{i}"
@@ -119,9 +107,8 @@ MODERNBERT = Family(
     ),
     keys=(
         Key("vocab_size", "vocab_size", 50368),
-        Key("hidden_size", "embed_dim", 768),
         Key("num_hidden_layers", "num_layers", REQUIRED),
-        Key("num_attention_heads", "attention.num_heads", 12),
+        *without(ENCODER_KEYS, "num_hidden_layers", "intermediate_size", "hidden_act", "layer_norm_eps"),
         Key("intermediate_size", "mlp.dim", 1152),
         Key("hidden_activation", "mlp.activation", "gelu", *named(GATED)),
         Key("max_position_embeddings", "max_length", 8192),
@@ -129,8 +116,7 @@ MODERNBERT = Family(
         Key("norm_bias", "norm.bias", False),
         Key("mlp_bias", "mlp.bias", False),
         Key("tie_word_embeddings", "tied", True),
-        both_biases(),
-        _windows(),
+        *(both_biases(), _windows()),
     ),
     rows=(
         Row("embeddings.tok_embeddings.weight", "stem/tokens"),
@@ -146,54 +132,44 @@ MODERNBERT = Family(
         *norm("final_norm", "norm"),
     ),
     heads={
-        "ModernBertForMaskedLM": _modern_head(False),
+        "ModernBertForMaskedLM": _modern_head("decoder", classified=False),
         "ModernBertModel": body(),
-        "ModernBertForSequenceClassification": _modern_head(True, pooled=True),
-        "ModernBertForTokenClassification": _modern_head(True),
+        "ModernBertForSequenceClassification": _modern_head("classifier", pooled=True),
+        "ModernBertForTokenClassification": _modern_head("classifier"),
     },
 )
 
 
-def _electra_head(discriminates: bool) -> Heads:
-    """Of the generator, as wide as its table of tokens; of the discriminator, one logit a token and no norm."""
-    name = "discriminator_predictions" if discriminates else "generator_predictions"
-
-    def read(json: Json) -> Overrides:
-        hidden, width = json.get("hidden_size", 256), json.get("embedding_size", 128)
-        if not discriminates:
-            return {
-                "head": Head(activation="gelu", bias=True, dim=width if width != hidden else None),
-                "pool": None,
-            }
-        activation = named(ACTIVATIONS)[0](json.get("hidden_act", "gelu"))
-        head = Head(outputs=1, activation=activation, bias=True, norm=False)
-        return {"head": head, "pool": None, "tied": False}
-
-    logits = f"{name}.dense_prediction" if discriminates else "generator_lm_head"
-    rows = Row(f"{logits}.weight", "head/logits", TRANSPOSED), Row(f"{logits}.bias", "head/bias")
-    dense = *linear(f"{name}.dense", "head/dense"), *norm(f"{name}.LayerNorm", "head/norm")
-    return Heads(read, (*dense, *rows), lambda config: None if config.head is None else {})
+def _widths(json: Json) -> tuple[int, int | None]:
+    """Of ELECTRA's blocks, and of its tables where they have another."""
+    hidden, width = json.get("hidden_size", 256), json.get("embedding_size", 128)
+    return hidden, None if width == hidden else width
 
 
-def _table_width() -> Group:
-    """Width of the tables, where it is not that of the blocks."""
-
-    def read(json: Json) -> Overrides:
-        hidden, width = json.get("hidden_size", 256), json.get("embedding_size", 128)
-        return {"stem.embed_dim": None if width == hidden else width, "embed_dim": hidden}
-
-    def write(config: Transformer) -> dict[str, Any]:
-        return {"hidden_size": config.embed_dim, "embedding_size": config.stem.embed_dim or config.embed_dim}
-
-    return Group(read, write)
+def _generates(json: Json) -> Head:
+    return Head(activation="gelu", bias=True, dim=_widths(json)[1])
 
 
+def _discriminates(json: Json) -> Head:
+    return Head(
+        outputs=1, activation=named(ACTIVATIONS)[0](json.get("hidden_act", "gelu")), bias=True, norm=False
+    )
+
+
+_TABLES = Group(
+    lambda json: dict(zip(("embed_dim", "stem.embed_dim"), _widths(json), strict=True)),
+    lambda config: {
+        "hidden_size": config.embed_dim,
+        "embedding_size": config.stem.embed_dim or config.embed_dim,
+    },
+)
+_GENERATOR, _DISCRIMINATOR = "generator_predictions", "discriminator_predictions"
 _GELU = Pool("first", activation="gelu")
 ELECTRA = BERT._replace(
     name="electra",
     prefix="electra.",
     keys=(
-        _table_width(),
+        _TABLES,
         Key("num_attention_heads", "attention.num_heads", 4),
         Key("intermediate_size", "mlp.dim", 1024),
         Key("tie_word_embeddings", "tied", True),
@@ -201,8 +177,18 @@ ELECTRA = BERT._replace(
     ),
     rows=(*BERT_BODY, *linear("embeddings_project", "stem/projection")),
     heads={
-        "ElectraForPreTraining": _electra_head(True),
-        "ElectraForMaskedLM": _electra_head(False),
+        "ElectraForPreTraining": headed(
+            *(_discriminates, f"{_DISCRIMINATOR}.dense_prediction"),
+            more=linear(f"{_DISCRIMINATOR}.dense", "head/dense"),
+            tied=False,
+        ),
+        "ElectraForMaskedLM": headed(
+            *(_generates, "generator_lm_head"),
+            more=(
+                *linear(f"{_GENERATOR}.dense", "head/dense"),
+                *norm(f"{_GENERATOR}.LayerNorm", "head/norm"),
+            ),
+        ),
         "ElectraModel": body(),
         "ElectraForSequenceClassification": classifier(
             "classifier.out_proj", _GELU, more=linear("classifier.dense", "pool/dense")

@@ -195,6 +195,7 @@ class Family(NamedTuple):
       rows: of the body; where they are not alike in all configs, config -> rows.
       heads: by architecture class; the first is what a config without `architectures` is.
       ignored: globs over names: buffers that old checkpoints hold.
+      renamed: parts of names as old checkpoints have them, and as they are today.
     """
 
     name: str
@@ -204,6 +205,7 @@ class Family(NamedTuple):
     rows: tuple[Row, ...] | Callable[[Any], tuple[Row, ...]]
     heads: Mapping[str, Heads]
     ignored: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 REQUIRED = object()

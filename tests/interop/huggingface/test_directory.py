@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxmodel import weights
 from jaxmodel.config import replace
@@ -238,3 +239,23 @@ def test_pickles_are_refused(tmp_path):
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pytorch_model\.bin, a pickle, which can run code"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "older"),
+    [
+        ("bert", {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}),
+        ("wav2vec2", {f"parametrizations.weight.original{i}": f"weight_{w}" for i, w in enumerate("gv")}),
+    ],
+)
+def test_names_of_older_checkpoints_are_known(name, older, tmp_path):
+    golden = families.read(families.FOLDER / f"{name}.npz")
+    families.write_directory(tmp_path, golden)
+    now = load(tmp_path).params
+    weights_file = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(weights_file)
+    for after, before in older.items():
+        assert any(after in key for key in tensors)
+        tensors = {key.replace(after, before): tensor for key, tensor in tensors.items()}
+    safetensors.numpy.save_file(tensors, weights_file, {"format": "pt"})
+    assert same(load(tmp_path).params, now)

@@ -1,0 +1,78 @@
+"""Samples of sound become vectors: convolutions that shorten them, then positions by another (arXiv:2006.11477).
+
+B batch, S samples, T frames, C channels, D model dim, K frames of a window.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxmodel import weights
+from jaxmodel.models import parts
+from jaxmodel.nn.activations import ACTIVATIONS
+from jaxmodel.nn.layer import STABLE, Layer, compact, einsum, normal, zeros
+from jaxmodel.nn.norm import Norm
+
+CHANNELS = parts.Norm(kind="layer", bias=True)
+
+
+class Waveform(Layer):
+    """Samples float32[B,S], and which frames are real, bool[B or 1,T], to [B,T,D]; what is not real is silent."""
+
+    config: parts.Waveform
+    norm: parts.Norm
+    dim: int
+
+    @compact
+    def __call__(self, x_BS: jax.Array, real_BT: jax.Array, train: bool) -> jax.Array:
+        config, D = self.config, self.dim
+        activation = ACTIVATIONS[config.activation][0]
+        x, C = x_BS[..., None], 1
+        for i, filters in enumerate(config.dims):
+            name, size, stride = f"convolution_{i}", config.kernels[i], config.strides[i]
+            ends = (x.shape[1] - size) // stride * stride + 1  # behind where the last window begins
+            x = jnp.concatenate([x[:, k : k + ends : stride] for k in range(size)], axis=-1)
+            x = einsum(x, self.weight(name, "window -> filters", (size * C,), (filters,), normal(None)))
+            if config.bias:
+                x = x + self.vector(f"{name}_bias", "filters_norm", (filters,), zeros).astype(x.dtype)
+            if config.norm == "layer" or i == 0:
+                axis = -1 if config.norm == "layer" else 1
+                x = Norm(self.partitioning, filters, CHANNELS, axis, name=f"{name}_norm")(x)
+            x, C = activation(x), filters
+        x = Norm(self.partitioning, C, self.norm, name="norm")(x)
+        x = einsum(x, self.weight("projection", "filters -> embed", (C,), (D,), normal(None)))
+        x = x + self.vector("projection_bias", "embed_bias", (D,), zeros).astype(x.dtype)
+        if config.mask_fraction:
+            masked = self.vector("masked", "embed_bias", (D,), normal(0.02)).astype(x.dtype)
+            x = jnp.where(self._spans(x.shape[:2])[..., None], masked, x) if train else x
+        x = jnp.where(real_BT[..., None], x, 0)
+        return x + activation(self._positions(x))
+
+    def _spans(self, shape: tuple[int, ...]) -> jax.Array:
+        """bool[B,T]: frames that training hides, in spans of equal length (SpecAugment, arXiv:1904.08779)."""
+        length = self.config.mask_length
+        begins = jax.random.bernoulli(self.make_rng("dropout"), self.config.mask_fraction / length, shape)
+        begun = jnp.cumsum(begins, axis=1)
+        return begun > jnp.pad(begun, ((0, 0), (length, 0)))[:, : shape[1]]
+
+    def _positions(self, x_BTD: jax.Array) -> jax.Array:
+        """A convolution over K frames, by groups of channels; of each of its K places a learned norm is kept apart."""
+        D, K, groups = self.dim, self.config.position_kernel, self.config.position_groups
+        size = D // groups
+        weight = self.weight("positions", "window -> filters", (K * size,), (D,), normal(None))
+        kernel = weights.dense(weight.leaf, STABLE).reshape(K, size, D)
+        usual = (D / K) ** 0.5  # the norm that the weights begin with
+        scale = self.vector(
+            "positions_scale", "window", (K,), lambda key, shape, dtype: jnp.full(shape, usual, dtype)
+        )
+        kernel = kernel * (scale / jnp.linalg.norm(kernel.reshape(K, -1), axis=1))[:, None, None]
+        y = jax.lax.conv_general_dilated(
+            x_BTD,
+            kernel.astype(x_BTD.dtype),
+            window_strides=(1,),
+            padding=((K // 2, (K - 1) // 2),),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=groups,
+        )
+        return y + self.vector("positions_bias", "embed_bias", (D,), zeros).astype(y.dtype)
