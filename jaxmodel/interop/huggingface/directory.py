@@ -80,7 +80,7 @@ def read(
       InputError: a file is missing or damaged; or tensors are missing, unexpected or misshapen: all by name.
     """
     found = describe(directory)
-    tensors = files.open_weights(directory)
+    tensors = {found.family.current(name): each for name, each in files.open_weights(directory).items()}
     shapes = jax.eval_shape(model.init, jax.random.key(0)), jax.eval_shape(model.start)
     flat = _flat(*shapes)
     bound = _bound(found, tensors, flat)
