@@ -1,12 +1,22 @@
 """Every family by its `model_type`. Another one is an entry in a file of tables, named here."""
 
-from jaxmodel.interop.huggingface import decoders, encoders, experts, images, kin, latents, modern, recurrent
+from jaxmodel.interop.huggingface import (
+    decoders,
+    encoders,
+    experts,
+    images,
+    kin,
+    latents,
+    modern,
+    recurrent,
+    towers,
+)
 
 _ALL = (
     *(decoders.GPT2, decoders.LLAMA, decoders.QWEN3, decoders.MISTRAL, decoders.QWEN2),
     *(decoders.GEMMA3, decoders.GEMMA2, decoders.GEMMA4, *kin.KIN, *experts.EXPERTS),
     *(*latents.LATENTS, *recurrent.RECURRENT),
     *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT, encoders.DINOV2),
-    *(modern.MODERNBERT, modern.ELECTRA, images.RESNET, images.CONVNEXT),
+    *(modern.MODERNBERT, modern.ELECTRA, images.RESNET, images.CONVNEXT, *towers.TOWERS),
 )
 FAMILIES = {family.name: family for family in _ALL}
