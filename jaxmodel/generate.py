@@ -17,7 +17,7 @@ from jaxmodel import weights
 from jaxmodel.compiling import compiler_options, decoding_options, wants_turned
 from jaxmodel.errors import InputError
 from jaxmodel.interop.signature import limits_of, of_config
-from jaxmodel.model import Apply, Model, Params, Start, State
+from jaxmodel.model import Apply, Batch, Model, Params, Start, State
 from jaxmodel.nn.stack import unstack, unstack_layout
 
 Prompt = Sequence[int] | np.ndarray
@@ -51,7 +51,8 @@ def generate(
         everything anew for each token, padded right and without a mask.
       params: its weights. For decoding they are `prepared`, a copy: whoever calls often, or lacks the memory
         for two, does that once and keeps only what it gives.
-      prompts: token ids, one sequence a prompt; or a batch, `tokens` int[B,T] and perhaps `mask` bool[B,T].
+      prompts: token ids, one sequence a prompt; or a batch, `tokens` int[B,T] and perhaps `mask` bool[B,T], and what
+        else the model reads with a prompt: `images`.
       max_new_tokens: how many tokens to add at most.
       temperature: divides the logits before a token is drawn; 0 takes the likeliest.
       top_k: draw from this many of the likeliest tokens.
@@ -71,6 +72,7 @@ def generate(
             "the model's attention is not causal, so it cannot continue a text: earlier tokens would see later ones"
         )
     rows = _rows(prompts, separator)
+    given = prompts if isinstance(prompts, Mapping) else {}
     limit = limits_of(model).get("length")
     _check_rows(rows, max_new_tokens, limit, of_config(model.config, "vocab_size"))
 
@@ -98,6 +100,7 @@ def generate(
         np.array([*stop, *[-1] * (-len(stop) % STOPS or STOPS)], np.int32),
         np.float32(max(temperature, COLDEST)),
         np.float32(1.0 if top_p is None else top_p),
+        {name: each for name, each in given.items() if name not in ("tokens", "mask") and each is not None},
     )
     return [_cut(row, set(stop)) for row in np.asarray(found).tolist()]
 
@@ -167,10 +170,10 @@ class Reader(NamedTuple):
 def _compiled(
     apply: Apply, start: Start, num_new: int, how: Sampling, cached: bool, hoist: bool, quick: bool = False
 ) -> Callable[..., jax.Array]:
-    """(params, tokens [B,P] padded left, lengths [B], key, stop, temperature, top_p) -> int32[B,N], -1: none.
+    """(params, tokens [B,P] padded left, lengths [B], key, stop, temperature, top_p, source) -> int32[B,N], -1: none.
 
     `hoist` lets XLA compute what depends on the params alone, such as dense weights of quantized ones, once.
-    `quick`: the params are `prepared`, with their tables turned.
+    `quick`: the params are `prepared`, with their tables turned. `source`: what is read with the prompt.
     """
 
     def choose(
@@ -191,10 +194,12 @@ def _compiled(
         stop: jax.Array,
         temperature: jax.Array,
         top_p: jax.Array,
+        source: Batch | None = None,
     ) -> jax.Array:
         B = tokens_BP.shape[0]
         row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
-        reader = (_with_cache if cached else _without_cache)(apply, start, tokens_BP, lengths_B, num_new)
+        reading = _with_cache if cached else _without_cache
+        reader = reading(apply, start, tokens_BP, lengths_B, num_new, source or {})
 
         def more(carry: Any) -> jax.Array:
             i, _, stopped_B, _, _ = carry
@@ -225,7 +230,7 @@ def _argmax(logits_BV: jax.Array) -> jax.Array:
 
 
 def _with_cache(
-    apply: Apply, start: Start, tokens_BP: jax.Array, lengths_B: jax.Array, num_new: int
+    apply: Apply, start: Start, tokens_BP: jax.Array, lengths_B: jax.Array, num_new: int, source: Batch
 ) -> Reader:
     """The state is the cache: prompts are read in one go, then a token at a time."""
     B, P = tokens_BP.shape
@@ -237,7 +242,7 @@ def _with_cache(
             return state
         mask = jnp.arange(P) >= P - lengths_B[:, None]
         # Nobody reads these logits, so they are never computed.
-        return apply(params, {"tokens": tokens_BP[:, :-1], "mask": mask[:, :-1]}, state).state
+        return apply(params, {**source, "tokens": tokens_BP[:, :-1], "mask": mask[:, :-1]}, state).state
 
     def read(params: Params, token_B: jax.Array, _: jax.Array, state: Any) -> Any:
         out = apply(params, {"tokens": token_B[:, None]}, state)
@@ -247,7 +252,7 @@ def _with_cache(
 
 
 def _without_cache(
-    apply: Apply, start: Start, tokens_BP: jax.Array, lengths_B: jax.Array, num_new: int
+    apply: Apply, start: Start, tokens_BP: jax.Array, lengths_B: jax.Array, num_new: int, source: Batch
 ) -> Reader:
     """The state is the text so far, padded right, hidden by causality; all is read each time."""
     B, P = tokens_BP.shape
@@ -260,7 +265,7 @@ def _without_cache(
 
     def read(params: Params, token_B: jax.Array, position_B: jax.Array, text: jax.Array) -> Any:
         text = text.at[rows, position_B].set(token_B)
-        logits = apply(params, {"tokens": text}, start(B, length))["logits"]
+        logits = apply(params, {**source, "tokens": text}, start(B, length))["logits"]
         return logits[rows, position_B], text
 
     return Reader(begin, read)

@@ -82,14 +82,18 @@ def pinball(errors: jax.Array, quantiles: Sequence[float]) -> jax.Array:
     return jnp.mean(jnp.maximum(-q * errors, (1 - q) * errors), axis=-1)
 
 
-def contrastive(first: jax.Array, second: jax.Array, weights: jax.Array, temperature: float) -> Sums:
-    """Symmetric InfoNCE (arXiv:1807.03748, arXiv:2103.00020): each row of [B,D] is to find its partner in the other.
+def similarities(first: jax.Array, second: jax.Array, temperature: float) -> jax.Array:
+    """Cosines of every row of [B,D] with every row of the other over `temperature`, float32[B,B]."""
+    return jnp.matmul(unit(first), unit(second).T, precision="highest") / temperature
 
-    Similarities are cosines over `temperature`, in float32. A row of weight zero neither asks nor is a wrong
-    answer. All else being equal, the loss grows with the number of rows: it is that of telling one from all.
+
+def contrastive(logits: jax.Array, weights: jax.Array) -> Sums:
+    """Symmetric InfoNCE (arXiv:1807.03748, arXiv:2103.00020): each row of [B,B] is to find its partner, both ways.
+
+    Computed in float32. A row of weight zero neither asks nor is a wrong answer. All else being equal, the loss grows
+    with the number of rows: it is that of telling one from all.
     """
-    valid = weights > 0
-    logits = jnp.matmul(unit(first), unit(second).T, precision="highest") / temperature
+    valid, logits = weights > 0, logits.astype(jnp.float32)
     targets = jnp.arange(logits.shape[0], dtype=jnp.int32)
     # Not -inf, which would make the loss of a batch without a valid row NaN.
     ways = [jnp.where(valid, each, -1e30) for each in (logits, logits.T)]

@@ -259,7 +259,7 @@ _TASK_OPTIONS = {
     "binary": ("label_smoothing", "threshold"),
     "multilabel": ("label_smoothing", "threshold"),
     "regression": ("loss", "huber_delta", "quantiles"),
-    "contrastive": ("temperature",),
+    "contrastive": ("temperature", "pairs"),
     "ctc": ("blank",),
 }
 _REGRESSION_OPTIONS = {"mse": (), "mae": (), "huber": ("huber_delta",), "quantile": ("quantiles",)}
@@ -281,7 +281,14 @@ class Task:
     )
     mask_fraction: float = field(0.15, "share of the tokens that a masked model predicts", low=0.0, high=1.0)
     temperature: float = field(
-        0.07, "what similarities are divided by in a contrastive loss, above 0", low=0.0
+        0.07,
+        "what similarities are divided by in a contrastive loss, above 0, for a model that does not scale them",
+        low=0.0,
+    )
+    pairs: str = field(
+        "softmax",
+        "how a contrastive loss compares: a row with all others at once, or every pair on its own (sigmoid)",
+        choices=("softmax", "sigmoid"),
     )
     threshold: float = field(0.5, "probability from which a label is predicted", low=0.0, high=1.0)
     blank: int = field(0, "class of a frame that stands for no token", low=0)

@@ -20,7 +20,7 @@ SIZES: Mapping[str, int] = {
     **{"state_dim": 8, "num_groups": 2, "chunk": 4, "groups_per_token": 1},
     **{"kv_rank": 12, "q_rank": 16, "rope_dim": 4, "value_dim": 6},
     **{"position_kernel": 8, "position_groups": 4},
-    **{"num_classes": 5, "outputs": 5},
+    **{"num_classes": 5, "outputs": 5, "image_token": 2},
 }  # fmt: skip
 
 
@@ -95,6 +95,8 @@ def _transformer(config: Transformer, small: Transformer) -> Transformer:
         changes["max_length"] = small.images.length
     if small.waveform is not None:
         changes["waveform.dims"] = (16,) * len(small.waveform.dims)
+    if small.pool is not None and small.pool.dim is not None:
+        changes["pool.dim"] = small.embed_dim
     variants = []
     for variant in config.variants:
         if variant.name in (*first, *pattern):

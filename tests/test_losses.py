@@ -220,7 +220,8 @@ def test_contrastive_leaves_out_what_weighs_nothing():
     right = [each.argmax(-1) == np.arange(4) for each in (scores, scores.T)]
 
     def run(a, b, counts=counts):
-        return losses.contrastive(jnp.asarray(a), jnp.asarray(b), jnp.asarray(counts), 0.2)
+        logits = losses.similarities(jnp.asarray(a), jnp.asarray(b), 0.2)
+        return losses.contrastive(logits, jnp.asarray(counts))
 
     found = run(a, b)
     np.testing.assert_allclose(found.loss, -(np.mean(both, 0) * counts[kept]).sum(), rtol=1e-5)

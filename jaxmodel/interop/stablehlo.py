@@ -164,6 +164,7 @@ def _programs(
         one = {
             n: Array(a.dtype, tuple(1 if dim == "length" else dim for dim in a.shape))
             for n, a in plain.items()
+            if "length" in a.shape  # images are read with the prompt
         }
         found += [("prefill", step, plain), ("decode", step, one)]
     return found

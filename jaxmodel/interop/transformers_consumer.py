@@ -9,7 +9,10 @@ import os
 import sys
 from typing import Any
 
-GIVEN = {"logits": "logits", "last_hidden_state": "hidden"}  # what theirs gives -> our name
+GIVEN = {  # what theirs gives -> our name
+    **{"logits": "logits", "last_hidden_state": "hidden"},
+    **{"image_embeds": "image_embedding", "text_embeds": "text_embedding"},
+}
 
 
 def run(directory, probe, output):

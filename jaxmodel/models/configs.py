@@ -149,7 +149,10 @@ class Transformer:
             return {"audio": ("float32", dims), "mask": ("bool", dims)}
         dims = ("batch", "length")
         names = ("tokens", "segments", "positions", *(("types",) if self.stem.num_types else ()))
-        return {**dict.fromkeys(names, ("int32", dims)), "mask": ("bool", dims)}
+        found: Inputs = {**dict.fromkeys(names, ("int32", dims)), "mask": ("bool", dims)}
+        if self.stem.image_token is not None:
+            found["vectors"] = ("float32", ("vectors", self.embed_dim))
+        return found
 
     @property
     def limits(self) -> dict[str, int]:
@@ -329,9 +332,9 @@ class Transformer:
                     f"{sound.position_groups}: change one of them"
                 )
         if self.images is not None:
-            if self.images.size % self.images.patch:
+            if self.images.size < self.images.patch:
                 raise InputError(
-                    f"model.images.size={self.images.size} is no multiple of model.images.patch="
+                    f"model.images.size={self.images.size} is less than model.images.patch="
                     f"{self.images.patch}: change one of them"
                 )
             if self.images.length > self.max_length:
@@ -339,6 +342,8 @@ class Transformer:
                     f"an image becomes {self.images.length} tokens, model.max_length={self.max_length} is "
                     "smaller: raise it"
                 )
+        if self.pool is not None:
+            self._check_pool(self.pool)
         if self.head is not None:
             _check_cap("head.softcap", self.head.softcap)
             if not self.num_outputs:
@@ -358,6 +363,24 @@ class Transformer:
             raise InputError(
                 f"model.tied needs a head as wide as the table, {table}: set model.head.dim={table}, or "
                 "model.tied=false"
+            )
+
+    def _check_pool(self, pool: Pool) -> None:
+        """InputError when it looks for tokens that are not there, or its projection stands before a head."""
+        by_token = pool.kind in ("token", "highest")
+        if by_token and self.images is not None:
+            raise InputError(
+                f"model.pool.kind={pool.kind} looks at tokens, model.images has none: change one of them"
+            )
+        if (pool.kind == "token") != (pool.token is not None):
+            raise InputError(
+                f"model.pool.token={_config.to_text(pool.token)} beside model.pool.kind={pool.kind}: kind token needs "
+                "an id, and no other kind has one"
+            )
+        if pool.dim is not None and self.head is not None:
+            raise InputError(
+                f"model.pool.dim={pool.dim} beside a head, which is a projection itself: leave it out, or set "
+                "model.head=none"
             )
 
     def build(self, partitioning: Partitioning | None = None) -> Model:

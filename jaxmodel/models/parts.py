@@ -251,6 +251,12 @@ class Stem:
         "none", help="a vector for each position, added to the embedding", choices=("none", "learned")
     )
     position_offset: int = field(0, help="rows of the table of positions before that of the first", low=0)
+    slots: bool = field(
+        False, help="the position of a token is its slot, and padding has one (SigLIP, which reads it)"
+    )
+    image_token: int | None = field(
+        None, help="id in whose places, one after the other, the batch's vectors of images stand", low=0
+    )
     num_types: int = field(0, help="kinds of segments, each with a vector (BERT); 0: none", low=0)
     norm: bool = field(False, help="normalise the embeddings before the first block")
     embed_dim: int | None = field(
@@ -266,7 +272,10 @@ class Images:
     """Images as sequences of patches, each a vector (arXiv:2010.11929)."""
 
     size: int = field(help="height and width in pixels", low=1)
-    patch: int = field(help="height and width of a patch in pixels", low=1)
+    patch: int = field(
+        help="height and width of a patch in pixels; what is left of an image behind the last is not read",
+        low=1,
+    )
     channels: int = field(3, help="channels of a pixel", low=1)
     class_token: bool = field(True, help="a learned vector before the patches")
     mask_token: bool = field(
@@ -335,20 +344,30 @@ class Waveform:
 @register
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """One vector a sequence, the value `embedding` [B, D], which then is what the head reads.
+    """One vector a sequence, the value `embedding`, which then is what the head reads.
 
-    `first_mean`: the first token and the mean of the others side by side, [B, 2 D].
+    `first_mean`: the first token and the mean of the others side by side, [B, 2 D]. What is said of it here is done in
+    this order: pooled, normalised, a dense layer, a projection, length 1.
     """
 
     kind: str = field(
         "first",
-        help="the first token, the last one, the mean, or the largest of each number; or the first and the mean of the "
-        "others",
-        choices=("first", "mean", "last", "max", "first_mean"),
+        help="the first token, the mean, or the last token; the first that is `token`, or that of the highest id "
+        "(arXiv:2103.00020); the last slot, padding or not; or what a learned vector attends to, and an MLP of that "
+        "(arXiv:2303.15343); the largest of each number; or the first and the mean of the others",
+        choices=("first", "mean", "last", "token", "highest", "slot", "attention", "max", "first_mean"),
+    )
+    token: int | None = field(
+        None, help="id that pooling by `token` looks for; the first token without it", low=0
+    )
+    norm: bool = field(
+        False, help="the final norm is of the pooled vector, and hidden has none (CLIP's images)"
     )
     activation: str = field(
         "none", help="non-linearity after a dense layer; none: no dense layer", choices=("none", *UNGATED)
     )
+    dim: int | None = field(None, help="width of a projection (default: none, as wide as the blocks)", low=1)
+    bias: bool = field(False, help="bias on the projection")
     normalize: bool = field(False, help="bring the embedding to length 1")
     spare: bool = field(False, help="hold a dense layer that nothing reads, as encoders of sentences do")
 

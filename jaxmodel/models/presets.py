@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmodel.config import replace
 from jaxmodel.models.configs import ConvNet, Perceptron, Transformer, Variant
+from jaxmodel.models.multimodal import Towers, VisionLanguage
 from jaxmodel.models.parts import (
     MLP,
     Attention,
@@ -254,6 +256,51 @@ def _encoder(
     return Transformer(**{**usual, **overrides}, attention=attention, mlp=half, norm=norm)
 
 
+def _tower(
+    sizes: tuple[int, int, int], mlp: MLP, epsilon: float = 1e-5, causal: bool = False, **fields: Any
+) -> Transformer:
+    """One of two towers; `sizes` are width, layers and heads."""
+    return Transformer(
+        embed_dim=sizes[0],
+        num_layers=sizes[1],
+        attention=Attention(num_heads=sizes[2], causal=causal, bias=True, output_bias=True),
+        mlp=mlp,
+        norm=Norm(kind="layer", bias=True, epsilon=epsilon),
+        head=None,
+        **{"stem": Stem(positions="learned"), **fields},
+    )
+
+
+def _clip(
+    dim: int, image: tuple[int, int, int], patch: int, text: tuple[int, int, int], size: int = 224
+) -> Towers:
+    """CLIP (arXiv:2103.00020): towers to vectors of `dim`."""
+    images = Images(size=size, patch=patch, bias=False)
+    mlp = [MLP(dim=4 * sizes[0], activation="quick_gelu", bias=True) for sizes in (image, text)]
+    stem = Stem(positions="learned", norm=True)
+    pool = Pool("first", norm=True, dim=dim, normalize=True)
+    end = Pool("token", token=49407, dim=dim, normalize=True)
+    sizes = {"vocab_size": None, "max_length": images.length}
+    return Towers(
+        image=_tower(image, mlp[0], images=images, stem=stem, pool=pool, **sizes),
+        text=_tower(text, mlp[1], causal=True, vocab_size=49408, max_length=77, pool=end),
+    )
+
+
+def _siglip(sizes: tuple[int, int, int], mlp_dim: int, patch: int, size: int) -> Towers:
+    """SigLIP (arXiv:2303.15343): both towers of one size; texts are padded to 64 tokens, and the last is read."""
+    images = Images(size=size, patch=patch, class_token=False)
+    mlp = MLP(dim=mlp_dim, activation="gelu_tanh", bias=True)
+    pool, last = Pool("attention", normalize=True), Pool("slot", dim=sizes[0], bias=True, normalize=True)
+    text = {"vocab_size": 32000, "max_length": 64, "stem": Stem(positions="learned", slots=True)}
+    return Towers(
+        image=_tower(sizes, mlp, 1e-6, images=images, pool=pool, vocab_size=None, max_length=images.length),
+        text=_tower(sizes, mlp, 1e-6, pool=last, **text),
+        logit_scale=math.log(10),
+        logit_bias=True,
+    )
+
+
 def _bert(
     num_layers: int, embed_dim: int, num_heads: int, stem: Stem | None = None, **overrides
 ) -> Transformer:
@@ -477,6 +524,19 @@ PRESETS = {
     "hubert-large": _wav2vec2(24, 1024, 16, True),
     # all-MiniLM-L6 (arXiv:2002.10957): the embedding of a sentence, of length 1.
     "minilm-l6": _bert(6, 384, 12, head=None, tied=False, pool=Pool("mean", normalize=True)),
+    "clip-vit-b/32": _clip(512, (768, 12, 12), 32, (512, 12, 8)),
+    "clip-vit-b/16": _clip(512, (768, 12, 12), 16, (512, 12, 8)),
+    "clip-vit-l/14": _clip(768, (1024, 24, 16), 14, (768, 12, 12)),
+    "siglip-base-patch16-224": _siglip((768, 12, 12), 3072, 16, 224),
+    "siglip-so400m-patch14-384": _siglip((1152, 27, 16), 4304, 14, 384),
+    # LLaVA 1.5 (arXiv:2310.03744): the last but one block of CLIP's tower, and Vicuna.
+    "llava-1.5-7b": VisionLanguage(
+        image=replace(
+            _clip(768, (1024, 24, 16), 14, (768, 12, 12), 336).image, {"pool": Pool("first", norm=True)}
+        ),
+        projector=MLP(dim=4096, activation="gelu", bias=True),
+        text=_decoder(*(32064, 4096, 32, (32, 32, 128), 11008, 4096, 1e4), stem=Stem(image_token=32000)),
+    ),
     # Of tables and images; their inputs and outputs are as the data says.
     "mlp": Perceptron(),
     "resnet-tiny": ConvNet(widths=(32, 64, 128)),

@@ -32,8 +32,10 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     (packed documents, 0 = padding), `positions` int32[B,T] and `types` int32[B,T]; or it holds `images`
     float32[B,H,W,C], and may hold `masked` bool[B,P], true for patches to be hidden; or it holds `audio` float32[B,S]
     and may hold `mask` bool[B,S], whose padding is behind the sound. Values are `hidden` [B,T,D]; with a pool,
-    `embedding` [B,D]; with a head, `logits` float32[B,T,V], or [B,V] of the embedding; of audio `lengths` int32[B], how
-    many of the T are real. A batch with `hidden` in place of what the model reads runs pool and head only.
+    `embedding` [B,D] or [B,pool.dim]; with a head, `logits` float32[B,T,V], or [B,V] of the embedding; of audio
+    `lengths` int32[B], how many of the T are real. A batch with `hidden` in place of what the model reads runs pool
+    and head only. With `stem.image_token` it may hold `vectors` float32[N,D], which stand in the places of that
+    token, row by row; too few of them give NaN.
 
     With `state=start(batch_size, length)` each call appends to the cache, so that a prompt may be read in one call
     and continued token by token; rows may be padded left or right, as `mask` says. The cache holds `length` tokens a
@@ -48,7 +50,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     kinds = {name: config.variant(name) for pattern, _ in config.segments for name in pattern}
     parts = _modules(config, kinds, partitioning)
     (reads,) = config.reads
-    final_norm = config.norm.placement != "post"
+    final_norm = config.norm.placement != "post" and not (config.pool and config.pool.norm)
     dtype = jnp.dtype(config.execution.dtype)
     one = jnp.zeros((1, 1), jnp.int32)
 
@@ -71,14 +73,14 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         types = jnp.zeros((1, tokens), jnp.int32)
         found = {
             "stem": made(
-                stem, stem_key, jnp.zeros(shape, config.inputs[reads][0]), types, types, None, False
+                stem, stem_key, jnp.zeros(shape, config.inputs[reads][0]), types, types, None, None, False
             ),
             "stack": init_stack(stack_key, config.segments, {k: functools.partial(block, k) for k in kinds}),
         }
         if final_norm:
             found["norm"] = made(norm, norm_key, x)
         if config.pool:
-            found["pool"] = made(pool, pool_key, x, None)
+            found["pool"] = made(pool, pool_key, x, None, types)
         if config.head:
             width = config.stem.embed_dim or config.embed_dim
             table = layer.Weight(jnp.zeros((1, width)), (width,), (1,), True)
@@ -86,12 +88,13 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
             found["head"] = made(head, head_key, read, table if config.tied else None)
         return {name: each for name, each in found.items() if each}
 
-    def ends(params: Params, hidden: jax.Array, real: jax.Array | None) -> dict[str, jax.Array]:
+    def ends(params: Params, hidden: jax.Array, batch: Batch, real: jax.Array | None) -> dict[str, jax.Array]:
         """Embedding and logits of hidden [B,T,D], as far as the model has them."""
         values: dict[str, jax.Array] = {}
         if config.pool:
             with jax.named_scope("pool"):
-                hidden = parts.pool.apply({"params": params.get("pool", {})}, hidden, real)  # type: ignore[assignment]
+                inputs = hidden, real, batch.get("tokens")
+                hidden = parts.pool.apply({"params": params.get("pool", {})}, *inputs)  # type: ignore[assignment]
             values["embedding"] = hidden
         if config.head:
             table = parts.stem.apply({"params": params["stem"]}, method="table") if config.tied else None
@@ -121,7 +124,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         head_only = isinstance(batch, Mapping) and "hidden" in batch and reads not in batch
         check_batch(batch, config.inputs, needed=() if head_only else (reads,))
         if head_only:
-            return Outputs(ends(params, batch["hidden"], batch.get("mask")))
+            return Outputs(ends(params, batch["hidden"], batch, batch.get("mask")))
         hidden = config.waveform.mask_fraction if config.waveform else 0.0
         if train and (config.dropout or hidden) and key is None:
             said = f"dropout={config.dropout}" if config.dropout else f"waveform.mask_fraction={hidden}"
@@ -130,7 +133,9 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         where = _Where(config, batch, state)
         with jax.named_scope("stem"):
             rngs = {} if stem_key is None else {"dropout": stem_key}
-            inputs = batch[reads], where.positions, batch.get("types"), batch.get("masked"), train
+            positions = where.slots if config.stem.slots else where.positions
+            given = (batch.get(name) for name in ("types", "masked", "vectors"))
+            inputs = batch[reads], positions, *given, train
             x: Any = parts.stem.apply({"params": params["stem"]}, *inputs, rngs=rngs)
         runners = {k: block_runner(k, where, train) for k in kinds}
         caches = state["stack"] if state else None
@@ -140,7 +145,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         if final_norm:
             x = parts.norm.apply({"params": params["norm"]}, x)
         changed = {"stack": caches, "length": where.after} if state else {}
-        values = {**ends(params, x, where.mask), "hidden": x}
+        values = {**ends(params, x, batch, where.mask), "hidden": x}
         if config.waveform:
             values["lengths"] = jnp.sum(where.real, axis=1, dtype=jnp.int32)
         return Outputs(values, changed, losses)
@@ -202,6 +207,7 @@ class _Where:
             mask = segments > 0 if mask is None else mask & (segments > 0)
             if state:
                 raise InputError("packed segments and a cache do not go together: give one sequence a row")
+        self.slots = jnp.arange(shape[1], dtype=jnp.int32)[None] if positions is None else positions
         if positions is None:
             # One row serves all where every row is alike: its mask is made once.
             rows = 1 if mask is None and not state else shape[0]

@@ -5,32 +5,82 @@ B batch, T time, D model dim, V logits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from jaxmodel.errors import InputError
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.activations import ACTIVATIONS
+from jaxmodel.nn.attention import Attention, dot_product_attention
 from jaxmodel.nn.layer import STABLE, Layer, Weight, compact, einsum, normal, zeros
+from jaxmodel.nn.mlp import MLP
 from jaxmodel.nn.norm import Norm
 
 
 class Pool(Layer):
-    """hidden [B,T,D], and real bool[B,T] where there is padding, to the embedding [B,D] or [B,2D]."""
+    """hidden [B,T,D], real bool[B,T] where there is padding, and tokens int32[B,T], to the embedding [B,D] or wider."""
 
     config: Transformer
 
     @compact
-    def __call__(self, hidden: jax.Array, real: jax.Array | None) -> jax.Array:
-        pool = self.config.pool
+    def __call__(self, hidden: jax.Array, real: jax.Array | None, tokens: jax.Array | None) -> jax.Array:
+        config, pool = self.config, self.config.pool
         assert pool is not None
-        x = pooled(hidden, real, pool.kind)
+        if pool.kind == "attention":
+            x = self._attended(hidden, real)
+        elif pool.kind in ("token", "highest"):
+            if tokens is None:
+                raise InputError(
+                    f"model.pool.kind={pool.kind} looks at tokens: the batch needs them, not hidden alone"
+                )
+            place = jnp.argmax(tokens if pool.kind == "highest" else tokens == pool.token, axis=1)
+            x = jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+        else:
+            x = pooled(hidden, None, "last") if pool.kind == "slot" else pooled(hidden, real, pool.kind)
+        if pool.norm:
+            x = Norm(self.partitioning, config.embed_dim, config.norm, name="norm")(x)
         if pool.activation != "none" or pool.spare:
-            y = dense(self, x, self.config, self.config.embed_dim)
+            y = dense(self, x, config, config.embed_dim)
             x = x if pool.spare else ACTIVATIONS[pool.activation][0](y)
+        if pool.dim is not None:
+            sizes = x.shape[-1:], (pool.dim,)
+            x = einsum(x, self.weight("projection", "embed -> classes", *sizes, normal(config.init_scale)))
+            if pool.bias:
+                x = x + self.vector("projection_bias", "classes", sizes[1], zeros).astype(x.dtype)
         if pool.normalize:
             x = x.astype(STABLE)
             x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
         return x
+
+    def _attended(self, hidden: jax.Array, real: jax.Array | None) -> jax.Array:
+        """What a learned vector sees of all tokens, and an MLP of that."""
+        config, D = self.config, self.config.embed_dim
+        init = normal(config.init_scale)
+        shared: dict[str, Any] = {"dim": D, "init_input": init, "init_output": init}
+        probe = self.vector("probe", "embed_bias", (D,), normal(D**-0.5))
+        probe = jnp.broadcast_to(probe.astype(hidden.dtype), (len(hidden), 1, D))
+        see = Probe(self.partitioning, **shared, config=config.attention, model=config, name="attention")
+        x = see(probe, hidden, None if real is None else real[:, None])[:, 0]
+        y = Norm(self.partitioning, D, config.norm, name="mlp_norm")(x)
+        return x + MLP(self.partitioning, **shared, config=config.mlp, name="mlp")(y)
+
+
+class Probe(Attention):
+    """Attention of x [B,1,D] to hidden [B,T,D], where the mask bool[B,1,T] is true."""
+
+    @compact
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: jax.Array, hidden: jax.Array, mask: jax.Array | None
+    ) -> jax.Array:
+        H, D = self.config.num_heads, self.dim
+        K = self.config.head_dim or D // H
+        q = self._project(x, "query", "heads", H, K)
+        k, v = (self._project(hidden, name, "heads", H, K) for name in ("key", "value"))
+        out = dot_product_attention(q, k, v, mask, scale=K**-0.5)
+        y = einsum(out, self.weight("output", "heads head_dim -> embed", (H, K), (D,), self.init_output))
+        return y + self.vector("output_bias", "embed_bias", (D,), zeros).astype(y.dtype)
 
 
 class Head(Layer):

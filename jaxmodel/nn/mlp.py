@@ -20,7 +20,7 @@ from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, scale
 
 
 class MLP(Layer):
-    """x [..., D] to [..., D] through F hidden units."""
+    """x [...,E] to [..., D] through F hidden units; in a block E is D."""
 
     config: parts.MLP
     dim: int
@@ -40,7 +40,7 @@ class MLP(Layer):
         return scaled(y, self.config.output_scale)
 
     def _up(self, x: jax.Array, name: str) -> jax.Array:
-        y = einsum(x, self.weight(name, "embed -> mlp", (self.dim,), (self.config.dim,), self.init_input))
+        y = einsum(x, self.weight(name, "embed -> mlp", x.shape[-1:], (self.config.dim,), self.init_input))
         if self.config.bias:
             y = y + self.vector(f"{name}_bias", "mlp", (self.config.dim,), zeros).astype(y.dtype)
         return self.constrain(y, "batch", *(None,) * (y.ndim - 2), "mlp")

@@ -17,7 +17,10 @@ from jaxmodel.nn.waveform import Waveform
 
 
 class Stem(Layer):
-    """Tokens int32[B,T], images float32[B,H,W,C] of T patches or samples float32[B,S] of T frames, to [B,T,D]."""
+    """Tokens int32[B,T], images float32[B,H,W,C] of T patches or samples float32[B,S] of T frames, to [B,T,D].
+
+    `vectors` [N,D] stand for some tokens.
+    """
 
     config: Transformer
 
@@ -33,6 +36,7 @@ class Stem(Layer):
         positions: jax.Array,
         types: jax.Array | None,
         masked: jax.Array | None,
+        vectors: jax.Array | None,
         train: bool,
     ) -> jax.Array:
         config, stem = self.config, self.config.stem
@@ -47,6 +51,10 @@ class Stem(Layer):
             x = weights.take(self.table().leaf, inputs, dtype)
             if stem.scale is not None:
                 x = x * jnp.asarray(stem.scale, dtype)
+            if vectors is not None:
+                here = inputs == stem.image_token
+                nth = jnp.cumsum(here.reshape(-1)).reshape(here.shape) - 1  # of all that the batch holds
+                x = jnp.where(here[..., None], jnp.take(vectors.astype(dtype), nth, axis=0), x)
         else:
             x = self._patches(inputs.astype(dtype), config.images, masked)
         if stem.num_types:
@@ -80,6 +88,7 @@ class Stem(Layer):
         """
         B, H, W, C = images.shape
         P, D = config.patch, self.config.embed_dim
+        images = images[:, : H // P * P, : W // P * P]  # what is left at the end is in no patch
         patches = (
             images.reshape(B, H // P, P, W // P, P, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * C)
         )

@@ -196,7 +196,10 @@ def predict_numbers(outputs: Outputs, options: Options) -> dict[str, jax.Array]:
 
 
 def contrastive(model: Model, options: Options = DEFAULT) -> LossFn:
-    """Symmetric InfoNCE over `image_embedding` and `text_embedding` [B,D]: every row is to find its partner.
+    """Every row of `image_embedding` and `text_embedding` [B,D] is to find its partner: symmetric InfoNCE.
+
+    A model that scales similarities itself gives them as `logits` [B,B]; of another they are cosines over
+    `temperature`. With `pairs` sigmoid each pair is a question of its own (arXiv:2303.15343).
 
     A row of weight 0 (`weights` float32[B], one where none are given) is left out, also as a wrong answer. All rows of
     the batch are compared, on however many devices they lie. With gradient accumulation a row meets only those of
@@ -210,11 +213,22 @@ def contrastive(model: Model, options: Options = DEFAULT) -> LossFn:
         out = model.apply(params, batch, state or None, key=key, train=train)
         images, texts = out["image_embedding"], out["text_embedding"]
         weights = weights_of(batch, images.shape[:1])
-        sums = losses.contrastive(images, texts, weights, options.temperature)
+        logits = out.values.get("logits")
+        if logits is None:
+            logits = losses.similarities(images, texts, options.temperature)
+        if logits.shape != (len(weights), len(weights)):
+            raise InputError(
+                f"the model gives logits {list(logits.shape)} for {len(weights)} rows: a contrastive task has one for "
+                "every pair of rows"
+            )
+        sums = CONTRASTIVE[options.pairs](logits, weights)
         examples = {"image_embedding": images, "text_embedding": texts}
         return result(sums.loss, weights, {"accuracy": (sums.correct, sums.weight)}, out, examples)
 
     return loss
+
+
+CONTRASTIVE = {"softmax": losses.contrastive, "sigmoid": losses.sigmoid_contrastive}
 
 
 def retrieval(examples: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from jaxmodel.generate import generate, prepared
 from jaxmodel.interop import tensors
 from jaxmodel.interop.huggingface import directory
 from jaxmodel.loading import Loaded, load
-from jaxmodel.model import Params
+from jaxmodel.model import Params, State
 from tests.golden import families
 
 transformers.logging.set_verbosity_error()
@@ -37,6 +37,10 @@ STATISTICS = {  # of batch norm: as they may be, of random numbers
     "running_mean": lambda x: 0.1 * x,
     "running_var": lambda x: 0.5 + x.abs(),
     "num_batches_tracked": lambda x: 3 + x.abs(),
+}
+GIVEN = {  # what theirs gives -> our name
+    **{"logits": "logits", "last_hidden_state": "hidden", "pooler_output": "embedding"},
+    **{"logits_per_image": "logits", "image_embeds": "image_embedding", "text_embeds": "text_embedding"},
 }
 NEW = 32  # tokens that greedy generation must give alike
 
@@ -111,7 +115,7 @@ def check(case: Case, batch: Mapping[str, np.ndarray], folder: Path) -> None:
     round_trip(case, theirs, batch, folder)
     told(case, round_trip=True)
     if case.generates:
-        generated(case, theirs, loaded, batch["tokens"])
+        generated(case, theirs, loaded, batch)
         told(case, generation=NEW)
     if case.gradients:
         told(
@@ -157,14 +161,13 @@ def theirs_of(model: Any, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     with torch.no_grad():
         out = model(**inputs(batch))
     found: dict[str, Any] = {}
-    if getattr(out, "logits", None) is not None:
-        # Of one logit a token theirs drops the axis.
-        single = type(model).__name__.endswith("ForPreTraining") and out.logits.ndim == 2
-        found["logits"] = out.logits[..., None] if single else out.logits
-    if getattr(out, "last_hidden_state", None) is not None:
-        found["hidden"] = out.last_hidden_state
-    if getattr(out, "pooler_output", None) is not None:
-        found["embedding"] = out.pooler_output
+    for name, ours in GIVEN.items():
+        if getattr(out, name, None) is not None:
+            found[ours] = getattr(out, name)
+    if "logits" not in found:  # of a tower alone, whose name for what is projected says which
+        found = {"embedding" if name.endswith("_embedding") else name: each for name, each in found.items()}
+    if type(model).__name__.endswith("ForPreTraining") and out.logits.ndim == 2:
+        found["logits"] = out.logits[..., None]  # of one logit a token theirs drops the axis
     if found.get("hidden", torch.empty(0)).ndim == 4:  # a feature map, whose channels are last with us
         found["hidden"] = found["hidden"].permute(0, 2, 3, 1)
         found["embedding"] = found["embedding"].flatten(1)
@@ -261,14 +264,9 @@ def gradients(
     """
     expected = theirs_of(theirs, batch)["logits"]
     weight = np.random.default_rng(1).normal(size=expected.shape).astype(np.float32)
-    out = theirs.train(train)(**inputs(batch)).logits.reshape(expected.shape)
+    given = theirs.train(train)(**inputs(batch))
+    out = given.logits.reshape(expected.shape) if hasattr(given, "logits") else given.logits_per_image
     (out * torch.as_tensor(weight)).sum().backward()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            assert parameter.grad is not None, case.id
-            parameter.copy_(parameter.grad)
-    their_folder, our_folder = (folder / f"{whose}_gradients_{train}" for whose in ("their", "our"))
-    theirs.save_pretrained(their_folder)
 
     def loss(params: Params) -> tuple[jax.Array, Any]:
         found = loaded.model.apply(params, dict(batch), loaded.model_state, train=train)
@@ -277,7 +275,17 @@ def gradients(
     found, ours = jax.jit(jax.grad(loss, has_aux=True))(loaded.params)
     error = np.max(np.abs(ours["logits"] - out.detach().numpy())) / np.max(np.abs(out.detach().numpy()))
     assert error < case.close, (case.id, train, error)
-    state = ours.state if train else loaded.model_state
+    return near(case, theirs, loaded, found, folder / str(train), ours.state if train else loaded.model_state)
+
+
+def near(case: Case, theirs: Any, loaded: Loaded, found: Params, folder: Path, state: State = None) -> float:
+    """How far our gradients are from theirs, of which `backward` was called, and batch statistics, at worst."""
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            assert parameter.grad is not None, case.id
+            parameter.copy_(parameter.grad)
+    their_folder, our_folder = (folder / f"{whose}_gradients" for whose in ("their", "our"))
+    theirs.save_pretrained(their_folder)
     directory.write(our_folder, loaded.model, found, info=loaded.info, state=state)
     left, right = (tensors.open_weights(each) for each in (their_folder, our_folder))
     assert set(left) == set(right)
@@ -289,21 +297,20 @@ def gradients(
         # A gradient that is nothing but rounding (of a key's bias) is held to the largest of the model.
         scale = max(float(np.max(np.abs(a))), 1e-3 * whole if name in known else 0.0)
         error = float(np.max(np.abs(a - b))) / scale
-        assert error < (1e-4 if name in known else case.close), (case.id, train, name, error)
+        assert error < (1e-4 if name in known else case.close), (case.id, folder.name, name, error)
         worst = max(worst, error)
     return worst
 
 
-def generated(case: Case, theirs: Any, loaded: Loaded, tokens: np.ndarray) -> None:
+def generated(case: Case, theirs: Any, loaded: Loaded, batch: Mapping[str, np.ndarray]) -> None:
     """Greedy tokens, each the same."""
     theirs.generation_config.eos_token_id = None  # or it would end
     how = {"do_sample": False, "max_new_tokens": NEW, "pad_token_id": PAD}
-    rows = torch.as_tensor(tokens).long()
-    expected = theirs.generate(rows, attention_mask=torch.ones_like(rows), **how)[
-        :, tokens.shape[1] :
-    ].tolist()
+    given = {"mask": np.ones(batch["tokens"].shape, bool), **batch}
+    given = {name: value for name, value in given.items() if name in ("tokens", "mask", "images")}
+    expected = theirs.generate(**inputs(given), **how)[:, batch["tokens"].shape[1] :].tolist()
     params = prepared(loaded.model, loaded.params)
-    found = generate(loaded.model, params, list(tokens), max_new_tokens=NEW)
+    found = generate(loaded.model, params, given, max_new_tokens=NEW)
     assert found == expected, (case.id, found, expected)
 
 

@@ -252,6 +252,29 @@ def test_contrastive_measures_the_whole_batch():
     assert collected["recall_at_1"] == metrics.recall_at(1, x, y) < collected["recall_at_5"]
 
 
+@pytest.mark.parametrize("pairs", ["softmax", "sigmoid"])
+def test_contrastive_takes_the_logits_of_a_model_that_has_its_own(pairs):
+    rng, weights = rows(B)
+    a, b = (rng.normal(size=(B, 4)).astype(np.float32) for _ in "ab")
+    logits = (3 * rng.normal(size=(B, B))).astype(np.float32)
+    model = given(image_embedding=a, text_embedding=b, logits=logits)
+    _, found = measured(contrastive(model, Task(pairs=pairs)), {"weights": weights})
+    kept, wide = weights > 0, logits.astype(np.float64)
+    x = wide[kept][:, kept]
+    if pairs == "softmax":
+        logs = [s - np.log(np.exp(s).sum(-1, keepdims=True)) for s in (x, x.T)]
+        nats = -np.mean([np.diagonal(each) for each in logs], axis=0)
+    else:
+        each = np.log1p(np.exp(-x * (2 * np.eye(len(x)) - 1)))
+        nats = (each.sum(1) + each.sum(0)) / 2
+    assert found["loss"] == pytest.approx(np.average(nats, weights=weights[kept]), rel=1e-5)
+    small = given(image_embedding=a, text_embedding=b, logits=logits[:, :2])
+    with pytest.raises(
+        InputError, match=r"logits \[12, 2\] for 12 rows: a contrastive task has one for every pair"
+    ):
+        measured(contrastive(small), {"weights": weights})
+
+
 def test_contrastive_compares_rows_on_all_devices():
     """The loss and the gradients of eight devices are those of one: no row is only compared with its neighbours."""
     rng, weights = rows(16)

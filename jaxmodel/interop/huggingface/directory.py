@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,10 +80,7 @@ def read(
       InputError: a file is missing or damaged; or tensors are missing, unexpected or misshapen: all by name.
     """
     found = describe(directory)
-    tensors = {
-        functools.reduce(lambda name, both: name.replace(*both), found.family.renamed, name): each
-        for name, each in files.open_weights(directory).items()
-    }
+    tensors = {found.family.current(name): each for name, each in files.open_weights(directory).items()}
     shapes = jax.eval_shape(model.init, jax.random.key(0)), jax.eval_shape(model.start)
     flat = _flat(*shapes)
     bound = _bound(found, tensors, flat)

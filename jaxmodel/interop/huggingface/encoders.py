@@ -206,14 +206,17 @@ DISTILBERT = Family(
 )
 
 
-def _images(patch: int = 16) -> Group:
+def images(size: int = 224, patch: int = 16, **usual: Any) -> Group:
+    """Sizes of images and of their patches; `usual` is what else a family's patches are."""
+
     def read(json: Json) -> Overrides:
-        images = Images(
-            size=json.get("image_size", 224),
+        found = Images(
+            size=json.get("image_size", size),
             patch=json.get("patch_size", patch),
             channels=json.get("num_channels", 3),
+            **usual,
         )
-        return {"images": images, "vocab_size": None, "max_length": images.length}
+        return {"images": found, "vocab_size": None, "max_length": found.length}
 
     def write(config: Transformer) -> dict[str, Any]:
         images = config.images
@@ -236,7 +239,7 @@ VIT = Family(
     base=transformer(
         attention=TWO_WAYS, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=Stem(positions="learned")
     ),
-    keys=(*ENCODER_KEYS, _images(), Key("qkv_bias", "attention.bias", True), Fixed("pooler_act", "tanh")),
+    keys=(*ENCODER_KEYS, images(), Key("qkv_bias", "attention.bias", True), Fixed("pooler_act", "tanh")),
     rows=(
         *_PATCHES,
         *encoder_rows(
@@ -312,7 +315,7 @@ DINOV2 = VIT._replace(
         ),
         Key("layer_norm_eps", "norm.epsilon", 1e-6),
         _by_ratio(),
-        _images(patch=14),
+        images(patch=14),
         Key("use_mask_token", "images.mask_token", True),
         Key("layerscale_value", "layer_scale", 1.0),
         Key("qkv_bias", "attention.bias", True),

@@ -10,6 +10,7 @@ from jaxmodel.interop.huggingface import (
     modern,
     recurrent,
     speech,
+    towers,
 )
 
 _ALL = (
@@ -17,7 +18,7 @@ _ALL = (
     *(decoders.GEMMA3, decoders.GEMMA2, decoders.GEMMA4, *kin.KIN, *experts.EXPERTS),
     *(*latents.LATENTS, *recurrent.RECURRENT),
     *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT, encoders.DINOV2),
-    *(modern.MODERNBERT, modern.ELECTRA, images.RESNET, images.CONVNEXT),
+    *(modern.MODERNBERT, modern.ELECTRA, images.RESNET, images.CONVNEXT, *towers.TOWERS),
     *(speech.WAV2VEC2, speech.HUBERT),
 )
 FAMILIES = {family.name: family for family in _ALL}

@@ -9,11 +9,14 @@ from typing import Any
 from jaxmodel.errors import InputError
 from jaxmodel.interop.huggingface.table import (
     TRANSPOSED,
+    Family,
     Group,
     Heads,
     Json,
     Overrides,
     Row,
+    read_keys,
+    write_keys,
 )
 from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import Head, Pool, Rope
@@ -268,6 +271,34 @@ def rotary_by_layer(
             "rope_parameters": {"sliding_attention": plain, "full_attention": plain, **ropes},
             "max_position_embeddings": config.max_length,
         }
+
+    return Group(read, write)
+
+
+# Models within models
+
+
+def nested(key: str, field: str, family: Family, usual: Json | None = None) -> Group:
+    """A submodel as a family has it, whose keys are in the object under `key`.
+
+    Args:
+      key: of config.json.
+      field: of ours.
+      family: whose keys they are.
+      usual: what they are where the object does not say.
+    """
+
+    def read(json: Json) -> Overrides:
+        old = json.get(f"{key}_dict")  # in the first configs, and then it counts
+        said = {**(usual or {}), **(json.get(key) or {}), **(old or {})}
+        if said.get("model_type", family.name) != family.name:
+            raise ValueError(
+                f"{key} of model_type {said['model_type']} is not supported: only {family.name} is"
+            )
+        return {f"{field}.{path}": value for path, value in read_keys(family.keys, said, key).items()}
+
+    def write(config: Any) -> dict[str, Any]:
+        return {key: {"model_type": family.name, **write_keys(family.keys, getattr(config, field))}}
 
     return Group(read, write)
 

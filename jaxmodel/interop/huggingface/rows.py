@@ -8,6 +8,7 @@ from jaxmodel.interop.huggingface.table import (
     COPY,
     FLAT,
     TRANSPOSED,
+    Family,
     Form,
     Row,
 )
@@ -42,3 +43,13 @@ def heads_of(prefix: str, query: str, key: str, value: str) -> tuple[Row, ...]:
         for ours, name in names.items()
         for row in linear(f"{prefix}.{name}", f"stack/attention/{ours}", bias=FLAT)
     )
+
+
+def within(name: str, part: str, family: Family) -> tuple[Row, ...]:
+    """A family's rows of a submodel: its tensors' names begin with `name`, and its paths with that of the part."""
+    assert isinstance(family.rows, tuple)
+
+    def inside(paths: tuple[str, ...] | str) -> tuple[str, ...]:
+        return tuple(f"{part}/{path}" for path in ((paths,) if isinstance(paths, str) else paths))
+
+    return tuple(Row(name + row.name, inside(row.paths), row.form) for row in family.rows)

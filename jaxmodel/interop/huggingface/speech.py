@@ -141,10 +141,10 @@ WAV2VEC2 = Family(
     ),
     rows=_rows,
     heads=_heads("Wav2Vec2"),
-    renamed=(
-        ("conv.weight_g", "conv.parametrizations.weight.original0"),
-        ("conv.weight_v", "conv.parametrizations.weight.original1"),
-    ),
+    renamed={
+        r"conv\.weight_g$": "conv.parametrizations.weight.original0",
+        r"conv\.weight_v$": "conv.parametrizations.weight.original1",
+    },
 )
 HUBERT = WAV2VEC2._replace(
     name="hubert",

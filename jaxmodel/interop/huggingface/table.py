@@ -6,7 +6,9 @@ A row and a key run both ways, so import and export are one table. Nothing here 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -195,7 +197,8 @@ class Family(NamedTuple):
       rows: of the body; where they are not alike in all configs, config -> rows.
       heads: by architecture class; the first is what a config without `architectures` is.
       ignored: globs over names: buffers that old checkpoints hold.
-      renamed: parts of names as old checkpoints have them, and as they are today.
+      renamed: patterns of parts of names as other checkpoints have them, and what stands there today; one after the
+        other.
     """
 
     name: str
@@ -205,7 +208,13 @@ class Family(NamedTuple):
     rows: tuple[Row, ...] | Callable[[Any], tuple[Row, ...]]
     heads: Mapping[str, Heads]
     ignored: tuple[str, ...] = ()
-    renamed: tuple[tuple[str, str], ...] = ()
+    renamed: Mapping[str, str] = MappingProxyType({})
+
+    def current(self, name: str) -> str:
+        """The name that a tensor has now."""
+        for old, new in self.renamed.items():
+            name = re.sub(old, new, name)
+        return name
 
 
 REQUIRED = object()
@@ -231,8 +240,22 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
         raise InputError(
             f"{where}: architecture {said} is not supported: of {family.name} there are {', '.join(family.heads)}"
         )
+    overrides = read_keys((*family.keys, Group(family.heads[said].read, lambda _: {})), json, where)
+    # Another head, or none: what was said of the usual one is not of it.
+    replaced = tuple(f"{name}." for name in overrides if name.split(".")[-1] == "head")
+    overrides = {name: value for name, value in overrides.items() if not name.startswith(replaced)}
+    try:
+        found = configs.replace(family.base, overrides)
+        found.check()
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return found, said
+
+
+def read_keys(keys: Sequence[Key | Fixed | Group], json: Json, where: str) -> Overrides:
+    """What keys say of our config; InputError, which names the key, for what is not supported."""
     overrides: Overrides = {}
-    for key in (*family.keys, Group(family.heads[said].read, lambda _: {})):
+    for key in keys:
         if isinstance(key, Group):
             try:
                 overrides |= key.read(json)
@@ -253,15 +276,24 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
                 overrides[key.field] = value if key.read is None else key.read(value)
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"{where}: {key.key}={value!r} is not supported ({error})") from error
-    # Another head, or none: what was said of the usual one is not of it.
-    replaced = tuple(f"{name}." for name in overrides if name.split(".")[-1] == "head")
-    overrides = {name: value for name, value in overrides.items() if not name.startswith(replaced)}
-    try:
-        found = configs.replace(family.base, overrides)
-        found.check()
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    return found, said
+    return overrides
+
+
+def write_keys(keys: Sequence[Key | Fixed | Group], config: Any) -> dict[str, Any]:
+    """What keys say of one of ours."""
+    json: dict[str, Any] = {}
+    for key in keys:
+        if isinstance(key, Group):
+            json = _merged(json, key.write(config))
+        elif isinstance(key, Fixed):
+            json[key.key] = key.value
+        else:
+            value = _get(config, key.field)
+            if value is None:  # not said, or of a part that is not there
+                json[key.key] = None if key.default is REQUIRED else key.default
+            else:
+                json[key.key] = value if key.write is None else key.write(value)
+    return json
 
 
 def write_config(family: Family, config: Any) -> dict[str, Any] | None:
@@ -272,19 +304,11 @@ def write_config(family: Family, config: Any) -> dict[str, Any] | None:
         of_heads = heads.write(config)
         if of_heads is None:
             continue
-        json: dict[str, Any] = {"model_type": family.name, "architectures": [name]}
-        for key in family.keys:
-            if isinstance(key, Group):
-                json = _merged(json, key.write(config))
-            elif isinstance(key, Fixed):
-                json[key.key] = key.value
-            else:
-                value = _get(config, key.field)
-                if value is None:  # not said, or of a part that is not there
-                    json[key.key] = None if key.default is REQUIRED else key.default
-                else:
-                    json[key.key] = value if key.write is None else key.write(value)
-        json = _merged(json, of_heads)
+        json = {
+            "model_type": family.name,
+            "architectures": [name],
+            **_merged(write_keys(family.keys, config), of_heads),
+        }
         try:
             again, _ = read_config(family, json, family.name)
         except InputError:
@@ -313,7 +337,7 @@ def _get(config: Any, path: str) -> Any:
 def computes(config: Any) -> Any:
     """The config without what changes no output: how it runs, how it was initialised, what only training has."""
     fields = configs.fields(type(config))
-    kept = ("execution", "dropout", "init_scale", "residual_init", "momentum")
+    kept = ("execution", "dropout", "init_scale", "residual_init", "momentum", "logit_scale")
     said: Overrides = {name: fields[name].default for name in kept if name in fields}
     said |= {name: computes(getattr(config, name)) for name in submodels(config)}
     if isinstance(config, Transformer):

@@ -40,7 +40,7 @@ def tensor(name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     if np.issubdtype(np.dtype(dtype), np.integer):
         return np.zeros(shape, dtype)
     found = 0.2 * np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    return (np.abs(found) + 0.5 if name.endswith("running_var") else found).astype(dtype)
+    return np.asarray(np.abs(found) + 0.5 if name.endswith("running_var") else found, dtype)
 
 
 def save(name: str, golden: Golden) -> Path:
