@@ -126,7 +126,7 @@ BERT = Family(
         "BertForTokenClassification": classifier("classifier", None),
     },
     ignored=("*embeddings.position_ids", "cls.seq_relationship.*", "cls.predictions.decoder.*"),
-    renamed=((".gamma", ".weight"), (".beta", ".bias")),
+    renamed={r"\.gamma$": ".weight", r"\.beta$": ".bias"},
 )
 
 
