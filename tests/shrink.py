@@ -19,7 +19,7 @@ SIZES: Mapping[str, int] = {
     **{"num_experts": 4, "experts_per_token": 2, "shared_dim": 24, "size": 8, "patch": 4},
     **{"state_dim": 8, "num_groups": 2, "chunk": 4, "groups_per_token": 1},
     **{"kv_rank": 12, "q_rank": 16, "rope_dim": 4, "value_dim": 6},
-    **{"num_classes": 5, "outputs": 5},
+    **{"num_classes": 5, "outputs": 5, "samples": 3840, "bands": 16},
 }  # fmt: skip
 
 
@@ -88,8 +88,8 @@ def _transformer(config: Transformer, small: Transformer) -> Transformer:
     layers = len(first) + max(len(pattern), 2 - len(first))
     changes: dict[str, Any] = {"first": first, "pattern": pattern, "num_layers": layers}
     changes |= _heads(config.attention, "attention.", small.attention.num_heads)
-    if small.images is not None:
-        changes["max_length"] = small.images.length
+    if small.length is not None:
+        changes["max_length"] = small.length
     variants = []
     for variant in config.variants:
         if variant.name in (*first, *pattern):

@@ -9,16 +9,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmodel.data.audio import HOP, log_mel
 from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.inputs import check_batch
+from jaxmodel.models.parts import Spectrogram
 from jaxmodel.nn import layer
+from jaxmodel.nn.attention import Source
 from jaxmodel.nn.block import Block
 from jaxmodel.nn.cache import block_cache
 from jaxmodel.nn.head import Head, Pool
 from jaxmodel.nn.mask import ABSENT, positions_of
 from jaxmodel.nn.norm import Norm
+from jaxmodel.nn.relative import Relative
 from jaxmodel.nn.stack import init_stack, run_stack
 from jaxmodel.nn.stem import Stem
 from jaxmodel.sharding import Partitioning
@@ -29,9 +33,11 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
 
     The batch holds `tokens` int32[B,T] and may hold `mask` bool[B,T] (true where real), `segments` int32[B,T]
     (packed documents, 0 = padding), `positions` int32[B,T] and `types` int32[B,T]; or it holds `images`
-    float32[B,H,W,C], and may hold `masked` bool[B,P], true for patches to be hidden. Values are `hidden` [B,T,D];
-    with a pool, `embedding` [B,D]; with a head, `logits` float32[B,T,V], or [B,V] of the embedding. A batch with
-    `hidden` in place of tokens or images runs pool and head only.
+    float32[B,H,W,C], and may hold `masked` bool[B,P], true for patches to be hidden; or it holds `audio` float32[B,S],
+    or `frames` float32[B,N,M] of that (`log_mel`). Values are `hidden` [B,T,D]; with a pool, `embedding` [B,D]; with a
+    head, `logits` float32[B,T,V], or [B,V] of the embedding. A batch with `hidden` in place of what the model reads
+    runs pool and head only. Where blocks have cross attention, the batch holds `encoder_hidden` [B,S,E] and perhaps
+    `encoder_mask` bool[B,S]; a cache keeps what attention needs of them, so that later calls need not give them again.
 
     With `state=start(batch_size, length)` each call appends to the cache, so that a prompt may be read in one call
     and continued token by token; rows may be padded left or right, as `mask` says. The cache holds `length` tokens a
@@ -52,14 +58,16 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
 
     def declare(key: jax.Array) -> Any:
         """Params with their layouts, from modules without a mesh: their input here is a single token, or image."""
-        stem, blocks, norm, pool, head = _modules(config, kinds, None)
+        stem, blocks, norm, pool, head, relative = _modules(config, kinds, None)
+        dims = (1, 1, config.spectrogram.bands) if config.spectrogram else config.inputs[reads][1]
         stem_key, stack_key, norm_key, head_key, pool_key = jax.random.split(key, 5)
         x = jnp.zeros((1, 1, config.embed_dim), dtype)
-        shape = [1 if isinstance(dim, str) else dim for dim in config.inputs[reads][1]]
+        shape = [1 if isinstance(dim, str) else dim for dim in dims]
         tokens = config.images.length if config.images else 1
 
         def block(kind: str, key: jax.Array) -> Any:
-            return blocks[kind].init({"params": key}, x, one, None, None, None, False)["params"]
+            source = Source(x, one) if config.cross else None
+            return blocks[kind].init({"params": key}, x, one, None, None, None, False, 1, source)["params"]
 
         def made(module: Any, key: jax.Array, *args: Any) -> dict[str, Any]:
             return module.init({"params": key}, *args).get("params", {})
@@ -71,6 +79,8 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
             ),
             "stack": init_stack(stack_key, config.segments, {k: functools.partial(block, k) for k in kinds}),
         }
+        if relative:
+            found["relative"] = made(relative, jax.random.fold_in(stem_key, 1))
         if final_norm:
             found["norm"] = made(norm, norm_key, x)
         if config.pool:
@@ -95,13 +105,13 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
                 values["logits"] = parts.head.apply({"params": params.get("head", {})}, hidden, table)  # type: ignore[assignment]
         return values
 
-    def block_runner(kind: str, where: _Where, train: bool) -> Any:
+    def block_runner(kind: str, where: _Where, train: bool, source: Source | None, relative: Any) -> Any:
         # See `Attention`: what lies behind a piece of queries is hidden only where slots follow positions.
         pieces = config.execution.query_pieces if train and where.ordered else 1
 
         def run(params: Params, x: jax.Array, cache: Any, key: jax.Array | None) -> Any:
             rngs = {} if key is None else {"dropout": key}
-            seen = (where.positions, where.segments, where.mask, cache, train, pieces)
+            seen = (where.positions, where.segments, where.mask, cache, train, pieces, source, relative)
             return parts.blocks[kind].apply({"params": params}, x, *seen, rngs=rngs)
 
         return jax.checkpoint(run) if config.execution.remat and train else run
@@ -115,7 +125,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         train: bool = False,
     ) -> Outputs:
         head_only = isinstance(batch, Mapping) and "hidden" in batch and reads not in batch
-        check_batch(batch, config.inputs, needed=() if head_only else (reads,))
+        check_batch(batch, config.inputs, needed=() if head_only or "frames" in batch else (reads,))
         if head_only:
             return Outputs(ends(params, batch["hidden"], batch.get("mask")))
         if train and config.dropout and key is None:
@@ -126,9 +136,12 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         where = _Where(config, batch, state)
         with jax.named_scope("stem"):
             rngs = {} if stem_key is None else {"dropout": stem_key}
-            inputs = batch[reads], where.positions, batch.get("types"), batch.get("masked"), train
+            seen = _frames(config.spectrogram, batch) if config.spectrogram else batch[reads]
+            inputs = seen, where.positions, batch.get("types"), batch.get("masked"), train
             x: Any = parts.stem.apply({"params": params["stem"]}, *inputs, rngs=rngs)
-        runners = {k: block_runner(k, where, train) for k in kinds}
+        source = _source(config, batch, bool(state))
+        relative = parts.relative and parts.relative.apply({"params": params["relative"]})
+        runners = {k: block_runner(k, where, train, source, relative) for k in kinds}
         caches = state["stack"] if state else None
         x, caches, losses = run_stack(
             params["stack"], x, caches, stack_key, config.segments, runners, scan=config.execution.scan
@@ -168,14 +181,28 @@ class _Parts(NamedTuple):
     norm: Norm
     pool: Pool
     head: Head
+    relative: Relative | None
 
 
 def _modules(config: Transformer, kinds: dict[str, Transformer], partitioning: Partitioning | None) -> _Parts:
     blocks = {name: Block(partitioning, each) for name, each in kinds.items()}
     norm = Norm(partitioning, config.embed_dim, config.norm)
-    return _Parts(
-        Stem(partitioning, config), blocks, norm, Pool(partitioning, config), Head(partitioning, config)
-    )
+    a, init = config.attention, layer.normal(0.02 if config.init_scale is None else config.init_scale)
+    relative = Relative(partitioning, a.relative, a.num_heads, a.causal, init) if a.relative else None
+    stem, pool, head = Stem(partitioning, config), Pool(partitioning, config), Head(partitioning, config)
+    return _Parts(stem, blocks, norm, pool, head, relative)
+
+
+def _source(config: Transformer, batch: Batch, cached: bool) -> Source | None:
+    """What cross attention looks at; None where there is none, or a cache has it."""
+    hidden, mask = batch.get("encoder_hidden"), batch.get("encoder_mask")
+    if config.cross is None or (hidden is None and cached):
+        return None
+    if hidden is None:
+        raise InputError(
+            "encoder_hidden is missing: the model's cross attention looks at what an encoder read"
+        )
+    return Source(hidden, positions_of(hidden.shape[0], hidden.shape[1], mask))
 
 
 class _Where:
@@ -183,7 +210,8 @@ class _Where:
 
     def __init__(self, config: Transformer, batch: Batch, state: State) -> None:
         (reads,) = config.reads
-        shape = batch[reads].shape[:2] if config.images is None else (len(batch[reads]), config.images.length)
+        there = batch[reads if reads in batch else "frames"]
+        shape = there.shape[:2] if config.length is None else (len(there), config.length)
         if shape[1] > config.max_length:
             raise InputError(
                 f"a sequence of {shape[1]} tokens is longer than model.max_length={config.max_length}"
@@ -207,6 +235,21 @@ class _Where:
         self.ordered = not state and (batch.get("positions") is None or segments is not None)
         self.real = jnp.ones(shape, bool) if mask is None else mask
         self.after = state["length"] + jnp.sum(self.real, axis=1, dtype=jnp.int32) if state else None
+
+
+def _frames(config: Spectrogram, batch: Batch) -> jax.Array:
+    """Log-mel frames of the batch's audio, which is filled up with silence; or those it holds, of full length."""
+    frames, wanted = batch.get("frames"), (config.samples // HOP, config.bands)
+    if frames is None:
+        missing = config.samples - batch["audio"].shape[1]
+        if missing < 0:
+            raise InputError(
+                f"audio of more than model.spectrogram.samples={config.samples}: cut it into pieces"
+            )
+        frames = log_mel(jnp.pad(batch["audio"], ((0, 0), (0, missing))), bands=config.bands)
+    if frames.shape[1:] != wanted:
+        raise InputError(f"frames is {list(frames.shape)}, the model reads [batch, {wanted[0]}, {wanted[1]}]")
+    return frames
 
 
 def _restarted(segments: jax.Array) -> jax.Array:

@@ -1,6 +1,16 @@
 """Every family by its `model_type`. Another one is an entry in a file of tables, named here."""
 
-from jaxmodel.interop.huggingface import decoders, encoders, experts, images, kin, latents, modern, recurrent
+from jaxmodel.interop.huggingface import (
+    decoders,
+    encoders,
+    experts,
+    images,
+    kin,
+    latents,
+    modern,
+    pairs,
+    recurrent,
+)
 
 _ALL = (
     *(decoders.GPT2, decoders.LLAMA, decoders.QWEN3, decoders.MISTRAL, decoders.QWEN2),
@@ -8,5 +18,6 @@ _ALL = (
     *(*latents.LATENTS, *recurrent.RECURRENT),
     *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT, encoders.DINOV2),
     *(modern.MODERNBERT, modern.ELECTRA, images.RESNET, images.CONVNEXT),
+    *pairs.PAIRS,
 )
 FAMILIES = {family.name: family for family in _ALL}
