@@ -145,7 +145,9 @@ def main(parsed: Parsed[Flags]) -> int:
         if chats:
             lines = [chat.answered(text) for chat, text in zip(chats, texts, strict=True)]
         else:
-            lines = [{"prompt": prompt, "text": text} for prompt, text in zip(begun, texts, strict=True)]
+            lines = [
+                {"prompt": prompt, "text": text} for prompt, text in zip(flags.prompts, texts, strict=True)
+            ]
         Path(output).write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
     return 0
 
