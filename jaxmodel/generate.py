@@ -6,6 +6,7 @@ B batch, P prompt slots, N new tokens, V vocab.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxmodel import weights
 from jaxmodel.compiling import compiler_options, decoding_options, wants_turned
 from jaxmodel.errors import InputError
 from jaxmodel.interop.signature import limits_of, of_config
-from jaxmodel.model import Apply, Batch, Model, Params, Start, State
+from jaxmodel.model import Apply, Batch, Model, Outputs, Params, Start, State
 from jaxmodel.nn.stack import unstack, unstack_layout
 
 Prompt = Sequence[int] | np.ndarray
@@ -38,8 +39,11 @@ def generate(
     seed: int = 0,
     stop: Sequence[int] = (),
     separator: int | None = None,
+    begin: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Continue every prompt; returns the new tokens of each, without the stop token that ended it.
+
+    Of an encoder and a decoder a prompt is what the encoder reads, once, and the new tokens are the decoder's.
 
     What row i becomes depends on its prompt, `seed`, i and the positions of its own tokens, not on other
     rows: to continue a continuation with the same seed gives what one longer call gives. Compiled once for
@@ -51,8 +55,8 @@ def generate(
         everything anew for each token, padded right and without a mask.
       params: its weights. For decoding they are `prepared`, a copy: whoever calls often, or lacks the memory
         for two, does that once and keeps only what it gives.
-      prompts: token ids, one sequence a prompt; or a batch, `tokens` int[B,T] and perhaps `mask` bool[B,T], and what
-        else the model reads with a prompt: `images`.
+      prompts: token ids, one sequence a prompt; or a batch, `tokens` int[B,T], or what else an encoder reads, and
+        perhaps `mask` bool[B,T], and what else the model reads with a prompt: `images`.
       max_new_tokens: how many tokens to add at most.
       temperature: divides the logits before a token is drawn; 0 takes the likeliest.
       top_k: draw from this many of the likeliest tokens.
@@ -61,6 +65,7 @@ def generate(
       seed: of the draws.
       stop: ids that end a text.
       separator: the id that stands in for an empty prompt; documents start with it.
+      begin: tokens that every text of a decoder beside an encoder begins with; None: `config.start_token`.
 
     Raises:
       InputError: the model is not causal, an option out of bounds, no prompt, an empty one without a separator, an
@@ -71,9 +76,15 @@ def generate(
         raise InputError(
             "the model's attention is not causal, so it cannot continue a text: earlier tokens would see later ones"
         )
+    limits, source = limits_of(model), {}
+    limit = limits.get("length")
+    if paired := "decoder_tokens" in (of_config(model.config, "reads") or ()):
+        source = _source(model, prompts, separator, limit)
+        prompts, limit = _begun(model, source, begin), limits.get("decoder_length")
+    elif isinstance(prompts, Mapping):
+        beside = {name: each for name, each in prompts.items() if name not in ("tokens", "mask")}
+        source = {name: each for name, each in beside.items() if each is not None}
     rows = _rows(prompts, separator)
-    given = prompts if isinstance(prompts, Mapping) else {}
-    limit = limits_of(model).get("length")
     _check_rows(rows, max_new_tokens, limit, of_config(model.config, "vocab_size"))
 
     longest = max(map(len, rows))
@@ -90,7 +101,7 @@ def generate(
     cached, quick = _cache(model.start) is not None, _turns(model)
     # Dequantizing before the loop is quicker where there is memory for it; elsewhere reading few bytes is.
     run = _compiled(
-        model.apply, model.start, max_new_tokens, how, cached, jax.default_backend() == "cpu", quick
+        model.apply, model.start, max_new_tokens, how, cached, jax.default_backend() == "cpu", quick, paired
     )
     found = run(
         prepared(model, params),
@@ -100,7 +111,7 @@ def generate(
         np.array([*stop, *[-1] * (-len(stop) % STOPS or STOPS)], np.int32),
         np.float32(max(temperature, COLDEST)),
         np.float32(1.0 if top_p is None else top_p),
-        {name: each for name, each in given.items() if name not in ("tokens", "mask") and each is not None},
+        source,
     )
     return [_cut(row, set(stop)) for row in np.asarray(found).tolist()]
 
@@ -168,13 +179,22 @@ class Reader(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _compiled(
-    apply: Apply, start: Start, num_new: int, how: Sampling, cached: bool, hoist: bool, quick: bool = False
+    apply: Apply,
+    start: Start,
+    num_new: int,
+    how: Sampling,
+    cached: bool,
+    hoist: bool,
+    quick: bool = False,
+    paired: bool = False,
 ) -> Callable[..., jax.Array]:
     """(params, tokens [B,P] padded left, lengths [B], key, stop, temperature, top_p, source) -> int32[B,N], -1: none.
 
     `hoist` lets XLA compute what depends on the params alone, such as dense weights of quantized ones, once.
-    `quick`: the params are `prepared`, with their tables turned. `source`: what is read with the prompt.
+    `quick`: the params are `prepared`, with their tables turned. `source` is what is read with the prompt; `paired`: it
+    is what an encoder reads, and the tokens are those of the decoder beside it.
     """
+    prefix = "decoder_" if paired else ""
 
     def choose(
         logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array, top_p: jax.Array
@@ -194,12 +214,14 @@ def _compiled(
         stop: jax.Array,
         temperature: jax.Array,
         top_p: jax.Array,
-        source: Batch | None = None,
+        source: dict[str, jax.Array],
     ) -> jax.Array:
         B = tokens_BP.shape[0]
         row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
+        if not paired and tokens_BP.shape[1] == 1:
+            source = {}  # one token is no place for an image
         reading = _with_cache if cached else _without_cache
-        reader = reading(apply, start, tokens_BP, lengths_B, num_new, source or {})
+        reader = reading(_named(apply, prefix), start, tokens_BP, lengths_B, num_new, source)
 
         def more(carry: Any) -> jax.Array:
             i, _, stopped_B, _, _ = carry
@@ -229,30 +251,49 @@ def _argmax(logits_BV: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(logits_BV == jnp.max(logits_BV, axis=1, keepdims=True), ids, last), axis=1)
 
 
+def _named(apply: Apply, prefix: str) -> Callable[..., Outputs]:
+    """(params, what the encoder reads, what the decoder reads, state) -> Outputs; the latter's names get the prefix."""
+
+    def named(params: Params, source: Batch, target: Batch, state: State) -> Outputs:
+        return apply(params, {**source, **{prefix + name: each for name, each in target.items()}}, state)
+
+    return named
+
+
 def _with_cache(
-    apply: Apply, start: Start, tokens_BP: jax.Array, lengths_B: jax.Array, num_new: int, source: Batch
+    apply: Callable[..., Outputs],
+    start: Start,
+    tokens_BP: jax.Array,
+    lengths_B: jax.Array,
+    num_new: int,
+    source: Batch,
 ) -> Reader:
-    """The state is the cache: prompts are read in one go, then a token at a time."""
+    """The state is the cache: source and prompts are read in one go, then a token at a time."""
     B, P = tokens_BP.shape
 
     def begin(params: Params) -> Any:
         state = start(B, P + num_new - 1)
         state = unstack(state, state)
         if P == 1:
-            return state
+            return apply(params, source, {}, state).state if source else state
         mask = jnp.arange(P) >= P - lengths_B[:, None]
         # Nobody reads these logits, so they are never computed.
-        return apply(params, {**source, "tokens": tokens_BP[:, :-1], "mask": mask[:, :-1]}, state).state
+        return apply(params, source, {"tokens": tokens_BP[:, :-1], "mask": mask[:, :-1]}, state).state
 
     def read(params: Params, token_B: jax.Array, _: jax.Array, state: Any) -> Any:
-        out = apply(params, {"tokens": token_B[:, None]}, state)
+        out = apply(params, {}, {"tokens": token_B[:, None]}, state)
         return out["logits"][:, -1], out.state
 
     return Reader(begin, read)
 
 
 def _without_cache(
-    apply: Apply, start: Start, tokens_BP: jax.Array, lengths_B: jax.Array, num_new: int, source: Batch
+    apply: Callable[..., Outputs],
+    start: Start,
+    tokens_BP: jax.Array,
+    lengths_B: jax.Array,
+    num_new: int,
+    source: Batch,
 ) -> Reader:
     """The state is the text so far, padded right, hidden by causality; all is read each time."""
     B, P = tokens_BP.shape
@@ -265,7 +306,7 @@ def _without_cache(
 
     def read(params: Params, token_B: jax.Array, position_B: jax.Array, text: jax.Array) -> Any:
         text = text.at[rows, position_B].set(token_B)
-        logits = apply(params, {**source, "tokens": text}, start(B, length))["logits"]
+        logits = apply(params, source, {"tokens": text}, start(B, length))["logits"]
         return logits[rows, position_B], text
 
     return Reader(begin, read)
@@ -290,6 +331,29 @@ def _rows(prompts: Sequence[Prompt] | Mapping[str, Any], separator: int | None) 
     if separator is None and not all(rows):
         raise InputError(f"prompt {rows.index([])} is empty, and no separator is known: give it a token")
     return [row or [int(separator or 0)] for row in rows]
+
+
+def _source(
+    model: Model, prompts: Sequence[Prompt] | Mapping[str, Any], separator: int | None, limit: int | None
+) -> dict[str, np.ndarray]:
+    """What an encoder reads of the prompts: token ids padded right to a power of two; all else as it is."""
+    if isinstance(prompts, Mapping) and prompts.get("tokens") is None:
+        return {name: np.asarray(each) for name, each in prompts.items() if each is not None}
+    rows = _rows(prompts, separator)
+    _check_rows(rows, 0, limit, of_config(model.config, "encoder").vocab_size)
+    slots = min(max(SMALLEST_BUCKET, 1 << (max(map(len, rows)) - 1).bit_length()), limit or sys.maxsize)
+    tokens = np.zeros((len(rows), slots), np.int32)
+    mask = np.arange(slots) < np.array([len(row) for row in rows])[:, None]
+    tokens[mask] = np.concatenate(rows)
+    return {"tokens": tokens, "mask": mask}
+
+
+def _begun(model: Model, source: Mapping[str, np.ndarray], begin: Sequence[int] | None) -> list[list[int]]:
+    """What each of the decoder's texts begins with."""
+    start = of_config(model.config, "start_token")
+    if begin is None and start is None:
+        raise InputError("the model does not say which token a text begins behind: pass begin=, its ids")
+    return [list(begin or [start])] * len(next(iter(source.values())))
 
 
 def _cut(row: list[int], stop: set[int]) -> list[int]:

@@ -21,7 +21,9 @@ class Flags:
     """What is continued, and how tokens are drawn."""
 
     checkpoint: str = field(help="a run's folder, one of its steps, an export, or a Hugging Face directory")
-    prompt: str = field("", "how a text begins; repeat it for several texts; empty: a new document")
+    prompt: str = field(
+        "", "how a text begins, or what an encoder reads; repeat it for several texts; empty: a new document"
+    )
     chat: bool = field(
         False, "a prompt is what a user says: it goes through the checkpoint's chat template, and is answered"
     )
@@ -88,7 +90,7 @@ def main(parsed: Parsed[Flags]) -> int:
     compile_cache()
 
     from jaxmodel.generate import generate, prepared
-    from jaxmodel.interop.signature import limits_of
+    from jaxmodel.interop.signature import limits_of, of_config
     from jaxmodel.loading import load
     from jaxmodel.sharding import make_mesh
 
@@ -99,6 +101,13 @@ def main(parsed: Parsed[Flags]) -> int:
     del loaded  # the weights as they were: one copy is enough
     if tokenizer is None:
         raise InputError(f"--checkpoint={flags.checkpoint} holds no tokenizer: name a language model's")
+    reads = of_config(model.config, "reads") or ()
+    paired = "decoder_tokens" in reads  # prompts are what the encoder reads, and texts the decoder's alone
+    if paired and "tokens" not in reads:
+        first = next(iter(reads))
+        raise InputError(
+            f"--prompt is text, and the model reads {first}: call jaxmodel.generate.generate with that"
+        )
     if chats:
         encoded = [
             tokenizer.encode_chat(chat.messages, tools=chat.tools, add_generation_prompt=True)
@@ -107,8 +116,10 @@ def main(parsed: Parsed[Flags]) -> int:
     else:
         encoded = [tokenizer.encode_input(prompt) for prompt in flags.prompts]
     prompts = [ids.tolist() or [tokenizer.separator_id] for ids in encoded]
-    limit = limits_of(model).get("length", sys.maxsize)
-    room = max(limit - max(map(len, prompts)), 1)  # too long a prompt is named by what follows
+    limit = limits_of(model).get("decoder_length" if paired else "length", sys.maxsize)
+    room = max(
+        limit - (1 if paired else max(map(len, prompts))), 1
+    )  # too long a prompt is named by what follows
     added = generate(
         model,
         params,
@@ -124,16 +135,19 @@ def main(parsed: Parsed[Flags]) -> int:
     texts = []
     for ids, new in zip(prompts, added, strict=True):
         # Decoded together: some tokenizers drop the space that a text begins with.
-        text = tokenizer.decode(ids + new).removeprefix(tokenizer.decode(ids))
+        before = [] if paired else ids
+        text = tokenizer.decode(before + new).removeprefix(tokenizer.decode(before))
         texts.append(text.partition(flags.stop)[0] if flags.stop else text)
-    begun = [""] * len(texts) if chats else flags.prompts
+    begun = [""] * len(texts) if chats or paired else flags.prompts
     print("\n---\n".join(begin + text for begin, text in zip(begun, texts, strict=True)))
     if output:
         lines: list[dict[str, Any]]
         if chats:
             lines = [chat.answered(text) for chat, text in zip(chats, texts, strict=True)]
         else:
-            lines = [{"prompt": prompt, "text": text} for prompt, text in zip(begun, texts, strict=True)]
+            lines = [
+                {"prompt": prompt, "text": text} for prompt, text in zip(flags.prompts, texts, strict=True)
+            ]
         Path(output).write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
     return 0
 

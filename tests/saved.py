@@ -74,9 +74,9 @@ def huggingface(
     params = jax.tree_util.tree_map_with_path(leaf, shapes)
     said["architectures"] = [architecture]
     directory.write(folder, model, params, info={"huggingface": {"config": said}})
-    if config.images is None and config.causal:
+    if "tokens" in config.reads and config.causal:
         write_tokenizer(folder, ByteTokenizer())
-    elif config.images is None:
+    elif "tokens" in config.reads:
         _masked_bytes(folder)
     return folder
 

@@ -20,7 +20,7 @@ SIZES: Mapping[str, int] = {
     **{"state_dim": 8, "num_groups": 2, "chunk": 4, "groups_per_token": 1},
     **{"kv_rank": 12, "q_rank": 16, "rope_dim": 4, "value_dim": 6},
     **{"position_kernel": 8, "position_groups": 4},
-    **{"num_classes": 5, "outputs": 5, "image_token": 2},
+    **{"num_classes": 5, "outputs": 5, "image_token": 2, "samples": 3840, "bands": 16},
 }  # fmt: skip
 
 
@@ -91,8 +91,8 @@ def _transformer(config: Transformer, small: Transformer) -> Transformer:
     layers = len(first) + max(len(pattern), 2 - len(first))
     changes: dict[str, Any] = {"first": first, "pattern": pattern, "num_layers": layers}
     changes |= _heads(config.attention, "attention.", small.attention.num_heads)
-    if small.images is not None:
-        changes["max_length"] = small.images.length
+    if small.length is not None:
+        changes["max_length"] = small.length
     if small.waveform is not None:
         changes["waveform.dims"] = (16,) * len(small.waveform.dims)
     if small.pool is not None and small.pool.dim is not None:

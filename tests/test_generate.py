@@ -285,7 +285,7 @@ def compiled(params, hoist: bool):
     """The loop for these params, and how many bytes it needs beside them and its cache."""
     run = _compiled(WIDE.apply, WIDE.start, NEW, Sampling(True, None, False), True, hoist)
     rest = (np.ones((ROWS, LONGEST), np.int32), np.array([9, 4], np.int32), jax.random.key(0), np.full(8, -1))
-    rest = (*rest, np.float32(1), np.float32(1))
+    rest = (*rest, np.float32(1), np.float32(1), {})
     loop = run.lower(params, *rest).compile()  # type: ignore[attr-defined]
     cache = sum(array.nbytes for array in jax.tree.leaves(WIDE.start(ROWS, LONGEST + NEW - 1)))
     return loop(params, *rest), loop.memory_analysis().temp_size_in_bytes - cache

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 FLOOR = 1e-10  # smallest power that a logarithm sees
+HOP = 160  # samples from one frame to the next
 RANGE = 8.0  # powers of ten below the loudest of a row that are kept
 
 
@@ -21,7 +22,7 @@ def log_mel(
     bands: int = 80,
     rate: int = 16_000,
     window: int = 400,
-    hop: int = 160,
+    hop: int = HOP,
 ) -> jax.Array:
     """Log-mel frames float32[B,T,M] of audio float32[B,S], with T = S // hop (Whisper, arXiv:2212.04356).
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxmodel import config as configs
 from jaxmodel import weights
 from jaxmodel.interop import consumer, transformers_consumer
-from jaxmodel.interop.signature import cache_of, inputs_of, of_config
+from jaxmodel.interop.signature import Array, cache_of, inputs_of, of_config
 from jaxmodel.interop.stablehlo import CACHED, values_of
 from jaxmodel.model import Model, Params, State
 from jaxmodel.nn.stack import unstack
@@ -28,7 +28,12 @@ from jaxmodel.nn.stack import unstack
 ROWS, LENGTH, DECODED, OTHER = 2, 12, 4, 16
 # transformers multiplies in another order: its numbers are near, where the same tensors mean the same.
 NEAR = 1e-3
-THEIRS = {"tokens": "input_ids", "images": "pixel_values"}
+THEIRS = {
+    "tokens": "input_ids",
+    "images": "pixel_values",
+    "decoder_tokens": "decoder_input_ids",
+    "frames": "input_features",
+}
 
 
 class Subject(NamedTuple):
@@ -242,7 +247,7 @@ def prove_transformers(subject: Subject) -> tuple[Proof, str]:
 
 
 def _plain_batch(subject: Subject) -> dict[str, np.ndarray]:
-    """Whole rows of images, or of tokens, none of which pads, begins or ends."""
+    """Whole rows of images or sound, or of tokens, none of which pads, begins or ends."""
     config = json.loads((subject.directory / "config.json").read_text(encoding="utf-8"))
     vocab = of_config(subject.model.config, "vocab_size") or 2
     roles = [config.get(f"{role}_token_id") for role in ("pad", "bos", "eos")]
@@ -253,20 +258,23 @@ def _plain_batch(subject: Subject) -> dict[str, np.ndarray]:
     most = (of_config(subject.model.config, "limits") or {}).get("length", sys.maxsize)
     length = min(LENGTH + (places or 0), most)
     rng, sizes = np.random.default_rng(0), {"batch": ROWS, "length": length}
-    found = {}
-    for name, each in inputs_of(subject.model).items():
+    found, reads = {}, dict(inputs_of(subject.model))
+    sound = getattr(of_config(subject.model.config, "encoder") or subject.model.config, "spectrogram", None)
+    if sound is not None:  # frames of it: each side makes them in its own way
+        reads["frames"] = Array("float32", ("batch", 2 * sound.length, sound.bands))
+    for name, each in reads.items():
         if name in THEIRS:
             shape = tuple(dim if isinstance(dim, int) else sizes.get(dim, OTHER) for dim in each.shape)
             array = _array(name, each.dtype, shape, len(plain), rng)
-            found[name] = plain[array].astype(each.dtype) if name == "tokens" else array
+            found[name] = plain[array].astype(each.dtype) if name.endswith("tokens") else array
     if image_token is not None:
         found["tokens"][:, :places] = image_token
     return found
 
 
 def _as_theirs(name: str, value: np.ndarray) -> np.ndarray:
-    """Channels before rows and columns; ids of 64 bits."""
-    return np.moveaxis(value, -1, 1) if name == "images" else value.astype(np.int64)
+    """Channels before rows and columns, bands before frames; ids of 64 bits."""
+    return np.moveaxis(value, -1, 1) if name in ("images", "frames") else value.astype(np.int64)
 
 
 def _in_float32(subject: Subject, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -92,7 +92,7 @@ def of_config(config: Any, name: str) -> Any:
 
 
 def cache_of(model: Model) -> Cache:
-    """The cache that `start` gives for any sizes; without arrays if it gives none.
+    """The cache that `start` gives for any sizes; without arrays if it gives none, or one that waits for a source.
 
     `start` takes numbers and may choose by them (a window as long as the cache is no window), so what it gives
     is compared for sizes around the largest that the model takes: there every window is at work.
@@ -110,6 +110,8 @@ def cache_of(model: Model) -> Cache:
     # Where a window is just one shorter than the largest cache, the next one has no window: look one further down.
     sizes = ((capacity, shapes(1, capacity), shapes(1, capacity - 1)) for capacity in (largest, largest - 1))
     capacity, like, less = next(s for s in sizes if jax.tree.structure(s[1]) == jax.tree.structure(s[2]))
+    if any(0 in array.shape for array in jax.tree.leaves(like)):
+        return Cache({}, {}, like)
     more, less, statistics = flat(shapes(2, capacity)), flat(less), flat(jax.eval_shape(model.start))
     arrays = {}
     for name, array in flat(like).items():

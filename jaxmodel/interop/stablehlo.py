@@ -10,7 +10,7 @@
     tokenizer.json       if the model has one (of tables: table.json)
 
 Every program is lowered for all `PLATFORMS` at once and takes and gives flat dicts; `interop.loader` runs them. A
-model without a cache has `forward` alone.
+model without a cache has `forward` alone, and so has one whose cache waits for a source.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ SCHEMA = 2
 ABOUT, WEIGHTS, SUFFIX = "model.json", "weights.safetensors", ".stablehlo"
 CACHED = ("prefill", "decode")
 PACKED = ("segments", "positions")
+MASKS = {"mask": "tokens", "decoder_mask": "decoder_tokens"}  # which may be left out, and what they are of
 
 
 def values_of(out: Outputs) -> dict[str, jax.Array]:
@@ -298,7 +299,7 @@ def _model(
             )
         kept = {name: state[name] for name in statistics}
         before = {name: state[name] for name in about["cache"] if name in state}
-        check_batch(batch, inputs, needed=[name for name in inputs if name not in ("mask", *PACKED)])
+        check_batch(batch, inputs, needed=[name for name in inputs if name not in (*MASKS, *PACKED)])
         name = _choose(about["programs"], batch, bool(before))
         takes = _complete(batch, about["programs"][name]["inputs"], limits, least)
         held = flat({"params": params, "state": kept})
@@ -340,16 +341,16 @@ def _complete(
     for name, each in takes.items():
         if name in batch:
             found[name] = jnp.asarray(batch[name], each["dtype"])
-        elif name != "mask":
+        elif name not in MASKS:
             raise InputError(f"the batch lacks {name!r}: this export takes {', '.join(takes)}")
     for name, array in found.items():
         for dim, size in zip(takes[name]["shape"], array.shape, strict=True):
             _check_limit(dim, size, limits)
             if size < least.get(dim, 0):
                 raise InputError(f"{dim} {size} is less than the {least[dim]} that this export takes")
-    if "mask" in takes and "mask" not in found:
-        alike = next(name for name in found if takes[name]["shape"] == takes["mask"]["shape"])
-        found["mask"] = jnp.ones(found[alike].shape, bool)
+    for mask in MASKS.keys() & takes.keys() - found.keys():
+        alike = next(name for name in found if takes[name]["shape"] == takes[mask]["shape"])
+        found[mask] = jnp.ones(found[alike].shape, bool)
     if "segments" in takes and "mask" in batch:
         found["segments"] = jnp.where(batch["mask"], found["segments"], 0)
     return found

@@ -24,6 +24,7 @@ from jaxmodel.models.parts import (
     Norm,
     Pool,
     Recurrence,
+    Spectrogram,
     Stem,
     Waveform,
 )
@@ -65,13 +66,15 @@ class Transformer:
     sublayers: tuple[str, ...] = field(
         ("attention", "mlp"),
         help="what a block is made of, in order, each with its norm and residual: attention, a recurrence or both "
-        "side by side (hybrid, arXiv:2507.22448), and perhaps an MLP (or experts)",
+        "side by side (hybrid, arXiv:2507.22448), perhaps cross attention, and perhaps an MLP (or experts)",
         choices=SUBLAYERS,
     )
+    cross: Attention | None = field(None, help="attention of a block to what an encoder read")
     norm: Norm = field(Norm(), help="normalisation")
     stem: Stem = field(Stem(), help="how tokens become vectors")
     images: Images | None = field(None, help="images in place of tokens")
     waveform: Waveform | None = field(None, help="samples of sound in place of tokens")
+    spectrogram: Spectrogram | None = field(None, help="sound in place of tokens, as log-mel frames")
     pool: Pool | None = field(None, help="one vector a sequence, which the head reads")
     head: Head | None = field(Head(), help="from hidden to logits")
     tied: bool = field(False, help="the head is the embedding table")
@@ -118,7 +121,14 @@ class Transformer:
     @property
     def reads(self) -> tuple[str, ...]:
         """What it cannot do without in a batch."""
-        return ("images",) if self.images else ("audio",) if self.waveform else ("tokens",)
+        return (
+            ("images",) if self.images else ("audio",) if self.waveform or self.spectrogram else ("tokens",)
+        )
+
+    @property
+    def length(self) -> int | None:
+        """Tokens that what it reads becomes; None: as many as there are."""
+        return getattr(self.images or self.spectrogram, "length", None)
 
     def fitted(self, facts: Mapping[str, Any]) -> Transformer:
         """This config, with as many outputs as the data have classes; InputError where it does not hold the data."""
@@ -147,6 +157,8 @@ class Transformer:
         if self.waveform is not None:
             dims = ("batch", "samples")
             return {"audio": ("float32", dims), "mask": ("bool", dims)}
+        if self.spectrogram is not None:
+            return {"audio": ("float32", ("batch", "samples"))}
         dims = ("batch", "length")
         names = ("tokens", "segments", "positions", *(("types",) if self.stem.num_types else ()))
         found: Inputs = {**dict.fromkeys(names, ("int32", dims)), "mask": ("bool", dims)}
@@ -160,6 +172,8 @@ class Transformer:
         if self.waveform is not None:
             return {"samples": self.waveform.samples(self.max_length)}
         learned = self.stem.positions == "learned"
+        if self.spectrogram is not None:
+            return {"samples": self.spectrogram.samples}
         return {"length": self.max_length} | ({"capacity": self.max_length} if learned else {})
 
     @property
@@ -209,6 +223,8 @@ class Transformer:
             products += self.images.patch**2 * self.images.channels * self.embed_dim
         if self.waveform is not None:
             products += self.waveform.products(self.embed_dim)
+        if self.spectrogram is not None:
+            products += 3 * (2 * self.spectrogram.bands + self.embed_dim) * self.embed_dim
         for pattern, repeats in self.segments:
             for name in pattern:
                 block = self.variant(name)
@@ -219,8 +235,8 @@ class Transformer:
         """Multiply-adds of a token in one sublayer of this block."""
         if sublayer == "hybrid":
             return self._products("attention", length) + self._products("recurrence", length)
-        if sublayer == "attention":
-            a = self.attention
+        if sublayer in ("attention", "cross"):
+            a = getattr(self, sublayer)
             width = a.head_dim or self.embed_dim // a.num_heads
             heads, groups = a.num_heads * width, (a.num_kv_heads or a.num_heads) * width
             seen = min(length, a.window or length)
@@ -250,18 +266,8 @@ class Transformer:
         for name in dict.fromkeys((*self.first, *self.pattern)):
             self.variant(name)._check_sublayers()
             attention = self.variant(name).attention
-            _check_cap("attention.softcap", attention.softcap)
+            self._check_heads("attention", attention)
             _check_latent(attention)
-            if attention.head_dim is None and self.embed_dim % attention.num_heads:
-                raise InputError(
-                    f"model.embed_dim={self.embed_dim} is no multiple of model.attention.num_heads="
-                    f"{attention.num_heads}: change one of them, or set model.attention.head_dim"
-                )
-            if attention.num_heads % (attention.num_kv_heads or attention.num_heads):
-                raise InputError(
-                    f"model.attention.num_heads={attention.num_heads} is no multiple of "
-                    f"model.attention.num_kv_heads={attention.num_kv_heads}: change one of them"
-                )
             head_dim = attention.head_dim or self.embed_dim // attention.num_heads
             if attention.rotary and head_dim % 2:
                 raise InputError(
@@ -289,12 +295,35 @@ class Transformer:
 
     def _check_sublayers(self) -> None:
         """InputError when this block is not made of what it can be made of."""
-        mixing = [each for each in self.sublayers if each != "mlp"]
-        if len(mixing) != 1 or len(self.sublayers) > 2:
+        mixing = [each for each in self.sublayers if each not in ("cross", "mlp")]
+        if len(mixing) != 1 or len(set(self.sublayers)) < len(self.sublayers):
             raise InputError(
                 f"model.sublayers={','.join(self.sublayers)}: a block has attention, a recurrence or hybrid, once, and "
-                "at most one mlp"
+                "at most one cross and one mlp"
             )
+        if ("cross" in self.sublayers) != (self.cross is not None):
+            raise InputError(
+                f"model.sublayers={','.join(self.sublayers)} beside model.cross={_config.to_text(self.cross)}: name "
+                "cross among the one and set the other, or neither"
+            )
+        if self.cross is not None:
+            self._check_heads("cross", self.cross)
+            kept = (
+                "num_heads",
+                "num_kv_heads",
+                "head_dim",
+                "scale",
+                "softcap",
+                "bias",
+                "key_bias",
+                "output_bias",
+            )
+            plain = Attention(**{name: getattr(self.cross, name) for name in kept}, causal=False)
+            for each in dataclasses.fields(plain):
+                if getattr(self.cross, each.name) != (value := getattr(plain, each.name)):
+                    raise InputError(
+                        f"model.cross.{each.name} is not for attention to a source: set it to {_config.to_text(value)}"
+                    )
         if not self.has("recurrence"):
             return
         r = self.recurrence
@@ -315,9 +344,30 @@ class Transformer:
                 "of them"
             )
 
+    def _check_heads(self, name: str, attention: Attention) -> None:
+        """InputError when heads do not fit the model's width, or each other."""
+        _check_cap(f"{name}.softcap", attention.softcap)
+        if attention.head_dim is None and self.embed_dim % attention.num_heads:
+            raise InputError(
+                f"model.embed_dim={self.embed_dim} is no multiple of model.{name}.num_heads="
+                f"{attention.num_heads}: change one of them, or set model.{name}.head_dim"
+            )
+        if attention.num_heads % (attention.num_kv_heads or attention.num_heads):
+            raise InputError(
+                f"model.{name}.num_heads={attention.num_heads} is no multiple of "
+                f"model.{name}.num_kv_heads={attention.num_kv_heads}: change one of them"
+            )
+        near = attention.relative
+        if near is not None and near.max_distance <= near.buckets // 2:
+            raise InputError(
+                f"model.{name}.relative.max_distance={near.max_distance} is within the {near.buckets // 2} "
+                "buckets that hold one distance each: raise it, or give fewer buckets"
+            )
+
     def _check_ends(self) -> None:
         """InputError when stem, pool and head do not fit together."""
-        read = {"vocab_size": self.vocab_size, "images": self.images, "waveform": self.waveform}
+        kinds = ("vocab_size", "images", "waveform", "spectrogram")
+        read = {name: getattr(self, name) for name in kinds}
         if len([each for each in read.values() if each is not None]) != 1:
             said = " beside ".join(f"model.{name}={_config.to_text(each)}" for name, each in read.items())
             raise InputError(f"{said}: a model reads tokens, images or sound, give one of them")
@@ -331,17 +381,15 @@ class Transformer:
                     f"model.embed_dim={self.embed_dim} is no multiple of model.waveform.position_groups="
                     f"{sound.position_groups}: change one of them"
                 )
-        if self.images is not None:
-            if self.images.size < self.images.patch:
-                raise InputError(
-                    f"model.images.size={self.images.size} is less than model.images.patch="
-                    f"{self.images.patch}: change one of them"
-                )
-            if self.images.length > self.max_length:
-                raise InputError(
-                    f"an image becomes {self.images.length} tokens, model.max_length={self.max_length} is "
-                    "smaller: raise it"
-                )
+        if self.images is not None and self.images.size < self.images.patch:
+            raise InputError(
+                f"model.images.size={self.images.size} is less than model.images.patch="
+                f"{self.images.patch}: change one of them"
+            )
+        if self.length is not None and self.length > self.max_length:
+            raise InputError(
+                f"{self.reads[0]} become {self.length} tokens, model.max_length={self.max_length} is smaller: raise it"
+            )
         if self.pool is not None:
             self._check_pool(self.pool)
         if self.head is not None:
@@ -417,6 +465,98 @@ def _check_latent(attention: Attention) -> None:
                 f"model.attention.{name}={_config.to_text(getattr(attention, name))} does not go with "
                 f"model.attention.latent: set it to {_config.to_text(value)}"
             )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoder:
+    """An encoder, whose hidden states the cross attention of a decoder's blocks looks at: T5, BART, Whisper.
+
+    A batch holds what the encoder reads, with `mask`, and `decoder_tokens` with `decoder_mask`.
+    """
+
+    encoder: Transformer = field(help="reads the source; without a head")
+    decoder: Transformer = field(help="writes the target; its blocks have cross attention")
+    shared: bool = field(True, help="the decoder's embedding table is the encoder's")
+    start_token: int | None = field(None, help="token that a target begins behind", low=0)
+
+    submodels: ClassVar = ("encoder", "decoder")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What it cannot do without in a batch."""
+        return (*self.encoder.reads, "decoder_tokens")
+
+    @property
+    def inputs(self) -> Inputs:
+        """What a batch may hold: dtype and dims by name, a dim that is a word being free."""
+        kept = (*self.encoder.reads, "mask", "types")
+        dims = ("batch", "decoder_length")
+        source = {name: each for name, each in self.encoder.inputs.items() if name in kept}
+        return {**source, "decoder_tokens": ("int32", dims), "decoder_mask": ("bool", dims)}
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The largest that free dims may be."""
+        decoder = {
+            f"decoder_{name}" if name == "length" else name: n for name, n in self.decoder.limits.items()
+        }
+        return decoder | {name: n for name, n in self.encoder.limits.items() if name != "capacity"}
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token of a target sees a later one."""
+        return self.decoder.causal
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Tokens in the decoder's vocabulary."""
+        return self.decoder.vocab_size
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding table."""
+        return self.decoder.tied
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits; 0 without a head."""
+        return self.decoder.num_outputs
+
+    def flops_per_token(self, length: int) -> float:
+        """As `Transformer.flops_per_token`, for a token of the source and one of the target."""
+        return self.encoder.flops_per_token(length) + self.decoder.flops_per_token(length)
+
+    def fitted(self, facts: Mapping[str, Any]) -> EncoderDecoder:
+        """This config; InputError where it does not hold the data."""
+        fit_sizes(self, facts)
+        said = {name: value for name, value in facts.items() if name != "inputs"}
+        parts = {name: getattr(self, name).fitted({**said, "inputs": ()}) for name in self.submodels}
+        return dataclasses.replace(self, **parts)
+
+    def check(self) -> None:
+        """InputError when the parts do not fit together."""
+        _config.validate(self, "model.")
+        self.encoder.check()
+        self.decoder.check()
+        if self.encoder.head is not None or self.encoder.pool is not None:
+            raise InputError("model.encoder has a head or a pool: set model.encoder.head=none and pool=none")
+        kinds = {name for pattern, _ in self.decoder.segments for name in pattern}
+        if any(self.decoder.variant(name).cross is None for name in kinds):
+            raise InputError("model.decoder.cross=none: give its blocks cross attention, to see the encoder")
+        parts = self.encoder, self.decoder
+        sizes = [(part.vocab_size, part.stem.embed_dim or part.embed_dim) for part in parts]
+        if self.shared and sizes[0] != sizes[1]:
+            raise InputError(
+                f"model.shared with embedding tables of {sizes[0]} and {sizes[1]}: make model.encoder and "
+                "model.decoder alike in vocab_size and embed_dim, or set model.shared=false"
+            )
+
+    def build(self, partitioning: Partitioning | None = None) -> Model:
+        """The model as pure functions."""
+        from jaxmodel.models import encoder_decoder
+
+        return encoder_decoder.build(self, partitioning)
 
 
 def _check_cap(name: str, cap: float | None) -> None:

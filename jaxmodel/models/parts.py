@@ -12,7 +12,7 @@ ACTIVATIONS = (
     *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
     *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu", "geglu_exact", "quick_geglu"),
 )
-SUBLAYERS = ("attention", "recurrence", "hybrid", "mlp")
+SUBLAYERS = ("attention", "recurrence", "hybrid", "cross", "mlp")
 GATED = ("swiglu", "geglu", "geglu_exact", "quick_geglu")  # those with a gate, that is, a third matrix
 UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
@@ -67,6 +67,17 @@ class Latent:
 
 @register
 @dataclasses.dataclass(frozen=True)
+class Relative:
+    """A learned bias on scores by distance, in buckets that widen with it; all layers share it (arXiv:1910.10683)."""
+
+    buckets: int = field(
+        32, help="of distances; half of them each way where attention looks both ways", low=4
+    )
+    max_distance: int = field(128, help="tokens from which on all are alike", low=2)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
 class Attention:
     """Multi-head attention; fewer key/value heads make it grouped-query attention (arXiv:2305.13245)."""
 
@@ -87,6 +98,7 @@ class Attention:
     qk_norm_epsilon: float = field(1e-6, help="added to their variance", low=0.0)
     keys_as_values: bool = field(False, help="values are the keys before norm and positions (Gemma 4)")
     value_norm: bool = field(False, help="RMS norm of each head's values, without a scale (Gemma 4)")
+    relative: Relative | None = field(None, help="a learned bias on scores by distance")
     scale: float | None = field(None, help="of the scores (default: 1 / sqrt(head_dim))", low=0.0)
     key_scale: float | None = field(None, help="of the keys (Falcon-H1)", low=0.0)
     output_scale: float | None = field(None, help="of what attention gives (Falcon-H1)", low=0.0)
@@ -101,6 +113,7 @@ class Attention:
     bias: bool = field(
         False, help="biases on query, key, value and gate, or on the narrow vectors these come from"
     )
+    key_bias: bool | None = field(None, help="bias on key (default: as bias)")
     output_bias: bool = field(False, help="bias on the output projection")
 
 
@@ -300,6 +313,23 @@ class ConvStem:
         1, help="pixels from one window to the next; as many as its size: windows side by side", low=1
     )
     pool: bool = field(False, help="then the maximum of every second 3 x 3 window")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Spectrogram:
+    """Sound as a sequence: log-mel frames through two convolutions over time, the second every other frame.
+
+    Each sees three frames and has a GELU (Whisper, arXiv:2212.04356).
+    """
+
+    samples: int = field(480_000, help="that shorter audio is filled up to, with silence", low=1)
+    bands: int = field(80, help="mel bands of a frame", low=1)
+
+    @property
+    def length(self) -> int:
+        """Tokens that audio becomes."""
+        return -(-(self.samples // 160) // 2)  # frames are 160 samples apart
 
 
 @register

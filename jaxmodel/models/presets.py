@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmodel.config import replace
-from jaxmodel.models.configs import ConvNet, Perceptron, Transformer, Variant
+from jaxmodel.models.configs import ConvNet, EncoderDecoder, Perceptron, Transformer, Variant
 from jaxmodel.models.multimodal import Towers, VisionLanguage
 from jaxmodel.models.parts import (
     MLP,
@@ -21,7 +21,9 @@ from jaxmodel.models.parts import (
     Norm,
     Pool,
     Recurrence,
+    Relative,
     Rope,
+    Spectrogram,
     Stem,
     Waveform,
 )
@@ -354,6 +356,100 @@ def _wav2vec2(num_layers: int, embed_dim: int, num_heads: int, stable: bool) -> 
     )
 
 
+def _t5(
+    embed_dim: int, num_layers: int, num_heads: int, head_dim: int, dim: int, gated: bool = False
+) -> EncoderDecoder:
+    """T5 (arXiv:1910.10683): a bias by distance, scores without a scale; 1.1 has gates and a head of its own."""
+    heads = {"num_heads": num_heads, "head_dim": head_dim, "scale": 1.0}
+    shared: dict[str, Any] = {
+        "vocab_size": 32128,
+        "max_length": 1 << 20,  # no distance is out of reach
+        "embed_dim": embed_dim,
+        "num_layers": num_layers,
+        "mlp": MLP(dim=dim, activation="geglu" if gated else "relu"),
+        "norm": Norm(epsilon=1e-6),
+    }
+    encoder = Transformer(
+        attention=Attention(**heads, causal=False, relative=Relative()), head=None, **shared
+    )
+    decoder = Transformer(
+        attention=Attention(**heads, relative=Relative()),
+        cross=Attention(**heads, causal=False),
+        sublayers=("attention", "cross", "mlp"),
+        head=Head(scale=None if gated else embed_dim**-0.5),
+        tied=not gated,
+        **shared,
+    )
+    return EncoderDecoder(encoder, decoder, start_token=0)
+
+
+def _pair(
+    embed_dim: int, layers: tuple[int, int], num_heads: int, encoder: Mapping[str, Any], **fields: Any
+) -> EncoderDecoder:
+    """BART's and Whisper's blocks: layer norms and biases; `encoder` lays what it has of its own over `fields`."""
+    key_bias = fields.pop("key_bias", None)
+    heads = {"num_heads": num_heads, "bias": True, "key_bias": key_bias, "output_bias": True}
+    both = {
+        "embed_dim": embed_dim,
+        "mlp": MLP(dim=4 * embed_dim, activation="gelu", bias=True),
+        "init_scale": 0.02,
+        **fields,
+    }
+    inner, both_ways = Attention(**heads), Attention(**heads, causal=False)
+    return EncoderDecoder(
+        Transformer(**{**both, "num_layers": layers[0], "attention": both_ways, "head": None, **encoder}),
+        Transformer(
+            **both,
+            num_layers=layers[1],
+            attention=inner,
+            cross=both_ways,
+            sublayers=("attention", "cross", "mlp"),
+            tied=True,
+        ),
+        shared="spectrogram" not in encoder,
+    )
+
+
+def _bart(embed_dim: int, num_layers: int, num_heads: int) -> EncoderDecoder:
+    """BART (arXiv:1910.13461): norms after each half and on the embeddings."""
+    found = _pair(
+        embed_dim,
+        (num_layers, num_layers),
+        num_heads,
+        {},
+        vocab_size=50265,
+        max_length=1024,
+        norm=Norm(kind="layer", bias=True, placement="post"),
+        stem=Stem(positions="learned", position_offset=2, norm=True),
+        head=Head(bias=True),
+    )
+    return dataclasses.replace(found, start_token=2)
+
+
+def _whisper(
+    embed_dim: int,
+    layers: int,
+    num_heads: int,
+    decoder: int | None = None,
+    bands: int = 80,
+    vocab_size: int = 51865,
+) -> EncoderDecoder:
+    """Whisper (arXiv:2212.04356): 30 s of sound as 1,500 vectors; keys have no biases."""
+    sound = Spectrogram(bands=bands)
+    found = _pair(
+        embed_dim,
+        (layers, layers if decoder is None else decoder),
+        num_heads,
+        {"vocab_size": None, "spectrogram": sound, "max_length": sound.length},
+        vocab_size=vocab_size,
+        max_length=448,
+        norm=Norm(kind="layer", bias=True),
+        stem=Stem(positions="learned"),
+        key_bias=False,
+    )
+    return dataclasses.replace(found, start_token=50258)
+
+
 PRESETS = {
     # Small enough to learn something on a laptop in two minutes; the quickstart's model.
     "tiny": Transformer(
@@ -537,6 +633,25 @@ PRESETS = {
         projector=MLP(dim=4096, activation="gelu", bias=True),
         text=_decoder(*(32064, 4096, 32, (32, 32, 128), 11008, 4096, 1e4), stem=Stem(image_token=32000)),
     ),
+    "t5-small": _t5(512, 6, 8, 64, 2048),
+    "t5-base": _t5(768, 12, 12, 64, 3072),
+    "t5-large": _t5(1024, 24, 16, 64, 4096),
+    "t5-3b": _t5(1024, 24, 32, 128, 16384),
+    "t5-11b": _t5(1024, 24, 128, 128, 65536),
+    # arXiv:2210.11416
+    "flan-t5-small": _t5(512, 8, 6, 64, 1024, True),
+    "flan-t5-base": _t5(768, 12, 12, 64, 2048, True),
+    "flan-t5-large": _t5(1024, 24, 16, 64, 2816, True),
+    "flan-t5-xl": _t5(2048, 24, 32, 64, 5120, True),
+    "flan-t5-xxl": _t5(4096, 24, 64, 64, 10240, True),
+    "bart-base": _bart(768, 6, 12),
+    "bart-large": _bart(1024, 12, 16),
+    "whisper-tiny": _whisper(384, 4, 6),
+    "whisper-base": _whisper(512, 6, 8),
+    "whisper-small": _whisper(768, 12, 12),
+    "whisper-medium": _whisper(1024, 24, 16),
+    "whisper-large-v3": _whisper(1280, 32, 20, bands=128, vocab_size=51866),
+    "whisper-large-v3-turbo": _whisper(1280, 32, 20, 4, 128, 51866),
     # Of tables and images; their inputs and outputs are as the data says.
     "mlp": Perceptron(),
     "resnet-tiny": ConvNet(widths=(32, 64, 128)),

@@ -9,17 +9,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmodel.data.audio import HOP, log_mel
 from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.inputs import check_batch
-from jaxmodel.models.parts import Waveform
+from jaxmodel.models.parts import Spectrogram, Waveform
 from jaxmodel.nn import layer
+from jaxmodel.nn.attention import Source
 from jaxmodel.nn.block import Block
 from jaxmodel.nn.cache import block_cache
 from jaxmodel.nn.head import Head, Pool
 from jaxmodel.nn.mask import ABSENT, positions_of
 from jaxmodel.nn.norm import Norm
+from jaxmodel.nn.relative import Relative
 from jaxmodel.nn.stack import init_stack, run_stack
 from jaxmodel.nn.stem import Stem
 from jaxmodel.sharding import Partitioning
@@ -31,11 +34,13 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     The batch holds `tokens` int32[B,T] and may hold `mask` bool[B,T] (true where real), `segments` int32[B,T]
     (packed documents, 0 = padding), `positions` int32[B,T] and `types` int32[B,T]; or it holds `images`
     float32[B,H,W,C], and may hold `masked` bool[B,P], true for patches to be hidden; or it holds `audio` float32[B,S]
-    and may hold `mask` bool[B,S], whose padding is behind the sound. Values are `hidden` [B,T,D]; with a pool,
-    `embedding` [B,D] or [B,pool.dim]; with a head, `logits` float32[B,T,V], or [B,V] of the embedding; of audio
-    `lengths` int32[B], how many of the T are real. A batch with `hidden` in place of what the model reads runs pool
-    and head only. With `stem.image_token` it may hold `vectors` float32[N,D], which stand in the places of that
-    token, row by row; too few of them give NaN.
+    and may hold `mask` bool[B,S], whose padding is behind the sound, or `frames` float32[B,N,M] of that (`log_mel`).
+    Values are `hidden` [B,T,D]; with a pool, `embedding` [B,D] or [B,pool.dim]; with a head, `logits` float32[B,T,V],
+    or [B,V] of the embedding; of a waveform `lengths` int32[B], how many of the T are real. A batch with `hidden` in
+    place of what the model reads runs pool and head only. With `stem.image_token` it may hold `vectors` float32[N,D],
+    which stand in the places of that token, row by row; too few of them give NaN. Where blocks have cross attention,
+    the batch holds `encoder_hidden` [B,S,E] and perhaps `encoder_mask` bool[B,S]; a cache keeps what attention needs of
+    them, so that later calls need not give them again.
 
     With `state=start(batch_size, length)` each call appends to the cache, so that a prompt may be read in one call
     and continued token by token; rows may be padded left or right, as `mask` says. The cache holds `length` tokens a
@@ -56,16 +61,18 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
 
     def declare(key: jax.Array) -> Any:
         """Params with their layouts, from modules without a mesh: their input here is a single token, or image."""
-        stem, blocks, norm, pool, head = _modules(config, kinds, None)
+        stem, blocks, norm, pool, head, relative = _modules(config, kinds, None)
+        dims = (1, 1, config.spectrogram.bands) if config.spectrogram else config.inputs[reads][1]
         stem_key, stack_key, norm_key, head_key, pool_key = jax.random.split(key, 5)
         x = jnp.zeros((1, 1, config.embed_dim), dtype)
-        shape = [1 if isinstance(dim, str) else dim for dim in config.inputs[reads][1]]
+        shape = [1 if isinstance(dim, str) else dim for dim in dims]
         if config.waveform:
             shape[1] = config.waveform.samples(1)
         tokens = config.images.length if config.images else 1
 
         def block(kind: str, key: jax.Array) -> Any:
-            return blocks[kind].init({"params": key}, x, one, None, None, None, False)["params"]
+            source = Source(x, one) if config.cross else None
+            return blocks[kind].init({"params": key}, x, one, None, None, None, False, 1, source)["params"]
 
         def made(module: Any, key: jax.Array, *args: Any) -> dict[str, Any]:
             return module.init({"params": key}, *args).get("params", {})
@@ -77,6 +84,8 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
             ),
             "stack": init_stack(stack_key, config.segments, {k: functools.partial(block, k) for k in kinds}),
         }
+        if relative:
+            found["relative"] = made(relative, jax.random.fold_in(stem_key, 1))
         if final_norm:
             found["norm"] = made(norm, norm_key, x)
         if config.pool:
@@ -102,13 +111,13 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
                 values["logits"] = parts.head.apply({"params": params.get("head", {})}, hidden, table)  # type: ignore[assignment]
         return values
 
-    def block_runner(kind: str, where: _Where, train: bool) -> Any:
+    def block_runner(kind: str, where: _Where, train: bool, source: Source | None, relative: Any) -> Any:
         # See `Attention`: what lies behind a piece of queries is hidden only where slots follow positions.
         pieces = config.execution.query_pieces if train and where.ordered else 1
 
         def run(params: Params, x: jax.Array, cache: Any, key: jax.Array | None) -> Any:
             rngs = {} if key is None else {"dropout": key}
-            seen = (where.positions, where.segments, where.mask, cache, train, pieces)
+            seen = (where.positions, where.segments, where.mask, cache, train, pieces, source, relative)
             return parts.blocks[kind].apply({"params": params}, x, *seen, rngs=rngs)
 
         return jax.checkpoint(run) if config.execution.remat and train else run
@@ -122,7 +131,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         train: bool = False,
     ) -> Outputs:
         head_only = isinstance(batch, Mapping) and "hidden" in batch and reads not in batch
-        check_batch(batch, config.inputs, needed=() if head_only else (reads,))
+        check_batch(batch, config.inputs, needed=() if head_only or "frames" in batch else (reads,))
         if head_only:
             return Outputs(ends(params, batch["hidden"], batch, batch.get("mask")))
         hidden = config.waveform.mask_fraction if config.waveform else 0.0
@@ -133,11 +142,14 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         where = _Where(config, batch, state)
         with jax.named_scope("stem"):
             rngs = {} if stem_key is None else {"dropout": stem_key}
+            seen = _frames(config.spectrogram, batch) if config.spectrogram else batch[reads]
             positions = where.slots if config.stem.slots else where.positions
             given = (batch.get(name) for name in ("types", "masked", "vectors"))
-            inputs = batch[reads], positions, *given, train
+            inputs = seen, positions, *given, train
             x: Any = parts.stem.apply({"params": params["stem"]}, *inputs, rngs=rngs)
-        runners = {k: block_runner(k, where, train) for k in kinds}
+        source = _source(config, batch, bool(state))
+        relative = parts.relative and parts.relative.apply({"params": params["relative"]})
+        runners = {k: block_runner(k, where, train, source, relative) for k in kinds}
         caches = state["stack"] if state else None
         x, caches, losses = run_stack(
             params["stack"], x, caches, stack_key, config.segments, runners, scan=config.execution.scan
@@ -180,14 +192,28 @@ class _Parts(NamedTuple):
     norm: Norm
     pool: Pool
     head: Head
+    relative: Relative | None
 
 
 def _modules(config: Transformer, kinds: dict[str, Transformer], partitioning: Partitioning | None) -> _Parts:
     blocks = {name: Block(partitioning, each) for name, each in kinds.items()}
     norm = Norm(partitioning, config.embed_dim, config.norm)
-    return _Parts(
-        Stem(partitioning, config), blocks, norm, Pool(partitioning, config), Head(partitioning, config)
-    )
+    a, init = config.attention, layer.normal(0.02 if config.init_scale is None else config.init_scale)
+    relative = Relative(partitioning, a.relative, a.num_heads, a.causal, init) if a.relative else None
+    stem, pool, head = Stem(partitioning, config), Pool(partitioning, config), Head(partitioning, config)
+    return _Parts(stem, blocks, norm, pool, head, relative)
+
+
+def _source(config: Transformer, batch: Batch, cached: bool) -> Source | None:
+    """What cross attention looks at; None where there is none, or a cache has it."""
+    hidden, mask = batch.get("encoder_hidden"), batch.get("encoder_mask")
+    if config.cross is None or (hidden is None and cached):
+        return None
+    if hidden is None:
+        raise InputError(
+            "encoder_hidden is missing: the model's cross attention looks at what an encoder read"
+        )
+    return Source(hidden, positions_of(hidden.shape[0], hidden.shape[1], mask))
 
 
 class _Where:
@@ -195,7 +221,8 @@ class _Where:
 
     def __init__(self, config: Transformer, batch: Batch, state: State) -> None:
         (reads,) = config.reads
-        shape = batch[reads].shape[:2] if config.images is None else (len(batch[reads]), config.images.length)
+        there = batch[reads if reads in batch else "frames"]
+        shape = there.shape[:2] if config.length is None else (len(there), config.length)
         mask, segments, positions = batch.get("mask"), batch.get("segments"), batch.get("positions")
         if config.waveform is not None:
             shape, mask = _heard(config.waveform, shape, mask)
@@ -234,6 +261,21 @@ def _heard(
     if mask is not None:
         mask = jnp.arange(frames) < waveform.frames(jnp.sum(mask, axis=1))[:, None]
     return (shape[0], frames), mask
+
+
+def _frames(config: Spectrogram, batch: Batch) -> jax.Array:
+    """Log-mel frames of the batch's audio, which is filled up with silence; or those it holds, of full length."""
+    frames, wanted = batch.get("frames"), (config.samples // HOP, config.bands)
+    if frames is None:
+        missing = config.samples - batch["audio"].shape[1]
+        if missing < 0:
+            raise InputError(
+                f"audio of more than model.spectrogram.samples={config.samples}: cut it into pieces"
+            )
+        frames = log_mel(jnp.pad(batch["audio"], ((0, 0), (0, missing))), bands=config.bands)
+    if frames.shape[1:] != wanted:
+        raise InputError(f"frames is {list(frames.shape)}, the model reads [batch, {wanted[0]}, {wanted[1]}]")
+    return frames
 
 
 def _restarted(segments: jax.Array) -> jax.Array:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmodel import weights
+from jaxmodel.errors import InputError
 from jaxmodel.models import parts
 from jaxmodel.models.configs import Transformer
-from jaxmodel.nn.cache import AttentionCache, Read
+from jaxmodel.nn.cache import AttentionCache, CrossCache, Read
 from jaxmodel.nn.layer import STABLE, Initializer, Layer, Weight, compact, einsum, ones, scaled, zeros
 from jaxmodel.nn.mask import attention_mask
 from jaxmodel.nn.norm import norm_scale, rms_normalize
+from jaxmodel.nn.relative import bias_between
 from jaxmodel.nn.rope import rotate
 
 SHORTEST_PIECE = 32  # queries; below it more pieces cost more than they save
@@ -48,12 +51,14 @@ def dot_product_attention(
     scale: float,
     softcap: float | None = None,
     sinks: jax.Array | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """Attention in plain array code, which every backend and export can run: float32 softmax, [B,T,H,K] out.
 
     Values may have another width than keys, which then is that of what comes out.
     `mask` is bool[B or 1,T,S]; a query that may see nothing (padding) gets a finite, meaningless answer. `sinks`
-    float32[H] are scores of nothing: they take weight away from what is seen (arXiv:2309.17453).
+    float32[H] are scores of nothing: they take weight away from what is seen (arXiv:2309.17453). `bias`
+    float32[B or 1,H,T,S] is added to the scores.
     """
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
@@ -63,6 +68,8 @@ def dot_product_attention(
     scores = jnp.einsum("bgrtk,bgsk->bgrts", q_BGRTK, k_BGSK, preferred_element_type=STABLE)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias.reshape(bias.shape[0], G, H // G, *bias.shape[2:])
     if mask is not None:
         # Added, not selected: the backward pass then need not look at the mask again.
         scores = scores + jnp.where(mask[:, None, None], 0.0, UNSEEN)
@@ -83,8 +90,18 @@ def _kept(
     return (None, (keys, values, positions)) if cache is None else cache.append(keys, values, positions)
 
 
+class Source(NamedTuple):
+    """What an encoder read: hidden [B,S,E], and positions int32[B,S], ABSENT where there is padding."""
+
+    hidden: jax.Array
+    positions: jax.Array
+
+
 class Attention(Layer):
-    """The attention half of a block, x [B,T,D] to [B,T,D]; with a cache, also its successor."""
+    """The attention half of a block, x [B,T,D] to [B,T,D]; with a cache, also its successor.
+
+    `relative` float32[H,N] is what `Relative` gives.
+    """
 
     config: parts.Attention
     model: Transformer
@@ -100,10 +117,9 @@ class Attention(Layer):
         segments: jax.Array | None,
         cache: AttentionCache | None,
         pieces: int = 1,
+        relative: jax.Array | None = None,
     ) -> tuple[jax.Array, AttentionCache | None]:
-        config = self.config
-        H, G = config.num_heads, config.num_kv_heads or config.num_heads
-        K = config.head_dim or self.dim // H
+        config, (H, G, K) = self.config, self._sizes
         widen = None
         if config.latent is not None:
             q, k, v, key_positions, cache, widen = self._latent(config.latent, x, positions, cache, K)
@@ -138,7 +154,12 @@ class Attention(Layer):
                 window=config.window,
             )
             part = q[:, begin:end], k[:, :last], v[:, :last]
-            return dot_product_attention(*part, mask, scale=scale, softcap=config.softcap, sinks=sinks)
+            bias = None
+            if config.relative is not None and relative is not None:
+                bias = bias_between(relative, positions[:, begin:end], key_positions[:, :last])
+            return dot_product_attention(
+                *part, mask, scale=scale, softcap=config.softcap, sinks=sinks, bias=bias
+            )
 
         with jax.named_scope("attend"):
             if pieces == 1:
@@ -150,17 +171,27 @@ class Attention(Layer):
         if config.gate:
             gate = self._project(x, "gate", "heads", H, K)
             out = out * jax.nn.sigmoid(gate.astype(STABLE)).astype(out.dtype)
+        return self._output(out), cache
+
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        """Query heads, key/value heads and the width of one."""
+        H = self.config.num_heads
+        return H, self.config.num_kv_heads or H, self.config.head_dim or self.dim // H
+
+    def _output(self, out: jax.Array) -> jax.Array:
         out = self.constrain(out, "batch", None, "heads", None)
-        output = (H, out.shape[-1]), (self.dim,)
-        y = einsum(out, self.weight("output", "heads head_dim -> embed", *output, self.init_output))
-        if config.output_bias:
+        sizes = out.shape[-2:], (self.dim,)
+        y = einsum(out, self.weight("output", "heads head_dim -> embed", *sizes, self.init_output))
+        if self.config.output_bias:
             y = y + self.vector("output_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
-        return scaled(y, config.output_scale), cache
+        return scaled(y, self.config.output_scale)
 
     def _project(self, x: jax.Array, name: str, heads: str, num: int, width: int) -> jax.Array:
-        weight = self.weight(name, f"embed -> {heads} head_dim", (self.dim,), (num, width), self.init_input)
-        y = einsum(x, weight)
-        if self.config.bias:
+        sizes = (x.shape[-1],), (num, width)
+        y = einsum(x, self.weight(name, f"embed -> {heads} head_dim", *sizes, self.init_input))
+        key_bias = self.config.key_bias
+        if self.config.bias if name != "key" or key_bias is None else key_bias:
             y = y + self.vector(f"{name}_bias", f"{heads} head_dim", (num, width), zeros).astype(y.dtype)
         return self.constrain(y, "batch", None, heads, None)
 
@@ -224,3 +255,29 @@ class Attention(Layer):
             flat, layout = x.reshape(*x.shape[:2], -1), "heads_norm"
         scale = norm_scale(self, name, layout, flat.shape[-1], self.model.norm.offset)
         return (rms_normalize(flat, config.qk_norm_epsilon) * scale).astype(x.dtype).reshape(x.shape)
+
+
+class CrossAttention(Attention):
+    """Attention of x [B,T,D] to a source, or to what a cache keeps of one; with a cache, also its successor."""
+
+    @compact
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: jax.Array, source: Source | None, cache: CrossCache | None
+    ) -> tuple[jax.Array, CrossCache | None]:
+        config, (H, G, K) = self.config, self._sizes
+        q = self._project(x, "query", "heads", H, K)
+        if source is not None:
+            k, v = (self._project(source.hidden, name, "kv_heads", G, K) for name in ("key", "value"))
+            read = k, v, source.positions
+            cache = None if cache is None else cache.kept(*read)
+        else:
+            assert cache is not None
+            read = cache.source()
+            if not read[2].shape[1]:
+                raise InputError("the cache holds no source yet: let the model read one first")
+        k, v, positions = read
+        scale = K**-0.5 if config.scale is None else config.scale
+        with jax.named_scope("attend"):
+            mask = attention_mask(jnp.zeros((1, 1), jnp.int32), positions, causal=False)
+            out = dot_product_attention(q, k, v, mask, scale=scale, softcap=config.softcap)
+        return self._output(out), cache

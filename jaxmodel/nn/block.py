@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmodel.models.configs import Transformer
-from jaxmodel.nn.attention import Attention
-from jaxmodel.nn.cache import Cache, HybridCache
+from jaxmodel.nn.attention import Attention, CrossAttention, Source
+from jaxmodel.nn.cache import Cache, CrossCache, HybridCache
 from jaxmodel.nn.layer import Initializer, Layer, compact, constant, normal, ones
 from jaxmodel.nn.mlp import MLP, MoE
 from jaxmodel.nn.norm import Norm
@@ -17,7 +18,10 @@ from jaxmodel.nn.recurrence import Recurrence
 
 
 class Block(Layer):
-    """x [B,T,D] to ([B,T,D], cache, router losses float32[B]); `config` is one variant of the model's."""
+    """x [B,T,D] to ([B,T,D], cache, router losses float32[B]); `config` is one variant of the model's.
+
+    `source` and `relative` are as attention takes them.
+    """
 
     config: Transformer
 
@@ -44,6 +48,8 @@ class Block(Layer):
         cache: Cache | None,
         train: bool,
         pieces: int = 1,
+        source: Source | None = None,
+        relative: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         config = self.config
         shared: dict[str, Any] = {"partitioning": self.partitioning, "dim": config.embed_dim}
@@ -70,7 +76,7 @@ class Block(Layer):
 
         def attend(h: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
             layer = Attention(**shared, **halves, config=config.attention, model=config, name="attention")
-            return layer(h, positions, segments, cache, pieces)
+            return layer(h, positions, segments, cache, pieces, relative)
 
         def recur(h: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
             assert config.recurrence is not None
@@ -79,6 +85,7 @@ class Block(Layer):
 
         losses: dict[str, jax.Array] = {}
         entering, h = x, None
+        crossed, cache = (cache, cache.own) if isinstance(cache, CrossCache) else (None, cache)
         for half in config.sublayers:
             if h is None or config.norm.placement != "shared":
                 h = before(entering if config.norm.parallel else x, half)
@@ -86,6 +93,10 @@ class Block(Layer):
                 y, cache = attend(h, cache)
             elif half == "recurrence":
                 y, cache = recur(h, cache)
+            elif half == "cross":
+                assert config.cross is not None
+                cross = CrossAttention(**shared, **halves, config=config.cross, model=config, name=half)
+                y, crossed = cross(h, source, crossed)
             elif half == "hybrid":
                 assert cache is None or isinstance(cache, HybridCache)
                 y, kept = attend(h, cache and cache.attention)
@@ -101,4 +112,4 @@ class Block(Layer):
             x = after(x + added(y, half), half)
         if config.block_scale:
             x = x * self.vector("scale", "scalar", (1,), ones).astype(x.dtype)
-        return x, cache, losses
+        return x, cache if crossed is None else dataclasses.replace(crossed, own=cache), losses

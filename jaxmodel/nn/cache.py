@@ -57,6 +57,29 @@ class FullCache(AttentionCache):
         return grown, (_heads_first(grown.keys), _heads_first(grown.values), written)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CrossCache(Cache):
+    """A cache of a decoder's own tokens, and what its block sees of the source: none, S=0, until there is one.
+
+    Keys and values [B,H,S,K], positions int32[B,S].
+    """
+
+    own: Cache
+    keys: jax.Array
+    values: jax.Array
+    positions: jax.Array
+
+    def kept(self, keys: jax.Array, values: jax.Array, positions: jax.Array) -> CrossCache:
+        """With another source."""
+        keys, values = (_heads_first(x).astype(self.keys.dtype) for x in (keys, values))
+        return dataclasses.replace(self, keys=keys, values=values, positions=positions)
+
+    def source(self) -> Read:
+        """What `kept` was given."""
+        return _heads_first(self.keys), _heads_first(self.values), self.positions
+
+
 def _heads_first(x: jax.Array) -> jax.Array:
     """[B,T,H,K] to [B,H,T,K], and back."""
     return x.transpose(0, 2, 1, 3)
@@ -133,7 +156,15 @@ def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -
         value = jnp.zeros((batch_size, r.kernel - 1, r.num_heads, r.head_dim), dtype)
         state = jnp.zeros((batch_size, r.num_heads, r.state_dim, r.head_dim), jnp.float32)
         found.append(RecurrentCache(pair, pair, value, state))
-    return HybridCache(*found) if len(found) > 1 else found[0]
+    cache = HybridCache(*found) if len(found) > 1 else found[0]
+    if (cross := config.cross) is None:
+        return cache
+    heads, width = (
+        cross.num_kv_heads or cross.num_heads,
+        cross.head_dim or config.embed_dim // cross.num_heads,
+    )
+    source = jnp.zeros((batch_size, heads, 0, width), dtype)
+    return CrossCache(cache, source, source, jnp.zeros((batch_size, 0), jnp.int32))
 
 
 def make_cache(

@@ -41,6 +41,13 @@ def max_pool(x: jax.Array) -> jax.Array:
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), around)
 
 
+def windows(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """The windows over time of x [B,T,C], [B,ceil(T/stride),size*C], with zeros beyond its ends as in `patches`."""
+    length, pad = x.shape[1], (size - 1) // 2
+    x = jnp.pad(x, ((0, 0), (pad, pad), (0, 0)))
+    return jnp.concatenate([x[:, i : i + length : stride] for i in range(size)], axis=-1)
+
+
 class Conv(Layer):
     """A convolution with an odd kernel, or windows side by side, x [B,H,W,C] to [B,H/stride,W/stride,F]."""
 

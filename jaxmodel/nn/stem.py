@@ -11,15 +11,18 @@ import jax.numpy as jnp
 from jaxmodel import weights
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Images
+from jaxmodel.nn.activations import gelu
+from jaxmodel.nn.conv import windows
 from jaxmodel.nn.layer import Initializer, Layer, Weight, compact, einsum, normal, zeros
 from jaxmodel.nn.norm import Norm
 from jaxmodel.nn.waveform import Waveform
 
 
 class Stem(Layer):
-    """Tokens int32[B,T], images float32[B,H,W,C] of T patches or samples float32[B,S] of T frames, to [B,T,D].
+    """What the batch holds as vectors [B,T,D].
 
-    `vectors` [N,D] stand for some tokens.
+    Tokens int32[B,T], images float32[B,H,W,C] of T patches, samples float32[B,S] of T frames, or frames [B,2T,M] of
+    sound; `vectors` [N,D] stand for some tokens.
     """
 
     config: Transformer
@@ -47,6 +50,8 @@ class Stem(Layer):
                 self.partitioning, config.waveform, config.norm, config.embed_dim, name="waveform"
             )
             x = waveform(inputs.astype(dtype), positions >= 0, train)
+        elif config.spectrogram is not None:
+            x = self._convolved(inputs.astype(dtype))
         elif config.images is None:
             x = weights.take(self.table().leaf, inputs, dtype)
             if stem.scale is not None:
@@ -80,6 +85,15 @@ class Stem(Layer):
         assert config.vocab_size is not None
         width = config.stem.embed_dim or config.embed_dim
         return self.weight("tokens", "vocab <- embed", (width,), (config.vocab_size,), self.init_table)
+
+    def _convolved(self, x: jax.Array) -> jax.Array:
+        """[B,N,M] to [B,N/2,D]: two convolutions over time."""
+        D = self.config.embed_dim
+        for i, stride in enumerate((1, 2)):
+            x, name = windows(x, 3, stride), f"convolution_{i}"
+            x = einsum(x, self.weight(name, "window -> embed", (x.shape[-1],), (D,), normal(None)))
+            x = gelu(x + self.vector(f"{name}_bias", "embed_bias", (D,), zeros).astype(x.dtype))
+        return x
 
     def _patches(self, images: jax.Array, config: Images, masked: jax.Array | None) -> jax.Array:
         """[B,H,W,C] to [B,T,D]: row by row, each patch flattened and projected; a class token before them.

@@ -92,6 +92,24 @@ PUBLISHED = {  # distinct parameters: a tied head counts once
     "hubert-base": 94_396_320,
     "hubert-large": 315_471_520,
     "minilm-l6": 22_565_376,  # without the pooler on disk, which its mean does not use
+    "t5-small": 60_506_624,
+    "t5-base": 222_903_552,
+    "t5-large": 737_668_096,
+    "t5-3b": 2_851_598_336,
+    "t5-11b": 11_307_321_344,
+    "flan-t5-small": 76_961_152,
+    "flan-t5-base": 247_577_856,
+    "flan-t5-large": 783_150_080,
+    "flan-t5-xl": 2_849_757_184,
+    "flan-t5-xxl": 11_135_332_352,
+    "bart-base": 139_470_681,  # with the bias of its logits, a buffer of zeros in transformers
+    "bart-large": 406_341_721,  # with the bias of its logits, a buffer of zeros in transformers
+    "whisper-tiny": 37_760_640,
+    "whisper-base": 72_593_920,
+    "whisper-small": 241_734_912,
+    "whisper-medium": 763_857_920,
+    "whisper-large-v3": 1_543_490_560,
+    "whisper-large-v3-turbo": 808_878_080,
 }
 
 

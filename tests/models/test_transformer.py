@@ -142,10 +142,10 @@ def test_an_encoder_cannot_continue_a_text():
     ("config", "overrides", "words"),
     [
         (ENCODER, {"tied": True}, "model.tied needs a head with one logit a token"),
-        (ENCODER, {"vocab_size": None}, "reads tokens or images, give one of them"),
+        (ENCODER, {"vocab_size": None}, "reads tokens, images or sound, give one of them"),
         (VISION, {"vocab_size": 8}, "model.vocab_size=8 beside model.images=Images"),
         (VISION, {"images.patch": 9}, "model.images.size=8 is less than model.images.patch=9"),
-        (VISION, {"max_length": 16}, "an image becomes 17 tokens, model.max_length=16 is smaller"),
+        (VISION, {"max_length": 16}, "images become 17 tokens, model.max_length=16 is smaller"),
         (VISION, {"head.outputs": None}, "model.head.outputs is not known"),
         (VISION, {"head.softcap": 0.0}, "model.head.softcap=0.0: a cap must be above 0"),
     ],

@@ -103,19 +103,23 @@ def check(case: Case, batch: Mapping[str, np.ndarray], folder: Path) -> None:
     if case.dtype != "float32":  # read again: buffers that were cast with the weights keep their error
         theirs, _ = reloaded(case, folder / "a")
     loaded = load(folder / "a", dtype=None if case.dtype == "float32" else "float32")
-    error = compared(case, theirs, loaded, batch)
+    error, padded = compared(case, theirs, loaded, batch), batch
     read = next((name for name in ("tokens", "audio") if name in batch), None)
     if case.padded and read:
         mask = np.arange(batch[read].shape[1]) < np.array(case.lengths)[:, None]
         padded = {**batch, "mask": mask, read: np.where(mask, batch[read], PAD).astype(batch[read].dtype)}
+        if "decoder_tokens" in batch:  # of other lengths than the sources
+            width = batch["decoder_tokens"].shape[1]
+            real = np.arange(width) < width - np.arange(len(mask))[:, None]
+            padded |= {"decoder_mask": real, "decoder_tokens": np.where(real, batch["decoder_tokens"], PAD)}
         error = max(error, compared(case, theirs, loaded, padded))
     told(case, error=error)
     if RECORD and case.dtype == "float32" and not (families.FOLDER / f"{case.family}.npz").exists():
-        recorded(case, folder, padded if case.padded and "tokens" in batch else batch)
+        recorded(case, folder, padded)
     round_trip(case, theirs, batch, folder)
     told(case, round_trip=True)
     if case.generates:
-        generated(case, theirs, loaded, batch)
+        generated(case, theirs, loaded, padded if "decoder_tokens" in batch else batch)
         told(case, generation=NEW)
     if case.gradients:
         told(
@@ -137,6 +141,8 @@ def made(case: Case) -> Any:
     config = _config(case.family, json.dumps(dict(case.options)))
     config._attn_implementation = "eager"
     model = getattr(transformers, case.architecture)(config).eval()
+    if case.options.get("tie_word_embeddings") is False:
+        untied(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -146,6 +152,14 @@ def made(case: Case) -> Any:
             elif name in model.state_dict() and buffer.is_floating_point():
                 buffer.add_(torch.rand_like(buffer) * 0.1)
     return model
+
+
+def untied(model: Any) -> None:
+    """T5's head is the embedding table when made, whatever its config says; read from a file with both it is not."""
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is model.get_input_embeddings().weight:
+        head.weight = torch.nn.Parameter(head.weight.clone())
+        model.all_tied_weights_keys.pop("lm_head.weight")
 
 
 def reloaded(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -171,6 +185,8 @@ def theirs_of(model: Any, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     if found.get("hidden", torch.empty(0)).ndim == 4:  # a feature map, whose channels are last with us
         found["hidden"] = found["hidden"].permute(0, 2, 3, 1)
         found["embedding"] = found["embedding"].flatten(1)
+    if getattr(out, "encoder_last_hidden_state", None) is not None:
+        found["encoder_hidden"] = out.encoder_last_hidden_state
     return {name: value.float().numpy() for name, value in found.items()}
 
 
@@ -183,11 +199,16 @@ def inputs(batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         "images": "pixel_values",
         "masked": "bool_masked_pos",
         "audio": "input_values",
+        "frames": "input_features",
+        "decoder_tokens": "decoder_input_ids",
+        "decoder_mask": "decoder_attention_mask",
     }
     found = {names.get(name, name): torch.as_tensor(value) for name, value in batch.items()}
-    for name in ("input_ids", "attention_mask", "token_type_ids"):
-        if name in found:
-            found[name] = found[name].long()
+    for name, value in found.items():
+        if not value.is_floating_point():
+            found[name] = value.long()
+    if "input_features" in found:
+        found["input_features"] = found["input_features"].mT
     if "pixel_values" in found:
         # Contiguous: of channels that lie last, torch's backward pass in training writes where it must not.
         found["pixel_values"] = found["pixel_values"].permute(0, 3, 1, 2).contiguous()
@@ -209,12 +230,12 @@ def compared(case: Case, theirs: Any, loaded: Loaded, batch: Mapping[str, np.nda
     for name, value in expected.items():
         ours = found[name]
         assert ours.shape == value.shape, (case.id, name, ours.shape, value.shape)
-        if "mask" in batch and value.ndim == 3:  # what stands where there is no token means nothing
-            real = batch["mask"]
+        mask = batch.get("decoder_mask" if "decoder_mask" in batch and name != "encoder_hidden" else "mask")
+        if mask is not None and value.ndim == 3:  # what stands where there is no token means nothing
             if "audio" in batch:  # a mask of samples
-                lengths = torch.as_tensor(real).long()
-                real = theirs._get_feature_vector_attention_mask(value.shape[1], lengths).numpy()
-            ours, value = ours[real], value[real]
+                lengths = torch.as_tensor(mask).long()
+                mask = theirs._get_feature_vector_attention_mask(value.shape[1], lengths).numpy()
+            ours, value = ours[mask], value[mask]
         error = float(np.max(np.abs(ours - value)) / np.max(np.abs(value)))
         assert error < case.close, (case.id, name, error)
         worst = max(worst, error)
@@ -303,14 +324,23 @@ def near(case: Case, theirs: Any, loaded: Loaded, found: Params, folder: Path, s
 
 
 def generated(case: Case, theirs: Any, loaded: Loaded, batch: Mapping[str, np.ndarray]) -> None:
-    """Greedy tokens, each the same."""
+    """Greedy tokens, each the same; of sources of different lengths where there is a decoder beside."""
     theirs.generation_config.eos_token_id = None  # or it would end
+    theirs.generation_config.forced_eos_token_id = None
     how = {"do_sample": False, "max_new_tokens": NEW, "pad_token_id": PAD}
-    given = {"mask": np.ones(batch["tokens"].shape, bool), **batch}
-    given = {name: value for name, value in given.items() if name in ("tokens", "mask", "images")}
-    expected = theirs.generate(**inputs(given), **how)[:, batch["tokens"].shape[1] :].tolist()
     params = prepared(loaded.model, loaded.params)
-    found = generate(loaded.model, params, given, max_new_tokens=NEW)
+    given = {name: value for name, value in batch.items() if not name.startswith("decoder")}
+    begin = None
+    if "decoder_tokens" in batch:
+        begin = [theirs.config.decoder_start_token_id, int(batch["decoder_tokens"][0, 0])]
+    skipped = len(begin) if begin else batch["tokens"].shape[1]
+    if begin is not None:
+        how["decoder_input_ids"] = torch.tensor([begin] * len(batch["decoder_tokens"]))
+    if "tokens" in given:
+        given.setdefault("mask", np.ones(given["tokens"].shape, bool))
+    greedy = transformers.GenerationMixin.generate  # Whisper's own does more
+    expected = greedy(theirs, **inputs(given), **how)[:, skipped:].tolist()
+    found = generate(loaded.model, params, given, max_new_tokens=NEW, begin=begin)
     assert found == expected, (case.id, found, expected)
 
 
@@ -339,6 +369,12 @@ def told(case: Case, **facts: Any) -> None:
 def text(vocab_size: int, rows: int = 3, length: int = 11, low: int = 3) -> dict[str, np.ndarray]:
     """Random tokens, none of them below `low`, which pad, begin and end."""
     return {"tokens": np.random.default_rng(0).integers(low, vocab_size, (rows, length)).astype(np.int32)}
+
+
+def pair(vocab_size: int, rows: int = 3, length: int = 11, target: int = 7) -> dict[str, np.ndarray]:
+    """Random sources and targets."""
+    source, written = (text(vocab_size, rows, each)["tokens"] for each in (length, target))
+    return {"tokens": source, "decoder_tokens": written[:, ::-1].copy()}
 
 
 def pictures(size: int, channels: int = 3, rows: int = 2) -> dict[str, np.ndarray]:

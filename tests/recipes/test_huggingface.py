@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -310,3 +311,35 @@ def test_a_template_that_refuses_is_quoted(llama, call, tmp_path):
     (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must take turns') }}")
     code, _, err = call("generate", f"--checkpoint={folder}", "--chat", "--prompt=Hi")
     assert code == 2 and "does not take this conversation: roles must take turns" in err
+
+
+# An encoder and a decoder
+
+
+def test_a_decoder_writes_while_it_looks_at_the_prompt(call, tmp_path):
+    sizes: dict[str, Any] = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "decoder_start_token_id": 0,
+    }
+    folder = huggingface(tmp_path / "t5", "t5", **sizes)
+    loaded = load(folder)
+    tokenizer = loaded.tokenizer
+    assert tokenizer is not None
+    ids = [tokenizer.encode_input(text).tolist() for text in ("line", "says more")]
+    expected = generate(loaded.model, loaded.params, ids, max_new_tokens=6, stop=tokenizer.stop_ids)
+    flags = (
+        f"--checkpoint={folder}",
+        "--temperature=0",
+        "--max_new_tokens=6",
+        f"--output={tmp_path / 'a.jsonl'}",
+    )
+    code, out, err = call("generate", *flags, "--prompt=line", "--prompt=says more")
+    assert (code, err) == (0, "")
+    texts = [tokenizer.decode(each) for each in expected]
+    assert out == "\n---\n".join(texts) + "\n"
+    written = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert written == [{"prompt": p, "text": t} for p, t in zip(("line", "says more"), texts, strict=True)]

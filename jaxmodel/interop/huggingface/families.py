@@ -8,6 +8,7 @@ from jaxmodel.interop.huggingface import (
     kin,
     latents,
     modern,
+    pairs,
     recurrent,
     speech,
     towers,
@@ -20,5 +21,6 @@ _ALL = (
     *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT, encoders.DINOV2),
     *(modern.MODERNBERT, modern.ELECTRA, images.RESNET, images.CONVNEXT, *towers.TOWERS),
     *(speech.WAV2VEC2, speech.HUBERT),
+    *pairs.PAIRS,
 )
 FAMILIES = {family.name: family for family in _ALL}

@@ -5,6 +5,7 @@ A row and a key run both ways, so import and export are one table. Nothing here 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -178,12 +179,14 @@ class Heads(NamedTuple):
       rows: their tensors.
       write: our config -> keys of config.json, or None where the config has not these heads.
       base: whether it is the bare model, whose names have no prefix.
+      part: the field of the family's config that alone is the model: "encoder"; none: all of it.
     """
 
     read: Callable[[Json], Overrides]
     rows: tuple[Row, ...]
     write: Callable[[Any], dict[str, Any] | None]
     base: bool = False
+    part: str = ""
 
 
 class Family(NamedTuple):
@@ -298,22 +301,27 @@ def write_keys(keys: Sequence[Key | Fixed | Group], config: Any) -> dict[str, An
 
 def write_config(family: Family, config: Any) -> dict[str, Any] | None:
     """config.json of one of ours; None where the family cannot say it."""
-    if type(config) is not type(family.base):
-        return None
+    given = config
     for name, heads in family.heads.items():
+        like = getattr(family.base, heads.part) if heads.part else family.base
+        if type(given) is not type(like):
+            continue
+        config = dataclasses.replace(family.base, **{heads.part: given}) if heads.part else given
         of_heads = heads.write(config)
         if of_heads is None:
             continue
+        absent = tuple(f"{each}." for each in submodels(config) if heads.part and each != heads.part)
+        keys = [key for key in family.keys if not (isinstance(key, Key) and key.field.startswith(absent))]
         json = {
             "model_type": family.name,
             "architectures": [name],
-            **_merged(write_keys(family.keys, config), of_heads),
+            **_merged(write_keys(keys, config), of_heads),
         }
         try:
             again, _ = read_config(family, json, family.name)
         except InputError:
             continue
-        if computes(again) == computes(config):
+        if computes(again) == computes(given):
             return json
     return None
 
@@ -341,14 +349,17 @@ def computes(config: Any) -> Any:
     said: Overrides = {name: fields[name].default for name in kept if name in fields}
     said |= {name: computes(getattr(config, name)) for name in submodels(config)}
     if isinstance(config, Transformer):
-        attention = config.attention
-        width = attention.head_dim or config.embed_dim // attention.num_heads
-        said |= {
-            "attention.num_kv_heads": attention.num_kv_heads or attention.num_heads,
-            "attention.head_dim": width,
-            "attention.scale": attention.scale or width**-0.5,
-            "variants": _spelt_out(config),
-        }
+        said["variants"] = _spelt_out(config)
+        for name in ("attention", "cross"):
+            if (attention := getattr(config, name)) is None:
+                continue
+            width = attention.head_dim or config.embed_dim // attention.num_heads
+            said |= {
+                f"{name}.num_kv_heads": attention.num_kv_heads or attention.num_heads,
+                f"{name}.head_dim": width,
+                f"{name}.scale": attention.scale or width**-0.5,
+                f"{name}.key_bias": attention.bias if attention.key_bias is None else attention.key_bias,
+            }
         if config.moe is not None:
             said |= {"moe.balance_loss": 0.0, "moe.z_loss": 0.0}
             kinds = {name for pattern, _ in config.segments for name in pattern}
@@ -421,6 +432,8 @@ def bind(
     found = []
     for row, before in [*((row, prefix) for row in body), *((row, "") for row in heads.rows)]:
         paths = (row.paths,) if isinstance(row.paths, str) else row.paths
+        if heads.part:
+            paths = tuple(path.removeprefix(f"{heads.part}/") for path in paths)
         part = paths[0].split("/", 1)[0]
         part, of = (f"{part}/", getattr(config, part)) if part in submodels(config) else ("", config)
         form = row.form if isinstance(row.form, Form) else row.form(of)

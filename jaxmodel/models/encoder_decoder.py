@@ -1,0 +1,85 @@
+"""Two transformers, of which one writes while it looks at what the other has read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmodel.model import Batch, Model, Outputs, Params, State
+from jaxmodel.models.configs import EncoderDecoder
+from jaxmodel.models.inputs import check_batch
+from jaxmodel.sharding import Partitioning
+
+
+def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> Model:
+    """An encoder and a decoder as pure functions; params, layout and state have the parts by name.
+
+    The batch holds what `config.encoder` reads with its `mask`, or `encoder_hidden` [B,S,E] as this model gave it, and
+    `decoder_tokens` int32[B,T] with, perhaps, `decoder_mask`. Values are the decoder's, and `encoder_hidden`.
+
+    With `state=start(batch_size, length)`, a cache for `length` tokens of targets, a call that brings a source keeps
+    what each block sees of it, and later ones bring `decoder_tokens` alone; a call may bring a source alone.
+
+    Raises InputError as the parts do.
+    """
+    config.check()
+    encoder, decoder = config.encoder.build(partitioning), config.decoder.build(partitioning)
+
+    def parted(encoder: Any, decoder: Any) -> dict[str, Any]:
+        """Of both, the shared table with the encoder's."""
+        if config.shared:
+            stem = {name: each for name, each in decoder["stem"].items() if name != "tokens"}
+            decoder = {name: each for name, each in decoder.items() if name != "stem"}
+            decoder = {**decoder, "stem": stem} if stem else decoder
+        return {"encoder": encoder, "decoder": decoder}
+
+    def init(key: jax.Array) -> Params:
+        keys = jax.random.split(key)
+        return parted(encoder.init(keys[0]), decoder.init(keys[1]))
+
+    def apply(
+        params: Params,
+        batch: Batch,
+        state: State = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Outputs:
+        own = params["decoder"]
+        if config.shared:
+            own = {**own, "stem": {**own.get("stem", {}), "tokens": params["encoder"]["stem"]["tokens"]}}
+        names = (*config.encoder.inputs, "frames")
+        source = {name: batch[name] for name in names if batch.get(name) is not None}
+        if set(batch) == {"hidden"}:
+            return decoder.apply(own, batch)
+        given = batch.get("encoder_hidden") is not None
+        sourced = given or any(name in source for name in (*config.encoder.reads, "frames"))
+        needed = () if sourced or state else config.encoder.reads
+        check_batch(batch, config.inputs, needed if sourced and state else (*needed, "decoder_tokens"))
+        keys = (None, None) if key is None else jax.random.split(key)
+        target, values, losses = dict[str, Any](), dict[str, jax.Array](), dict[str, jax.Array]()
+        if given:
+            target |= {"encoder_hidden": batch["encoder_hidden"], "encoder_mask": batch.get("mask")}
+        elif sourced:
+            with jax.named_scope("encoder"):
+                out = encoder.apply(params["encoder"], source, key=keys[0], train=train)
+            values["encoder_hidden"] = out["hidden"]
+            losses |= {f"encoder/{name}": value for name, value in out.losses.items()}
+            target |= {"encoder_hidden": out["hidden"], "encoder_mask": batch.get("mask")}
+        if batch.get("decoder_tokens") is None:  # none yet: the source alone enters the cache
+            target["tokens"] = jnp.zeros((len(target["encoder_hidden"]), 0), jnp.int32)
+        else:
+            target |= {"tokens": batch["decoder_tokens"], "mask": batch.get("decoder_mask")}
+        with jax.named_scope("decoder"):
+            before = state["decoder"] if state else None
+            out = decoder.apply(own, target, before, key=keys[1], train=train)
+        losses |= {f"decoder/{name}": value for name, value in out.losses.items()}
+        return Outputs({**out.values, **values}, {"decoder": out.state} if state else {}, losses)
+
+    def start(batch_size: int | None = None, length: int | None = None) -> State:
+        state = decoder.start(batch_size, length)
+        return {"decoder": state} if state else {}
+
+    return Model(init, apply, start, parted(encoder.layout, decoder.layout), config)
