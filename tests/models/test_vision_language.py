@@ -17,6 +17,7 @@ from tests.contract import same
 from tests.shrink import shrunk
 
 LLAVA = shrunk(PRESETS["llava-1.5-7b"])
+LLAVA = replace(LLAVA, {"projector.dim": LLAVA.text.embed_dim})  # as config.json has it
 IMAGE, PLACES = LLAVA.image_token, LLAVA.num_vectors
 
 
@@ -49,7 +50,7 @@ def test_images_stand_in_their_places_and_nowhere_else(built):
     alone = model.apply(params, {"tokens": batch["tokens"][1:]})["hidden"]
     np.testing.assert_allclose(alone, hidden[1:], atol=1e-5)
     few = model.apply(params, {**batch, "images": batch["images"][:1]})["hidden"]
-    assert np.isnan(few[0, 2 + PLACES]).all() and np.isfinite(few[0, : 2 + PLACES]).all()
+    assert np.isnan(few[0, 2 + PLACES]).all() and np.isfinite(few[1]).all()
 
 
 def test_the_last_block_of_the_tower_is_kept_and_not_run(built):
