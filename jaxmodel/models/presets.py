@@ -181,7 +181,7 @@ def _qwen_delta(
     mlp_dim: int,
     **overrides: Any,
 ) -> Transformer:
-    """Qwen3-Next and Qwen3.5: three layers of the gated delta rule (arXiv:2412.06464), then one of gated attention."""
+    """Qwen3.5: three layers of the gated delta rule (arXiv:2412.06464), then one of gated attention."""
     attention = {"rope": Rope(fraction=0.25), "qk_norm": "head", "gate": True}
     return _decoder(
         *(vocab_size, embed_dim, num_layers, heads, mlp_dim, 262144, 1e7, attention),
@@ -577,10 +577,6 @@ PRESETS = {
     "mamba2-1.3b": _mamba2(2048, 48),
     "mamba2-2.7b": _mamba2(2560, 64),
     "qwen3.5-9b": _qwen_delta(248320, 4096, 32, (16, 4, 256), 12288),
-    "qwen3-next-80b-a3b": _qwen_delta(
-        *(151936, 2048, 48, (16, 2, 256), 5632),
-        moe=MoE(num_experts=512, dim=512, experts_per_token=10, shared_dim=512, shared_gate=True),
-    ),
     "vit-b/16": _vit(768, 12, 12, 16),
     "vit-b/32": _vit(768, 12, 12, 32),
     "vit-l/16": _vit(1024, 24, 16, 16),

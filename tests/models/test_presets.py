@@ -75,7 +75,6 @@ PUBLISHED = {  # distinct parameters: a tied head counts once
     "mamba2-1.3b": 1_343_757_312,
     "mamba2-2.7b": 2_702_599_680,
     "qwen3.5-9b": 8_953_803_264,
-    "qwen3-next-80b-a3b": 79_674_391_296,
     # With the head of masked tokens, without BERT's pooler and next-sentence head.
     "bert-base": 109_514_298,
     "bert-large": 335_174_458,
