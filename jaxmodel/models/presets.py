@@ -384,70 +384,52 @@ def _t5(
 
 
 def _pair(
-    embed_dim: int, layers: tuple[int, int], num_heads: int, encoder: Mapping[str, Any], **fields: Any
+    embed_dim: int,
+    layers: tuple[int, int],
+    num_heads: int,
+    start_token: int,
+    encoder: Mapping[str, Any],
+    **fields,
 ) -> EncoderDecoder:
     """BART's and Whisper's blocks: layer norms and biases; `encoder` lays what it has of its own over `fields`."""
-    key_bias = fields.pop("key_bias", None)
-    heads = {"num_heads": num_heads, "bias": True, "key_bias": key_bias, "output_bias": True}
-    both = {
-        "embed_dim": embed_dim,
-        "mlp": MLP(dim=4 * embed_dim, activation="gelu", bias=True),
-        "init_scale": 0.02,
-        **fields,
+    own = {
+        "num_heads": num_heads,
+        "bias": True,
+        "key_bias": fields.pop("key_bias", None),
+        "output_bias": True,
     }
-    inner, both_ways = Attention(**heads), Attention(**heads, causal=False)
-    return EncoderDecoder(
-        Transformer(**{**both, "num_layers": layers[0], "attention": both_ways, "head": None, **encoder}),
-        Transformer(
-            **both,
-            num_layers=layers[1],
-            attention=inner,
-            cross=both_ways,
-            sublayers=("attention", "cross", "mlp"),
-            tied=True,
-        ),
-        shared="spectrogram" not in encoder,
-    )
+    inner, both_ways = Attention(**own), Attention(**own, causal=False)
+    mlp = MLP(dim=4 * embed_dim, activation="gelu", bias=True)
+    both = {"embed_dim": embed_dim, "mlp": mlp, "init_scale": 0.02, **fields}
+    reader = {**both, "num_layers": layers[0], "attention": both_ways, "head": None, **encoder}
+    crossed = {"cross": both_ways, "sublayers": ("attention", "cross", "mlp"), "tied": True}
+    writer = {**both, "num_layers": layers[1], "attention": inner, **crossed}
+    shared = "spectrogram" not in encoder
+    return EncoderDecoder(Transformer(**reader), Transformer(**writer), shared, start_token)
 
 
 def _bart(embed_dim: int, num_layers: int, num_heads: int) -> EncoderDecoder:
     """BART (arXiv:1910.13461): norms after each half and on the embeddings."""
-    found = _pair(
-        embed_dim,
-        (num_layers, num_layers),
-        num_heads,
-        {},
-        vocab_size=50265,
-        max_length=1024,
+    return _pair(
+        *(embed_dim, (num_layers, num_layers), num_heads, 2, {}),
+        **{"vocab_size": 50265, "max_length": 1024, "head": Head(bias=True)},
         norm=Norm(kind="layer", bias=True, placement="post"),
         stem=Stem(positions="learned", position_offset=2, norm=True),
-        head=Head(bias=True),
     )
-    return dataclasses.replace(found, start_token=2)
 
 
 def _whisper(
-    embed_dim: int,
-    layers: int,
-    num_heads: int,
-    decoder: int | None = None,
-    bands: int = 80,
-    vocab_size: int = 51865,
+    embed_dim: int, layers: tuple[int, int], num_heads: int, bands: int = 80, vocab_size: int = 51865
 ) -> EncoderDecoder:
     """Whisper (arXiv:2212.04356): 30 s of sound as 1,500 vectors; keys have no biases."""
     sound = Spectrogram(bands=bands)
-    found = _pair(
-        embed_dim,
-        (layers, layers if decoder is None else decoder),
-        num_heads,
-        {"vocab_size": None, "spectrogram": sound, "max_length": sound.length},
-        vocab_size=vocab_size,
-        max_length=448,
+    encoder = {"vocab_size": None, "spectrogram": sound, "max_length": sound.length}
+    return _pair(
+        *(embed_dim, layers, num_heads, 50258, encoder),
+        **{"vocab_size": vocab_size, "max_length": 448, "key_bias": False},
         norm=Norm(kind="layer", bias=True),
         stem=Stem(positions="learned"),
-        key_bias=False,
     )
-    return dataclasses.replace(found, start_token=50258)
 
 
 PRESETS = {
@@ -642,12 +624,12 @@ PRESETS = {
     "flan-t5-xxl": _t5(4096, 24, 64, 64, 10240, True),
     "bart-base": _bart(768, 6, 12),
     "bart-large": _bart(1024, 12, 16),
-    "whisper-tiny": _whisper(384, 4, 6),
-    "whisper-base": _whisper(512, 6, 8),
-    "whisper-small": _whisper(768, 12, 12),
-    "whisper-medium": _whisper(1024, 24, 16),
-    "whisper-large-v3": _whisper(1280, 32, 20, bands=128, vocab_size=51866),
-    "whisper-large-v3-turbo": _whisper(1280, 32, 20, 4, 128, 51866),
+    "whisper-tiny": _whisper(384, (4, 4), 6),
+    "whisper-base": _whisper(512, (6, 6), 8),
+    "whisper-small": _whisper(768, (12, 12), 12),
+    "whisper-medium": _whisper(1024, (24, 24), 16),
+    "whisper-large-v3": _whisper(1280, (32, 32), 20, 128, 51866),
+    "whisper-large-v3-turbo": _whisper(1280, (32, 4), 20, 128, 51866),
     # Of tables and images; their inputs and outputs are as the data says.
     "mlp": Perceptron(),
     "resnet-tiny": ConvNet(widths=(32, 64, 128)),
