@@ -80,7 +80,7 @@ def dot_product_attention(
     if sinks is not None:
         weights = weights[..., :-1]
     out_BGRTK = jnp.einsum("bgrts,bgsk->bgrtk", weights, v_BGSK)
-    return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, -1)
+    return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, v_BSGK.shape[-1])
 
 
 def _kept(
