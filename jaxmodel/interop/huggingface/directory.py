@@ -21,7 +21,7 @@ from jaxmodel.interop import placing
 from jaxmodel.interop import tensors as files
 from jaxmodel.interop.huggingface import sentences
 from jaxmodel.interop.huggingface.families import FAMILIES
-from jaxmodel.interop.huggingface.table import Bound, Family, bind, computes, read_config, write_config
+from jaxmodel.interop.huggingface.table import WHOLE, Bound, Family, bind, computes, read_config, write_config
 from jaxmodel.interop.signature import flat as flat_of
 from jaxmodel.model import Model, Params, State
 from jaxmodel.sharding import Partitioning
@@ -41,18 +41,19 @@ class Found(NamedTuple):
 
 
 def is_directory(path: Path) -> bool:
-    """Whether a folder has a config.json with a `model_type`."""
-    try:
-        return "model_type" in json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
+    """Whether a folder has a config.json, which nothing of ours is called."""
+    return (path / CONFIG).is_file()
 
 
 def describe(directory: Path) -> Found:
     """The model that config.json describes, no weight read; InputError, which names the nearest, for another family."""
     path = directory / CONFIG
-    said = json.loads(path.read_text(encoding="utf-8"))
-    kind = said["model_type"]
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        kind = said["model_type"]
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"is not JSON ({error})" if isinstance(error, ValueError) else "lacks model_type"
+        raise InputError(f"{path} {why}: {WHOLE}") from error
     if kind not in FAMILIES:
         near = difflib.get_close_matches(str(kind), FAMILIES, len(FAMILIES), 0.0)
         raise InputError(f"{path}: model_type {kind} is not supported: there are {', '.join(near)}")
