@@ -41,7 +41,7 @@ def predict(
       arrays: by name, all with the same number of rows; integers and floats of any width.
       state: batch statistics, for models that have them.
       batch_size: rows computed at once. The last batch is filled up, and what is too much is cut off again.
-      values: which values ("logits"); all by default.
+      values: which values ("logits"); by default all but those that the config calls `pairwise`.
       postprocess: outputs -> named arrays [B, …], which then take the place of the model's values; compiled with it,
         once for each such function.
 
@@ -54,6 +54,8 @@ def predict(
     size = min(batch_size, num_rows)
     finish = postprocess or _values
     given = _names(model, finish, params, {name: array[:size] for name, array in batch.items()}, state)
+    # What a row has with every other is not of the row, and the rows of a batch are not all.
+    given = [name for name in given if name not in (of_config(model.config, "pairwise") or ())]
     for name in values:
         if name not in given:
             raise InputError(f"the model gives no value {name}: {did_you_mean(name, given)}")

@@ -64,6 +64,7 @@ class Towers(_Both):
 
     reads: ClassVar = ("images", "tokens")
     causal: ClassVar = False  # a tower continues no text
+    pairwise: ClassVar = ("logits",)  # of every image with every text
 
     def check(self) -> None:
         """InputError when a tower is not as it must be, or they do not meet."""
