@@ -252,7 +252,8 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
         found.check()
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    return found, said
+    part = family.heads[said].part
+    return getattr(found, part) if part else found, said
 
 
 def read_keys(keys: Sequence[Key | Fixed | Group], json: Json, where: str) -> Overrides:
