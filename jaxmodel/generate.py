@@ -69,7 +69,8 @@ def generate(
 
     Raises:
       InputError: the model is not causal, an option out of bounds, no prompt, an empty one without a separator, an
-        id outside the vocabulary, or a prompt that with the new tokens is longer than the model's `max_length`.
+        id outside the vocabulary, a prompt that ends with an image, or one that with the new tokens is longer than
+        the model's `max_length`.
     """
     _check_options(max_new_tokens, temperature, top_k, top_p)
     if of_config(model.config, "causal") is False:
@@ -86,6 +87,11 @@ def generate(
         source = {name: each for name, each in beside.items() if each is not None}
     rows = _rows(prompts, separator)
     _check_rows(rows, max_new_tokens, limit, of_config(model.config, "vocab_size"))
+    image_token = of_config(model.config, "image_token")
+    if image_token is not None and any(row[-1] == image_token for row in rows):
+        raise InputError(
+            f"a prompt ends with the token of an image, {image_token}: put words behind it, as its template does"
+        )
 
     longest = max(map(len, rows))
     slots = longest if longest == 1 else 1 + max(SMALLEST_BUCKET, 1 << (longest - 2).bit_length())

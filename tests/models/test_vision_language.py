@@ -74,6 +74,15 @@ def test_texts_of_different_lengths_are_continued_as_alone(built):
         assert generate(model, params, row, max_new_tokens=4) == [both[i]]
 
 
+def test_a_prompt_does_not_end_with_an_image(built):
+    model, params = built
+    batch = batch_of(((1,),), length=1 + PLACES)
+    with pytest.raises(
+        InputError, match=f"a prompt ends with the token of an image, {IMAGE}: put words behind it"
+    ):
+        generate(model, params, batch, max_new_tokens=4)
+
+
 def test_names_of_other_checkpoints_are_known(built, tmp_path):
     """Those that were published, and those that transformers wrote for a while."""
     model, params = built
