@@ -73,6 +73,7 @@ REFERENCES |= {
     "swiglu": REFERENCES["silu"],
     "geglu": REFERENCES["gelu_tanh"],
     "geglu_exact": REFERENCES["gelu"],
+    "quick_geglu": REFERENCES["quick_gelu"],
 }
 X = np.concatenate([np.linspace(-6, 6, 41) + 0.013, [1e-20, 9, 12.5, 20, 88, 89, 150, 1e3, 1e4, 1e9]])
 X = np.asarray(np.concatenate([X, -X]), np.float32)
