@@ -49,7 +49,7 @@ def plain(given, state, delta):
 
 
 @pytest.mark.parametrize("delta", [False, True], ids=["ssd", "delta"])
-@pytest.mark.parametrize("chunk", [2, 4, 64])
+@pytest.mark.parametrize("chunk", [2, pytest.param(4, marks=pytest.mark.slow), 64])
 def test_chunks_steps_and_numpy_agree(delta, chunk):
     given = inputs()
     start = np.random.default_rng(1).normal(size=(B, G, R, N, P)).astype(np.float32)
@@ -147,6 +147,7 @@ def test_packed_documents_do_not_see_each_other(kind):
     np.testing.assert_allclose(found[:, 5:11], logits(model, params, tokens=second)[0], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_scanned_and_unrolled_they_share_parameters_and_agree(kind):
     scanned, unrolled = (

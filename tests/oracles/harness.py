@@ -42,6 +42,34 @@ GIVEN = {  # what theirs gives -> our name
     **{"logits": "logits", "last_hidden_state": "hidden", "pooler_output": "embedding"},
     **{"logits_per_image": "logits", "image_embeds": "image_embedding", "text_embeds": "text_embedding"},
 }
+# A third of the families, of every kind of computation; the golden values of all others are compared every day, too.
+DAILY = {
+    *(
+        "gpt2",
+        "llama",
+        "qwen3",
+        "gemma3_text",
+        "stablelm",
+        "cohere2",
+        "bert",
+        "distilbert",
+        "modernbert",
+        "vit",
+    ),
+    *(
+        "resnet",
+        "convnext",
+        "qwen3_moe",
+        "gpt_oss",
+        "deepseek_v3",
+        "t5",
+        "whisper",
+        "clip",
+        "siglip",
+        "llava",
+    ),
+    *("wav2vec2", "mamba2", "qwen3_5_text", "falcon_h1"),
+}
 NEW = 32  # tokens that greedy generation must give alike
 
 
@@ -80,11 +108,12 @@ class Case(NamedTuple):
 
 
 def rows(cases: Sequence[Case]) -> list[Any]:
-    """For parametrize: the first case of each family in every run, the others where whole tables run."""
+    """For parametrize: the first case of each daily family in every run, the others where whole tables run."""
     seen: set[str] = set()
     found = []
     for case in cases:
-        marks = [pytest.mark.slow] if case.family in seen else []
+        daily = (RECORD or case.family in DAILY) and case.family not in seen
+        marks = [] if daily else [pytest.mark.slow]
         seen.add(case.family)
         found.append(pytest.param(case, id=case.id, marks=marks))
     return found
