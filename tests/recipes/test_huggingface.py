@@ -200,10 +200,12 @@ def test_weights_of_tokens_need_their_tokenizer(llama, call, tmp_path, corpus, o
 # Arrays in, arrays out
 
 
-DAILY = ("bert", "vit", "clip", "whisper")
+DAILY = ("bert", "vit", "clip", "t5")
+FRAMES = "whisper"  # its golden file holds frames, which the recipe's model makes of `audio` itself
 GOLDENS = [
     pytest.param(path, id=path.stem, marks=() if path.stem in DAILY else pytest.mark.slow)
     for path in sorted(families.FOLDER.glob("*.npz"))
+    if path.stem != FRAMES
 ]
 
 
@@ -224,13 +226,14 @@ def test_what_a_directory_gives_is_predicted_in_pieces(path, call, tmp_path):
     code, _, err = call("predict", *flags, f"--batch_size={size}")
     assert (code, err) == (0, "")
     written = np.load(tmp_path / "out.npz")
-    mask = golden.batch.get("decoder_mask", golden.batch.get("mask"))
     pairwise = {"logits"} if "image_embedding" in golden.values else set()
     assert not pairwise & {*written}
     for name, expected in golden.values.items():
         if name in pairwise:
             continue
         assert written[name].dtype == np.float32
+        paired = "decoder_mask" in golden.batch and name != "encoder_hidden"
+        mask = golden.batch.get("decoder_mask" if paired else "mask")
         for found in np.split(written[name], times):
             real = mask is not None and expected.ndim == 3 and expected.shape[:2] == mask.shape
             ours, theirs = (found[mask], expected[mask]) if real else (found, expected)

@@ -54,7 +54,7 @@ def test_a_classifier_predicts_with_the_statistics_it_was_saved_with(call, runs)
     assert (code, err) == (0, "")
     state = load(runs["conv"]).model_state
     expected = jax.jit(built("conv").apply)(params_of("conv"), {"images": images.astype(np.float32)}, state)
-    assert set(written) == {"logits", "embedding"}
+    assert set(written) == {"logits", "embedding", "hidden"}
     assert written["logits"].shape == (ROWS, 10)
     assert relative(written, {name: expected[name] for name in written}) < 1e-6
     fresh = jax.jit(built("conv").apply)(params_of("conv"), {"images": images}, built("conv").start())
