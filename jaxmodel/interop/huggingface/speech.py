@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmodel.interop.huggingface.encoders import TWO_WAYS
+from jaxmodel.interop.huggingface.encoders import ENCODER_KEYS, TWO_WAYS
 from jaxmodel.interop.huggingface.keys import ACTIVATIONS, body, classes, headed, labels, named
 from jaxmodel.interop.huggingface.kin import without
 from jaxmodel.interop.huggingface.rows import LAYER_NORM, heads_of, linear, norm, transformer
@@ -128,11 +128,7 @@ WAV2VEC2 = Family(
         norm=LAYER_NORM,
     ),
     keys=(
-        Key("hidden_size", "embed_dim", 768),
-        Key("num_hidden_layers", "num_layers", 12),
-        Key("num_attention_heads", "attention.num_heads", 12),
-        Key("intermediate_size", "mlp.dim", 3072),
-        Key("hidden_act", "mlp.activation", "gelu", *named(ACTIVATIONS)),
+        *without(ENCODER_KEYS, "layer_norm_eps"),
         Key("layer_norm_eps", "norm.epsilon", 1e-5),
         _waveform(),
         Fixed("use_weighted_layer_sum", False),
