@@ -23,6 +23,7 @@ from jaxmodel.interop.huggingface.table import (
     FLAT,
     REQUIRED,
     TRANSPOSED,
+    WHOLE,
     Family,
     Fixed,
     Form,
@@ -80,6 +81,15 @@ def _inner(config: Transformer) -> int:
     return r.num_heads * r.head_dim
 
 
+def _read_expand(json: Json) -> Overrides:
+    """Nothing new; where it contradicts the heads, transformers refuses it, too."""
+    wide = json.get("expand", 2) * json["hidden_size"]
+    heads, width = json.get("num_heads", 128), json.get("head_dim", 64)
+    if wide != heads * width:
+        raise ValueError(f"expand x hidden_size is {wide}, num_heads x head_dim is {heads * width}: {WHOLE}")
+    return {}
+
+
 def _read_limits(json: Json) -> Overrides:
     low, high = json.get("time_step_limit") or (0.0, math.inf)
     # What is infinite is an object in newer files.
@@ -123,7 +133,7 @@ MAMBA2 = Family(
         *mamba_keys("num_heads state_size n_groups conv_kernel chunk_size use_conv_bias use_bias", 128, 8),
         Key("layer_norm_epsilon", "norm.epsilon", 1e-5),
         Key("tie_word_embeddings", "tied", False),
-        Group(lambda json: {}, lambda config: {"expand": _inner(config) // config.embed_dim}),
+        Group(_read_expand, lambda config: {"expand": _inner(config) // config.embed_dim}),
         Key("max_position_embeddings", "max_length", 1 << 20),  # nothing in it limits how long a text may be
     ),
     rows=(

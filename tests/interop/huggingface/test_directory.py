@@ -106,6 +106,15 @@ def test_no_two_families_are_taken_for_one_another():
         assert again is not None and again["architectures"] == [architecture]
 
 
+def test_heads_of_a_recurrence_that_contradict_its_width_are_refused():
+    config, _ = read_config(FAMILIES["mamba2"], said("mamba2"), "here")
+    wide = config.recurrence.num_heads * config.recurrence.head_dim
+    with pytest.raises(InputError, match=f"num_heads x head_dim is {2 * wide}: take the config.json"):
+        read_config(FAMILIES["mamba2"], said("mamba2", head_dim=2 * config.recurrence.head_dim), "here")
+    odd = replace(config, {"recurrence.head_dim": config.recurrence.head_dim + 1})
+    assert write_config(FAMILIES["mamba2"], odd) is None  # no whole `expand` says it
+
+
 def test_only_families_that_turn_a_part_of_a_head_say_so(tmp_path):
     """transformers' llama turns all of it, whatever its config.json says: phi3 computes the same, and does not."""
     config = replace(
