@@ -30,9 +30,7 @@ def imports(rounds: int = 7) -> dict:
     `ratio` is of every public name of the package, `ratio_training` of what a training run imports too.
     """
     programs = {"ours": LIBRARY, "training": TRAINING, "theirs": PEERS}
-    rows = [
-        {name: _seconds(["-c", program]) for name, program in programs.items()} for _ in range(rounds + 1)
-    ][1:]
+    rows = [{name: _seconds(["-c", program]) for name, program in programs.items()} for _ in range(rounds + 1)][1:]
 
     def ratio(name: str) -> float:
         return statistics.median(row[name] / row["theirs"] for row in rows)

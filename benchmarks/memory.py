@@ -22,9 +22,7 @@ def measure(shape: str = "10m") -> dict:
         command = [sys.executable, "-m", "benchmarks.memory", who, shape]
         found[who] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     ours, theirs = found["ours"], found["theirs"]
-    ratios = {
-        name: ours[key] / theirs[key] for name, key in (("ratio", "steps"), ("ratio_with_start", "all"))
-    }
+    ratios = {name: ours[key] / theirs[key] for name, key in (("ratio", "steps"), ("ratio_with_start", "all"))}
     return ratios | {"ours_MB": ours["steps"], "theirs_MB": theirs["steps"], "MB": found}
 
 

@@ -39,12 +39,7 @@ def measure() -> dict:
         if process.returncode:
             raise RuntimeError(f"recipes.prepare ended with {process.returncode}")
         size = text.stat().st_size / 1e6
-    return {
-        "seconds": seconds,
-        "MB": usage.ru_maxrss * 1024 / 1e6,
-        "MB_of_text": size,
-        "MB_per_s": size / seconds,
-    }
+    return {"seconds": seconds, "MB": usage.ru_maxrss * 1024 / 1e6, "MB_of_text": size, "MB_per_s": size / seconds}
 
 
 if __name__ == "__main__":

@@ -149,8 +149,7 @@ def main(names: list[str]) -> int:
             held &= ok
             verdicts[key] = {"floor": floor, "goal": goal, "holds": ok}
             print(
-                f"{name}: {key} {found[key]:.3f} ({sense} {floor}, goal {goal}) {'ok' if ok else 'MISSED'}",
-                flush=True,
+                f"{name}: {key} {found[key]:.3f} ({sense} {floor}, goal {goal}) {'ok' if ok else 'MISSED'}", flush=True
             )
         result = {"what": what, **found, "bounds": verdicts, "on": hardware()}
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -24,9 +24,7 @@ def measure(rounds: int = 3) -> dict:
             ]  # fmt: skip
             start = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, "-m", "recipes.train", *flags],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                [sys.executable, "-m", "recipes.train", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             metrics = Path(folder) / "run" / "metrics.jsonl"
             while not (metrics.exists() and metrics.read_text().count("\n")):

@@ -19,10 +19,7 @@ class Shape(NamedTuple):
     batch: int
 
 
-SHAPES = {
-    "10m": Shape(6, 384, 6, 1024, 256, 256, 16),
-    "124m": Shape(12, 768, 12, 50257, 1024, 256, 4),
-}
+SHAPES = {"10m": Shape(6, 384, 6, 1024, 256, 256, 16), "124m": Shape(12, 768, 12, 50257, 1024, 256, 4)}
 
 
 def ours(shape: Shape) -> Contender:

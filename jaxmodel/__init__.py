@@ -7,17 +7,7 @@ if TYPE_CHECKING:
     from jaxmodel.config import replace
     from jaxmodel.errors import InputError, Retryable
     from jaxmodel.loading import load
-    from jaxmodel.model import (
-        Model,
-        Outputs,
-        chain,
-        from_function,
-        from_linen,
-        from_nnx,
-        frozen,
-        sharded,
-        trained,
-    )
+    from jaxmodel.model import Model, Outputs, chain, from_function, from_linen, from_nnx, frozen, sharded, trained
     from jaxmodel.models.presets import PRESETS
     from jaxmodel.sharding import make_mesh
     from jaxmodel.weights import join, lora, merge, observe, partition, quantize

@@ -110,10 +110,7 @@ def bytes_needed(compiled: jax.stages.Compiled) -> int:
     """What a compiled function holds at once on a device: arguments, results and what lies between."""
     found: Any = compiled.memory_analysis()
     return (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-        + found.temp_size_in_bytes
+        found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes
     )
 
 

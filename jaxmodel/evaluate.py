@@ -62,9 +62,7 @@ def evaluate(
 def _kept(examples: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     """The rows that weigh something, on every host."""
     if "weights" not in examples:
-        raise InputError(
-            "this loss gives no examples to collect: leave collect out, or return them in its Result"
-        )
+        raise InputError("this loss gives no examples to collect: leave collect out, or return them in its Result")
     arrays = {
         name: np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
         for name, x in examples.items()
@@ -74,15 +72,11 @@ def _kept(examples: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=8)
-def _measure(
-    loss: LossFn, collect: bool
-) -> Callable[[Params, Batch, State], tuple[Metrics, dict[str, jax.Array]]]:
+def _measure(loss: LossFn, collect: bool) -> Callable[[Params, Batch, State], tuple[Metrics, dict[str, jax.Array]]]:
     """The metrics of one batch, and what is collected of it, jitted once for a loss."""
 
     def measure(params: Params, batch: Batch, state: State) -> tuple[Metrics, dict[str, jax.Array]]:
         result = loss(params, batch, state, None, False)
-        return {"loss": (result.sum, result.weight)} | result.metrics, dict(
-            result.examples
-        ) if collect else {}
+        return {"loss": (result.sum, result.weight)} | result.metrics, dict(result.examples) if collect else {}
 
     return jax.jit(measure)

@@ -147,9 +147,7 @@ def export_huggingface(
         try:
             proof, said = prove_transformers(Subject(directory, model, made, state))
         except Unproved as error:
-            log(
-                f"not proved, for lack of its consumer ({error}): pip install torch transformers, and export again"
-            )
+            log(f"not proved, for lack of its consumer ({error}): pip install torch transformers, and export again")
         else:
             result |= {"consumer": proof.consumer, "max_deviation": proof.max_deviation}
             if said.strip():
@@ -241,9 +239,7 @@ def check_output(output: Path) -> None:
     """InputError if a directory cannot become an export: it holds something else."""
     if output.is_dir():
         if any(output.iterdir()) and not (output / RESULT).is_file():
-            raise InputError(
-                f"{output} is not empty and holds no export: name another directory, or empty it"
-            )
+            raise InputError(f"{output} is not empty and holds no export: name another directory, or empty it")
     elif output.exists():
         raise InputError(f"{output} is a file: name a directory")
 

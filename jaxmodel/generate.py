@@ -142,9 +142,7 @@ def _turns(model: Model) -> bool:
     return cache is not None and wants_turned() and unstack_layout(model.layout, cache) != model.layout
 
 
-def likeliest(
-    logits: jax.Array, top_k: int | None = None, top_p: jax.Array | float | None = None
-) -> jax.Array:
+def likeliest(logits: jax.Array, top_k: int | None = None, top_p: jax.Array | float | None = None) -> jax.Array:
     """Logits [..., V] with all but the likeliest tokens at -inf; what ties with the last one kept stays too.
 
     Args:
@@ -202,9 +200,7 @@ def _compiled(
     """
     prefix = "decoder_" if paired else ""
 
-    def choose(
-        logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array, top_p: jax.Array
-    ) -> jax.Array:
+    def choose(logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
         if how.greedy:
             return _argmax(logits_BV)
         logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / temperature
@@ -267,12 +263,7 @@ def _named(apply: Apply, prefix: str) -> Callable[..., Outputs]:
 
 
 def _with_cache(
-    apply: Callable[..., Outputs],
-    start: Start,
-    tokens_BP: jax.Array,
-    lengths_B: jax.Array,
-    num_new: int,
-    source: Batch,
+    apply: Callable[..., Outputs], start: Start, tokens_BP: jax.Array, lengths_B: jax.Array, num_new: int, source: Batch
 ) -> Reader:
     """The state is the cache: source and prompts are read in one go, then a token at a time."""
     B, P = tokens_BP.shape
@@ -294,12 +285,7 @@ def _with_cache(
 
 
 def _without_cache(
-    apply: Callable[..., Outputs],
-    start: Start,
-    tokens_BP: jax.Array,
-    lengths_B: jax.Array,
-    num_new: int,
-    source: Batch,
+    apply: Callable[..., Outputs], start: Start, tokens_BP: jax.Array, lengths_B: jax.Array, num_new: int, source: Batch
 ) -> Reader:
     """The state is the text so far, padded right, hidden by causality; all is read each time."""
     B, P = tokens_BP.shape
@@ -379,9 +365,7 @@ def _check_options(max_new_tokens: int, temperature: float, top_k: int | None, t
         raise InputError(f"top_p={top_p}: must be above 0 and at most 1, or none for all tokens")
 
 
-def _check_rows(
-    rows: list[list[int]], max_new_tokens: int, limit: int | None, vocab_size: int | None
-) -> None:
+def _check_rows(rows: list[list[int]], max_new_tokens: int, limit: int | None, vocab_size: int | None) -> None:
     for i, row in enumerate(rows):
         if limit is not None and len(row) + max_new_tokens > limit:
             left = limit - len(row)

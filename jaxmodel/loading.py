@@ -131,9 +131,7 @@ def _reader(path: Path) -> Reader:
             return reader
     if not path.exists():
         raise InputError(f"{path}: there is no such folder")
-    names = (
-        sorted(each.name + "/" * each.is_dir() for each in path.iterdir()) if path.is_dir() else ["a file"]
-    )
+    names = sorted(each.name + "/" * each.is_dir() for each in path.iterdir()) if path.is_dir() else ["a file"]
     there = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     kinds = "; ".join(reader.what for reader in READERS)
     raise InputError(f"{path} holds no model: looked for {kinds}; found {there or 'nothing'}")
@@ -190,25 +188,14 @@ def _read_checked(path: Path, request: Request) -> Loaded:
     params, state = checkpoint.restore_weights(path, model, partitioning, request.select)
     if request.dtype is not None:
         params = weights.cast(params, request.dtype)
-    return Loaded(
-        model,
-        params,
-        state,
-        read_fitted(path),
-        record.step,
-        record.info,
-    )
+    return Loaded(model, params, state, read_fitted(path), record.step, record.info)
 
 
 def _read_export(path: Path, request: Request) -> Loaded:
     if request.mesh is not None:
-        raise InputError(
-            f"{path} is an export, made for one device: load it without a mesh, or the checkpoint on one"
-        )
+        raise InputError(f"{path} is an export, made for one device: load it without a mesh, or the checkpoint on one")
     if request.select != "*":
-        raise InputError(
-            f"{path} is an export, which is read whole: load it without select, or the checkpoint with it"
-        )
+        raise InputError(f"{path} is an export, which is read whole: load it without select, or the checkpoint with it")
     if request.dtype is not None:
         raise InputError(f"{path} is an export, whose program has its types: load it without dtype")
     found = stablehlo.read(path)
@@ -235,9 +222,7 @@ def _read_huggingface(path: Path, request: Request) -> Loaded:
 
 
 def _is_run(path: Path) -> bool:
-    return (
-        (path / "checkpoints").is_dir() or (path.name == "checkpoints" and path.is_dir()) or bool(steps(path))
-    )
+    return (path / "checkpoints").is_dir() or (path.name == "checkpoints" and path.is_dir()) or bool(steps(path))
 
 
 def _is_step(path: Path) -> bool:

@@ -197,9 +197,7 @@ def fit(
     if (watch or rollback) is not None and back is None:
         raise InputError("fit: watch and rollback go back to checkpoints: pass a checkpoint.Checkpointer too")
     if rollback is not None and not callable(loader):
-        raise InputError(
-            "fit: rollback begins the data anew: pass a loader that is a function of where to begin"
-        )
+        raise InputError("fit: rollback begins the data anew: pass a loader that is a function of where to begin")
     before = before or {}
     offset, tries = before.get("offset", 0), before.get("retries", 0)
     guard = _Guard(rollback.spike if rollback else None, before.get("guard"))
@@ -306,9 +304,7 @@ def _best(state: TrainState, back: Checkpointer | None, watch: Watch | None) -> 
     if back is None or watch is None or not watch.best:
         return state
     value, step = watch.best[0]
-    return back.choose(
-        step, state, {"monitor": watch.monitor, "value": value, "stopped_early": watch.exhausted}
-    )
+    return back.choose(step, state, {"monitor": watch.monitor, "value": value, "stopped_early": watch.exhausted})
 
 
 class _Guard:
@@ -344,20 +340,10 @@ class _Guard:
                 )
         else:
             for name, number in sorted(numbers.items(), key=lambda each: each[0] != "loss"):  # the loss first
-                if (
-                    not math.isfinite(number)
-                    and math.isfinite(sums[name][1])
-                    and not math.isfinite(sums[name][0])
-                ):
-                    raise Diverged(
-                        f"step {step}: {name} is {number}{_where(state)}; training has diverged. {mend}"
-                    )
+                if not math.isfinite(number) and math.isfinite(sums[name][1]) and not math.isfinite(sums[name][0]):
+                    raise Diverged(f"step {step}: {name} is {number}{_where(state)}; training has diverged. {mend}")
         loss = numbers["loss"]
-        if (
-            self._spike is not None
-            and len(self._losses) >= 3
-            and loss > self._spike * statistics.median(self._losses)
-        ):
+        if self._spike is not None and len(self._losses) >= 3 and loss > self._spike * statistics.median(self._losses):
             raise Diverged(
                 f"step {step}: the loss is {loss:.4g}, over train.spike={self._spike:g} times what it was. {mend}"
             )

@@ -45,11 +45,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array, smo
 
 
 def sigmoid_cross_entropy(
-    logits: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-    smoothing: float = 0.0,
-    threshold: float = 0.5,
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, smoothing: float = 0.0, threshold: float = 0.5
 ) -> Sums:
     """Cross entropy in nats of the probabilities sigmoid(logits [...]) against targets [...] of 0 or 1, or between.
 
@@ -126,12 +122,7 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 def streamed_cross_entropy(
-    head: Head,
-    hidden_BTD: jax.Array,
-    targets_BT: jax.Array,
-    weights_BT: jax.Array,
-    chunk: int,
-    smoothing: float = 0.0,
+    head: Head, hidden_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, chunk: int, smoothing: float = 0.0
 ) -> Sums:
     """`cross_entropy(head(hidden), targets, weights, smoothing)`, never holding the logits of more than `chunk` tokens.
 
@@ -170,9 +161,7 @@ def _pieces(x_BT: jax.Array, splits: tuple[int, int]) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _streamed(
-    head: Any, smoothing: float, captured: Sequence[Any], hidden: Any, targets: Any, weights: Any
-) -> Any:
+def _streamed(head: Any, smoothing: float, captured: Sequence[Any], hidden: Any, targets: Any, weights: Any) -> Any:
     """(loss, correct) over pieces [N, b, t, …] of a head that takes what it captured as further arguments."""
 
     def sums(_: Any, piece: Any) -> tuple[Any, Any]:

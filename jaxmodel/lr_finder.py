@@ -73,9 +73,7 @@ def find_learning_rate(
     rising = optax.scale_by_schedule(lambda count: jnp.asarray(rates, jnp.float32)[count])
     optimizer = optax.chain(make_optimizer(flat, steps, model.layout), rising)
     fresh = key if params is None else None
-    state = make_state(
-        model, optimizer, fresh, params=params, model_state=model_state, partitioning=partitioning
-    )
+    state = make_state(model, optimizer, fresh, params=params, model_state=model_state, partitioning=partitioning)
     step = make_step(model, loss, optimizer, accumulate, partitioning=partitioning)
 
     losses: list[float] = []
@@ -87,9 +85,7 @@ def find_learning_rate(
         if not np.isfinite(smooth) or (losses and smooth > WORSE * min(losses)):
             break
         losses.append(smooth)
-    return RangeTest(
-        rates[: len(losses)], np.array(losses), _steepest(rates[: len(losses)], np.array(losses))
-    )
+    return RangeTest(rates[: len(losses)], np.array(losses), _steepest(rates[: len(losses)], np.array(losses)))
 
 
 def _steepest(rates: np.ndarray, losses: np.ndarray) -> float:

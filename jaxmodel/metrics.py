@@ -87,9 +87,7 @@ FINISH: dict[str, Callable[[Any, Any], float]] = {
 # Of all examples at once. Numbers of any dtype in, float64 out; what weighs nothing is as if it were not there.
 
 
-def confusion_matrix(
-    predictions: Any, targets: Any, weights: Any = None, num_classes: int | None = None
-) -> np.ndarray:
+def confusion_matrix(predictions: Any, targets: Any, weights: Any = None, num_classes: int | None = None) -> np.ndarray:
     """float64[C,C]: the weight of the examples of class i (row) that were predicted as class j (column).
 
     Args:
@@ -165,9 +163,7 @@ def r2(predictions: Any, targets: Any, weights: Any = None) -> float:
         return 1 - np.sum(w * (y - p) ** 2) / np.sum(w * (y - np.average(y, weights=w)) ** 2)
 
     # What weighs nothing may be missing, that is, NaN.
-    kept = [
-        (p[w > 0], y[w > 0], w[w > 0]) for p, y, w in zip(predictions.T, targets.T, weights.T, strict=True)
-    ]
+    kept = [(p[w > 0], y[w > 0], w[w > 0]) for p, y, w in zip(predictions.T, targets.T, weights.T, strict=True)]
     return float(np.mean([of(*column) for column in kept]))
 
 
@@ -201,9 +197,7 @@ def _rows(values: Any, targets: Any, weights: Any) -> list[np.ndarray]:
     weights = np.ones(np.shape(targets)) if weights is None else weights
     values, targets, weights = _doubles(values, targets, weights)
     if not values.shape == targets.shape == weights.shape or values.ndim != 1:
-        raise ValueError(
-            f"one value each an example: not {values.shape}, {targets.shape} and {weights.shape}"
-        )
+        raise ValueError(f"one value each an example: not {values.shape}, {targets.shape} and {weights.shape}")
     return [each[weights > 0] for each in (values, targets, weights)]
 
 

@@ -161,9 +161,7 @@ def _chain(parts: dict[str, Model]) -> Model:
         keys = jax.random.split(key, len(parts))
         return {name: model.init(k) for (name, model), k in zip(parts.items(), keys, strict=True)}
 
-    def apply(
-        params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False
-    ) -> Outputs:
+    def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         values: dict[str, jax.Array] = {}
         losses: dict[str, jax.Array] = {}
         changed = {}
@@ -259,9 +257,7 @@ def from_function(
     Quantized, adapted or observed weights reach `apply` as plain arrays: it multiplies with `@`, not with ours.
     """
 
-    def full(
-        params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False
-    ) -> Outputs:
+    def full(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         plain = weights.densify(params, layout)
         if start is None:
             return Outputs(_named(apply(plain, batch)))
@@ -302,17 +298,13 @@ def from_linen(module: Any, *args: str, example: Batch, layout: Any = None) -> M
         flag = {"train": False} if takes_train else {}
         return dict(module.init({"params": key}, *(example[a] for a in args), **flag))
 
-    def apply(
-        params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False
-    ) -> Outputs:
+    def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         kept = require_state(state, shapes, module)
         flag = {"train": train} if takes_train else {}
         rngs = {} if key is None else {"dropout": key}
         mutable = list(shapes) if train and shapes else False
         plain = weights.densify(params, layout)
-        out = module.apply(
-            {"params": plain, **kept}, *(batch[a] for a in args), rngs=rngs, mutable=mutable, **flag
-        )
+        out = module.apply({"params": plain, **kept}, *(batch[a] for a in args), rngs=rngs, mutable=mutable, **flag)
         values, changed = out if mutable else (out, kept)
         return Outputs(_named(values), dict(changed))
 
@@ -350,24 +342,17 @@ def from_nnx(make: Callable[[Any], Any], *args: str, layout: Any = None) -> Mode
         nnx.replace_by_pure_dict(state, values)
         return state
 
-    def apply(
-        params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False
-    ) -> Outputs:
+    def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         kept = require_state(state, stateful, make)
         if train and key is None and jax.tree.leaves(random):
             raise InputError("this module draws random numbers in training: apply(…, key=key, train=True)")
         rngs = split(jax.random.key(0) if key is None else key)[2]
         module = nnx.merge(
-            definition,
-            filled(param_shapes, weights.densify(params, layout)),
-            rngs,
-            filled(other_shapes, kept),
+            definition, filled(param_shapes, weights.densify(params, layout)), rngs, filled(other_shapes, kept)
         )
         module.train() if train else module.eval()
         values = module(*(batch[a] for a in args))
-        return Outputs(
-            _named(values), nnx.to_pure_dict(cast(Any, nnx.split(module, nnx.Param, nnx.RngState, ...))[3])
-        )
+        return Outputs(_named(values), nnx.to_pure_dict(cast(Any, nnx.split(module, nnx.Param, nnx.RngState, ...))[3]))
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:
         del batch_size, length
@@ -382,9 +367,7 @@ def from_nnx(make: Callable[[Any], Any], *args: str, layout: Any = None) -> Mode
 def require_state(state: State, needed: Any, owner: Any) -> State:
     """`state`, or {} where none is needed; InputError when a model that keeps statistics gets none."""
     if jax.tree.leaves(needed) and not state:
-        raise InputError(
-            f"{getattr(owner, '__name__', type(owner).__name__)} keeps state: pass state=model.start()"
-        )
+        raise InputError(f"{getattr(owner, '__name__', type(owner).__name__)} keeps state: pass state=model.start()")
     return state or {}
 
 

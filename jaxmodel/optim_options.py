@@ -68,9 +68,7 @@ def _none(name: str) -> str:
     for owner, takes in (OPTIMIZER_TAKES | SCHEDULE_TAKES).items():
         if name in takes:
             default = takes[name]
-            found.setdefault(default.words if isinstance(default, Span) else to_text(default), []).append(
-                owner
-            )
+            found.setdefault(default.words if isinstance(default, Span) else to_text(default), []).append(owner)
     return "none: " + ", ".join(f"{value} ({', '.join(owners)})" for value, owners in found.items())
 
 
@@ -96,9 +94,7 @@ class Optimizer:
         None, f"how much of the last direction is kept, below 1; {_none('momentum')}", low=0.0, high=1.0
     )
     epsilon: float | None = field(
-        None,
-        f"added to the root of the squared average (adafactor: to the square); {_none('epsilon')}",
-        low=0.0,
+        None, f"added to the root of the squared average (adafactor: to the square); {_none('epsilon')}", low=0.0
     )
     weight_decay: float | None = field(
         None, f"decay of matrices, per step and unit of learning rate; {_none('weight_decay')}", low=0.0
@@ -108,14 +104,10 @@ class Optimizer:
         f"what the averages of matrices are kept in; {_none('state_dtype')}",
         choices=("float32", "bfloat16", "int8"),
     )
-    clip_norm: float | None = field(
-        1.0, "gradients are scaled down to this global norm; none: never", low=0.0
-    )
+    clip_norm: float | None = field(1.0, "gradients are scaled down to this global norm; none: never", low=0.0)
     clip_value: float | None = field(None, "gradients are cut at plus and minus this; none: never", low=0.0)
     clip_adaptive: float | None = field(
-        None,
-        "the gradient of each unit is scaled down to this fraction of its weights' norm; none: never",
-        low=0.0,
+        None, "the gradient of each unit is scaled down to this fraction of its weights' norm; none: never", low=0.0
     )
     scale: tuple[str, ...] = field(
         (), "learning rates by path, the first that matches: stack/*:0.1,logits:2 are factors, 0 freezes"
@@ -123,10 +115,7 @@ class Optimizer:
     schedule: str = field("cosine", "how the learning rate changes", choices=SCHEDULE_TAKES)
     warmup: int = field(0, "steps over which the learning rate first rises to its peak", low=0)
     final_learning_rate: float | None = field(
-        None,
-        f"where it falls to, as a fraction of the peak; {_none('final_learning_rate')}",
-        low=0.0,
-        high=1.0,
+        None, f"where it falls to, as a fraction of the peak; {_none('final_learning_rate')}", low=0.0, high=1.0
     )
     decay_steps: int | None = field(
         None,
@@ -134,22 +123,17 @@ class Optimizer:
         f"which it falls to 0.71 (inverse_sqrt); {_none('decay_steps')}",
         low=1,
     )
-    decay_rate: float | None = field(
-        None, f"the factor by which it falls; {_none('decay_rate')}", low=0.0, high=1.0
-    )
+    decay_rate: float | None = field(None, f"the factor by which it falls; {_none('decay_rate')}", low=0.0, high=1.0)
     rise_steps: int | None = field(None, f"steps up to the peak; {_none('rise_steps')}", low=1)
     cycle_steps: int | None = field(None, f"steps of the first cycle; {_none('cycle_steps')}", low=1)
     cycle_growth: float | None = field(
         None, f"each cycle is so many times as long as the last; {_none('cycle_growth')}", low=1.0
     )
     find_lr: bool = field(
-        False,
-        "train for 100 steps on a copy with a rising learning rate, draw the losses, suggest one, and stop",
+        False, "train for 100 steps on a copy with a rising learning rate, draw the losses, suggest one, and stop"
     )
     window: int | None = field(None, f"steps whose loss is averaged; {_none('window')}", low=1)
-    patience: int | None = field(
-        None, f"windows without a better loss before it falls; {_none('patience')}", low=1
-    )
+    patience: int | None = field(None, f"windows without a better loss before it falls; {_none('patience')}", low=1)
     cooldown: int | None = field(None, f"windows after a fall that do not count; {_none('cooldown')}", low=0)
 
     def check(self, steps: int | None = None) -> None:
@@ -175,9 +159,7 @@ class Optimizer:
         if steps is not None:
             self._check_lengths(steps)
 
-    def _check_takes(
-        self, kind: str, takes: Mapping[str, Any], chosen: str, table: Mapping[str, Any]
-    ) -> None:
+    def _check_takes(self, kind: str, takes: Mapping[str, Any], chosen: str, table: Mapping[str, Any]) -> None:
         for name in dict.fromkeys(name for row in table.values() for name in row):
             value = getattr(self, name)
             if value is not None and name not in takes:

@@ -35,9 +35,7 @@ class Data:
     eval_batches: int | None = field(None, "batches in one evaluation; none: all that was held out", low=1)
     # Text.
     text_field: str = field("text", "the field of a .jsonl line that holds the text")
-    tokenizer: str = field(
-        "bpe", "bpe is trained on the data; byte needs no training", choices=("bpe", "byte")
-    )
+    tokenizer: str = field("bpe", "bpe is trained on the data; byte needs no training", choices=("bpe", "byte"))
     vocab_size: int = field(2048, "tokens in a bpe vocabulary: 256 bytes, the separator, and merges", low=257)
     length: int = field(128, "tokens in a sequence", low=1)
     cache: str | None = field(None, "folder for tokenised data; none: the user's cache folder")
@@ -89,9 +87,7 @@ class Data:
             )
         both = set(self.categorical) & set(self.ignore)
         if both:
-            raise InputError(
-                f"data.categorical and data.ignore both name {min(both)}: take it out of one of them"
-            )
+            raise InputError(f"data.categorical and data.ignore both name {min(both)}: take it out of one of them")
         if self.image_shape and len(self.image_shape) not in (2, 3):
             raise InputError(
                 f"data.image_shape={to_text(self.image_shape)}: give height,width or height,width,channels"
@@ -129,18 +125,13 @@ class Train:
     log_every: int = field(10, "steps between lines of metrics.jsonl", low=1)
     eval_every: int = field(0, "steps between evaluations; 0: only at the end", low=0)
     monitor: str | None = field(
-        None,
-        "metric of the first evaluation whose best steps are kept, and that ends the run; none: the last step is",
+        None, "metric of the first evaluation whose best steps are kept, and that ends the run; none: the last step is"
     )
     mode: str | None = field(
-        None,
-        "whether its least or its greatest value is best; none: as the metric is",
-        choices=("min", "max"),
+        None, "whether its least or its greatest value is best; none: as the metric is", choices=("min", "max")
     )
     patience: int | None = field(
-        None,
-        "evaluations without a better train.monitor after which training stops; none: it does not",
-        low=1,
+        None, "evaluations without a better train.monitor after which training stops; none: it does not", low=1
     )
     min_delta: float = field(0.0, "by how much train.monitor must be better to count", low=0.0)
     average: float | None = field(
@@ -151,22 +142,14 @@ class Train:
     )
     skip_nonfinite: bool = field(False, "leave out updates that are not finite, and count them")
     rollback: int = field(
-        0,
-        "times to go back to the last checkpoint and leave out the batches since, where training diverges",
-        low=0,
+        0, "times to go back to the last checkpoint and leave out the batches since, where training diverges", low=0
     )
     spike: float | None = field(
-        None,
-        "with train.rollback: a logged loss of so many times the median of the last has diverged too",
-        low=1.0,
+        None, "with train.rollback: a logged loss of so many times the median of the last has diverged too", low=1.0
     )
-    profile: tuple[int, ...] = field(
-        (), "first and last step to write a trace of, for xprof or Perfetto: 10,13", low=1
-    )
+    profile: tuple[int, ...] = field((), "first and last step to write a trace of, for xprof or Perfetto: 10,13", low=1)
     writers: tuple[str, ...] = field((), "where else numbers go", choices=("tensorboard", "wandb", "trackio"))
-    overfit_one_batch: bool = field(
-        False, "train on the first batch alone: a model that can learn gets it right"
-    )
+    overfit_one_batch: bool = field(False, "train on the first batch alone: a model that can learn gets it right")
     fast_dev_run: bool = field(
         False, "two steps, an evaluation of a batch and a checkpoint that is not kept: does all of it work?"
     )
@@ -194,9 +177,7 @@ class Train:
         if self.average in (0.0, 1.0):
             raise InputError(f"train.average={self.average:g}: must be between 0 and 1, as in 0.999")
         if self.profile and (len(self.profile) != 2 or self.profile[0] > self.profile[1]):
-            raise InputError(
-                f"train.profile={to_text(self.profile)}: give the first and the last step, as in 10,13"
-            )
+            raise InputError(f"train.profile={to_text(self.profile)}: give the first and the last step, as in 10,13")
         if self.profile and self.epochs is None and self.profile[1] > self.length(1)[0]:
             raise InputError(
                 f"train.profile={to_text(self.profile)} ends after train.steps={self.length(1)[0]}: lower it"
@@ -302,9 +283,7 @@ class Task:
         if self.label_smoothing == 1:
             raise InputError("task.label_smoothing=1.0: must be below 1, or the targets say nothing")
         if self.threshold in (0, 1):
-            raise InputError(
-                f"task.threshold={self.threshold}: must be between 0 and 1, or all is predicted alike"
-            )
+            raise InputError(f"task.threshold={self.threshold}: must be between 0 and 1, or all is predicted alike")
         if not self.quantiles or min(self.quantiles) == 0 or max(self.quantiles) == 1:
             raise InputError(
                 f"task.quantiles={to_text(self.quantiles)}: give one or more between 0 and 1, as in 0.1,0.5,0.9"

@@ -81,9 +81,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     except (ValueError, EOFError, IsADirectoryError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{path} is no .npz file of plain arrays ({error}): write it with np.savez"
-        ) from None
+        raise InputError(f"{path} is no .npz file of plain arrays ({error}): write it with np.savez") from None
     if not arrays:
         raise InputError(f"{path} holds no arrays")
     return arrays

@@ -147,9 +147,7 @@ def make_step(
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         trainable, rest = partition(state.params, model.layout)
 
-        def objective(
-            trainable: Params, batch: Batch, model_state: State, key: jax.Array
-        ) -> tuple[jax.Array, Any]:
+        def objective(trainable: Params, batch: Batch, model_state: State, key: jax.Array) -> tuple[jax.Array, Any]:
             result = loss(join(trainable, rest), batch, model_state, key, True)
             metrics = {"loss": (result.sum, result.weight)} | result.metrics
             return result.sum, (result.weight, metrics, result.state)
@@ -186,9 +184,7 @@ def make_step(
         one = jnp.ones((), jnp.float32)
         metrics |= {"grad_norm": (global_norm(grads), one), "tokens": (weight, one)}
         if schedule is not None:
-            made = (
-                state.step if state.skipped is None else state.step - state.skipped
-            )  # as the optimizer counts
+            made = state.step if state.skipped is None else state.step - state.skipped  # as the optimizer counts
             metrics["learning_rate"] = (effective(schedule(made), opt_state), one)
         after = TrainState(state.step + 1, params, opt_state, model_state)
         if state.average is not None:

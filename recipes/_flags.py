@@ -180,9 +180,7 @@ class Command(Generic[F]):
         return Parsed(flags, name, model, said)
 
 
-def run(
-    main: Callable[[Parsed[F]], int | None], command: Command[F], argv: Sequence[str] | None = None
-) -> int:
+def run(main: Callable[[Parsed[F]], int | None], command: Command[F], argv: Sequence[str] | None = None) -> int:
     """Parse the command line, call `main` and turn what happened into an exit code.
 
     0 done · 1 a bug, with a traceback · 2 the user can mend it, one line · 42 run it again · 130 interrupted

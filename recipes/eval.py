@@ -14,15 +14,7 @@ from recipes._flags import Command, Parsed, dtype_flag, run
 from recipes._output import output_file
 
 GZIP_BYTES = 64 << 20  # enough to know what gzip makes of a text
-SHARES = (
-    "accuracy",
-    "top5_accuracy",
-    "precision",
-    "recall",
-    "f1",
-    "recall_at_1",
-    "recall_at_5",
-)  # told in percent
+SHARES = ("accuracy", "top5_accuracy", "precision", "recall", "f1", "recall_at_1", "recall_at_5")  # told in percent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +53,7 @@ class Flags:
     data: Data = Data()
 
 
-COMMAND = Command(
-    "eval", "Evaluate a model on what was held out from training, or on all of another file.", Flags
-)
+COMMAND = Command("eval", "Evaluate a model on what was held out from training, or on all of another file.", Flags)
 
 
 def main(parsed: Parsed[Flags]) -> int:
@@ -95,9 +85,7 @@ def main(parsed: Parsed[Flags]) -> int:
     loaded = load(flags.checkpoint, mesh=mesh, dtype=flags.dtype, log=log)
     task = task_in(loaded)
     if loaded.fitted is None or task is None:
-        lacks = (
-            "no tokenizer and no table" if loaded.fitted is None else "no language model, and names no task"
-        )
+        lacks = "no tokenizer and no table" if loaded.fitted is None else "no language model, and names no task"
         raise InputError(
             f"--checkpoint={flags.checkpoint} holds {lacks}: only what recipes.train made, and language models of "
             "Hugging Face, are evaluated here; from Python, see jaxmodel.evaluate"
@@ -105,9 +93,7 @@ def main(parsed: Parsed[Flags]) -> int:
     data_options = _data(loaded.info, parsed.said)
     limit = limits_of(loaded.model).get("length", data_options.length)
     if data_options.length > limit:
-        raise InputError(
-            f"--data.length={data_options.length} is longer than the model's max_length={limit}: lower it"
-        )
+        raise InputError(f"--data.length={data_options.length} is longer than the model's max_length={limit}: lower it")
     data = open_dataset(data_options, stored=loaded.fitted, log=log)
     loss = loss_of(task, loaded.model, data.facts, shards=mesh.size if mesh else 1)
     facts = {

@@ -23,9 +23,7 @@ class Flags:
     output: str = field(help="a new or empty directory, or an earlier export, which is replaced")
     format: str = field("stablehlo", "what is written", choices=("stablehlo", "huggingface"))
     quantize: str = field("none", "what the weights become", choices=("none", "int8", "int4"))
-    group: int | None = field(
-        None, "inputs that share a scale; none: all of a channel for int8, 32 for int4", low=2
-    )
+    group: int | None = field(None, "inputs that share a scale; none: all of a channel for int8, 32 for int4", low=2)
     dtype: str | None = dtype_flag()
     merge: bool = field(False, "make adapters part of the weights they belong to")
     eval_batches: int = field(32, "batches of held-out text to compare the export on; 0: none", low=0)
@@ -45,9 +43,7 @@ class Flags:
 
 
 COMMAND = Command(
-    "export",
-    "Export a checkpoint as programs that need jax and numpy alone, or as transformers reads it.",
-    Flags,
+    "export", "Export a checkpoint as programs that need jax and numpy alone, or as transformers reads it.", Flags
 )
 
 
@@ -64,16 +60,12 @@ def main(parsed: Parsed[Flags]) -> int:
 
     check_output(Path(flags.output))
     if stablehlo.is_export(Path(flags.checkpoint)):
-        raise InputError(
-            f"--checkpoint={flags.checkpoint} is an export: give the checkpoint that it was made from"
-        )
+        raise InputError(f"--checkpoint={flags.checkpoint} is an export: give the checkpoint that it was made from")
     loaded = load(flags.checkpoint, dtype=flags.dtype, log=log)
     log(f"exporting step {loaded.step} of {flags.checkpoint}, and running the export in a process of its own")
     common: Any = {"state": loaded.model_state, "merge": flags.merge, "info": loaded.info}
     if flags.format == "huggingface":
-        result = export_huggingface(
-            loaded.model, loaded.params, flags.output, tokenizer=loaded.tokenizer, **common
-        )
+        result = export_huggingface(loaded.model, loaded.params, flags.output, tokenizer=loaded.tokenizer, **common)
     else:
         result = export(
             loaded.model,

@@ -42,8 +42,7 @@ class Flags:
     )
     seed: int = field(0, "of the draws: the same seed gives the same texts", low=0)
     stop: str | None = field(
-        None,
-        "a text ends before this; always at the end of a document, or of an answer as its directory says",
+        None, "a text ends before this; always at the end of a document, or of an answer as its directory says"
     )
     output: str | None = field(
         None, "also write the texts to this .jsonl file: prompt and text; or conversations with their answers"
@@ -105,21 +104,14 @@ def main(parsed: Parsed[Flags]) -> int:
     paired = "decoder_tokens" in reads  # prompts are what the encoder reads, and texts the decoder's alone
     if paired and "tokens" not in reads:
         first = next(iter(reads))
-        raise InputError(
-            f"--prompt is text, and the model reads {first}: call jaxmodel.generate.generate with that"
-        )
+        raise InputError(f"--prompt is text, and the model reads {first}: call jaxmodel.generate.generate with that")
     if chats:
-        encoded = [
-            tokenizer.encode_chat(chat.messages, tools=chat.tools, add_generation_prompt=True)
-            for chat in chats
-        ]
+        encoded = [tokenizer.encode_chat(chat.messages, tools=chat.tools, add_generation_prompt=True) for chat in chats]
     else:
         encoded = [tokenizer.encode_input(prompt) for prompt in flags.prompts]
     prompts = [ids.tolist() or [tokenizer.separator_id] for ids in encoded]
     limit = limits_of(model).get("decoder_length" if paired else "length", sys.maxsize)
-    room = max(
-        limit - (1 if paired else max(map(len, prompts))), 1
-    )  # too long a prompt is named by what follows
+    room = max(limit - (1 if paired else max(map(len, prompts))), 1)  # too long a prompt is named by what follows
     added = generate(
         model,
         params,
@@ -145,9 +137,7 @@ def main(parsed: Parsed[Flags]) -> int:
         if chats:
             lines = [chat.answered(text) for chat, text in zip(chats, texts, strict=True)]
         else:
-            lines = [
-                {"prompt": prompt, "text": text} for prompt, text in zip(flags.prompts, texts, strict=True)
-            ]
+            lines = [{"prompt": prompt, "text": text} for prompt, text in zip(flags.prompts, texts, strict=True)]
         Path(output).write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
     return 0
 

@@ -41,9 +41,7 @@ class Flags:
     data: Data = Data()
 
 
-COMMAND = Command(
-    "predict", "Run a model on the rows of a table or on arrays, and write what it gives.", Flags
-)
+COMMAND = Command("predict", "Run a model on the rows of a table or on arrays, and write what it gives.", Flags)
 
 
 def main(parsed: Parsed[Flags]) -> int:
@@ -85,12 +83,8 @@ def _answers(parsed: Parsed[Flags], loaded: Any, how: Mapping[str, Any], log: An
             f"--input={flags.input} is a table, and --checkpoint={flags.checkpoint} was not trained on one: give a .npz"
         )
     form = {name: loaded.info.get("data", {}).get(name) for name in ("header", "skip_rows", "delimiter")}
-    said = {
-        name.removeprefix("data."): value for name, value in parsed.said.items() if name.startswith("data.")
-    }
-    data = config.create(
-        options.Data, {name: v for name, v in (form | said).items() if v is not None}, "data."
-    )
+    said = {name.removeprefix("data."): value for name, value in parsed.said.items() if name.startswith("data.")}
+    data = config.create(options.Data, {name: v for name, v in (form | said).items() if v is not None}, "data.")
     columns = read_columns(data, flags.input, "input")
     encoded = loaded.table.encode(columns, need_label=False)
     for line in encoded.lines(columns.title):
@@ -99,9 +93,7 @@ def _answers(parsed: Parsed[Flags], loaded: Any, how: Mapping[str, Any], log: An
     def finish(outputs: Any) -> dict[str, Any]:
         return task.row.predict(outputs, task.options)
 
-    found = loaded.table.answers(
-        predict(loaded.model, loaded.params, encoded.arrays, postprocess=finish, **how)
-    )
+    found = loaded.table.answers(predict(loaded.model, loaded.params, encoded.arrays, postprocess=finish, **how))
     for name in flags.values:
         if name not in found:
             raise InputError(f"--values={name}: the answers are {config.did_you_mean(name, found)}")

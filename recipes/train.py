@@ -110,9 +110,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     source = None
     if flags.init_from is not None:
         if stablehlo.is_export(Path(flags.init_from)):
-            raise InputError(
-                f"--init_from={flags.init_from} is an export, made to be run: start from its checkpoint"
-            )
+            raise InputError(f"--init_from={flags.init_from} is an export, made to be run: start from its checkpoint")
         where = mesh if partitioning else None
         # Updates are smaller than what narrower types can tell apart.
         source = load(flags.init_from, mesh=where, model=asked.build(), dtype="float32", log=log)
@@ -168,15 +166,11 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         "train": dataclasses.asdict(flags.train),
         "optimizer": dataclasses.asdict(flags.optimizer),
     }
-    if (
-        source is not None and "huggingface" in source.info
-    ):  # with which an export is of the same family again
+    if source is not None and "huggingface" in source.info:  # with which an export is of the same family again
         info["huggingface"] = source.info["huggingface"]
     writers = [make_writer(name, workdir, info) for name in flags.train.writers]
     workdir.mkdir(parents=True, exist_ok=True)  # only now: what was refused leaves nothing behind
-    saver = checkpoint.Checkpointer(
-        workdir, model, keep=flags.checkpoint.keep, fitted=data.fitted, info=info, log=log
-    )
+    saver = checkpoint.Checkpointer(workdir, model, keep=flags.checkpoint.keep, fitted=data.fitted, info=info, log=log)
     state = make_state(
         model,
         optimizer,
@@ -209,9 +203,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
         f"{data.num_train:,} training {data.noun}, {batch_size * data.per_example:,} a step"
     )
     if flags.optimizer.state_dtype not in (None, "float32"):
-        log(
-            f"optimizer state: {optim.state_bytes(state.opt_state) / 1e6:.2f} MB in {flags.optimizer.state_dtype}"
-        )
+        log(f"optimizer state: {optim.state_bytes(state.opt_state) / 1e6:.2f} MB in {flags.optimizer.state_dtype}")
 
     step = make_step(
         model,
@@ -225,10 +217,7 @@ def train(parsed: Parsed[Flags], workdir: Path) -> int:
     peak = report.peak_flops(jax.devices()[0].device_kind)
     flops = getattr(model_config, "flops_per_token", None)
     progress = report.Progress(
-        last,
-        noun=data.noun,
-        flops_per_token=flops and flops(data.per_example),
-        peak=peak and peak * mesh.size,
+        last, noun=data.noun, flops_per_token=flops and flops(data.per_example), peak=peak and peak * mesh.size
     )
     metrics = report.MetricsFile(workdir / "metrics.jsonl", start)
 
@@ -313,11 +302,7 @@ def _find_lr(flags, workdir, source, model, loss, order, partitioning, to_device
     workdir.mkdir(parents=True, exist_ok=True)
     numbers = {"rates": found.rates.tolist(), "losses": found.losses.tolist(), "suggestion": found.suggestion}
     (workdir / "learning_rates.json").write_text(json.dumps(numbers) + "\n")
-    log(
-        report.plot_learning_rates(
-            found.rates, found.losses, found.suggestion, workdir / "learning_rates.png"
-        )
-    )
+    log(report.plot_learning_rates(found.rates, found.losses, found.suggestion, workdir / "learning_rates.png"))
     log(
         f"the loss fell fastest at {found.suggestion:.2g}: a peak from a third of that to that much is a good start\n"
         f"next: the same command without --optimizer.find_lr, with --optimizer.learning_rate={found.suggestion:.2g}"
@@ -329,9 +314,7 @@ def _check_workdir(workdir: Path) -> None:
     """InputError unless a folder is there, or can be made there."""
     there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise InputError(
-            f"--workdir={workdir}: {'' if there == workdir else f'{there} '}is a file; name a folder"
-        )
+        raise InputError(f"--workdir={workdir}: {'' if there == workdir else f'{there} '}is a file; name a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"--workdir={workdir}: cannot be made there; name another folder")
 
@@ -367,9 +350,7 @@ def _model_config(parsed: Parsed[Flags]):
         return here
     said = parsed.said.get("model.execution.dtype", wanted)
     if said != wanted:
-        raise InputError(
-            f"--train.dtype={wanted} and --model.execution.dtype={said} contradict: leave one out"
-        )
+        raise InputError(f"--train.dtype={wanted} and --model.execution.dtype={said} contradict: leave one out")
     return config.replace(here, {"execution.dtype": wanted})
 
 

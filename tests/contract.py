@@ -38,10 +38,7 @@ PATTERN = Transformer(
     mlp=MLP(dim=64, activation="swiglu"),
     head=Head(softcap=30.0),
     pattern=("local", "global"),
-    variants=(
-        Variant("local", (("attention.window", 6),)),
-        Variant("global", (("attention.rope_theta", 1e5),)),
-    ),
+    variants=(Variant("local", (("attention.window", 6),)), Variant("global", (("attention.rope_theta", 1e5),))),
 )
 
 MIXTURE = Transformer(
@@ -135,9 +132,7 @@ CONTRACT: dict[str, Entry] = {
     "conv": Entry(CONV.build, "classification", "images"),
     "perceptron": Entry(PERCEPTRON.build, "classification", "features categories"),
     "nnx": Entry(functools.partial(from_nnx, _Net, "features"), "classification", "features"),
-    "function": Entry(
-        functools.partial(from_function, _init_function, _apply_function), "classification", "features"
-    ),
+    "function": Entry(functools.partial(from_function, _init_function, _apply_function), "classification", "features"),
 }
 
 CAUSAL = {"gpt": GPT, "pattern": PATTERN, "mixture": MIXTURE}
@@ -188,9 +183,7 @@ def relative(a: Any, b: Any) -> float:
     worst = 0.0
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        worst = max(
-            worst, float(np.max(np.abs(x - y), initial=0.0) / max(np.max(np.abs(y), initial=0.0), 1e-30))
-        )
+        worst = max(worst, float(np.max(np.abs(x - y), initial=0.0) / max(np.max(np.abs(y), initial=0.0), 1e-30)))
     return worst
 
 

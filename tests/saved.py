@@ -31,12 +31,8 @@ def language_model(workdir: Path) -> Path:
     texts = workdir / "texts"
     texts.mkdir(parents=True)
     for i in range(40):
-        (texts / f"{i:02}.txt").write_text(
-            f"Document {i} says: " + f"{i * i} is the square of {i}. é\n" * (1 + i % 7)
-        )
-    data = options.Data(
-        path=str(texts), tokenizer="byte", length=LENGTH, heldout=0.2, cache=str(workdir / "cache")
-    )
+        (texts / f"{i:02}.txt").write_text(f"Document {i} says: " + f"{i * i} is the square of {i}. é\n" * (1 + i % 7))
+    data = options.Data(path=str(texts), tokenizer="byte", length=LENGTH, heldout=0.2, cache=str(workdir / "cache"))
     params = jax.jit(BYTES.build().init)(jax.random.key(0))
     info = {"task": "language_model", "data": dataclasses.asdict(data)}
     with Checkpointer(workdir, BYTES.build(), fitted=ByteTokenizer(), info=info) as checkpointer:
@@ -85,9 +81,7 @@ def _masked_bytes(folder: Path) -> None:
     """A tokenizer as BERT has one: [CLS] before and [SEP] behind a text, and a token for what is hidden."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [*special, *map(chr, range(32, 127)), *(f"##{chr(i)}" for i in range(32, 127))]
-    inner: Any = tokenizers.Tokenizer(
-        models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
-    )
+    inner: Any = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     inner.normalizer, inner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
     inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     inner.add_special_tokens(special)

@@ -106,9 +106,7 @@ def _transformer(config: Transformer, small: Transformer) -> Transformer:
                 for path, value in overrides.items()
                 if isinstance(value, int) and not isinstance(value, bool) and path.rpartition(".")[2] in SIZES
             }
-            overrides |= {
-                path: _by_name(value) for path, value in overrides.items() if dataclasses.is_dataclass(value)
-            }
+            overrides |= {path: _by_name(value) for path, value in overrides.items() if dataclasses.is_dataclass(value)}
             variants.append(dataclasses.replace(variant, overrides=tuple(overrides.items())))
     return replace(small, {**changes, "variants": tuple(variants)})
 

@@ -49,9 +49,7 @@ def test_the_largest_that_fits_is_found_in_few_looks(needs, how, found):
 
 
 def test_what_does_not_fit_at_all_is_said_so():
-    with pytest.raises(
-        InputError, match=r"batch of 4 needs 3 GB of memory, and 2 GB may .*model\.execution\.remat"
-    ):
+    with pytest.raises(InputError, match=r"batch of 4 needs 3 GB of memory, and 2 GB may .*model\.execution\.remat"):
         largest(lambda size: 3e9, limit=2 * 10**9, multiple=4)
     with pytest.raises(InputError, match=r"must be a multiple of 8, and there are 5 examples"):
         largest(lambda size: 0, limit=1, multiple=8, most=5)
@@ -104,9 +102,7 @@ def test_a_compiler_that_looks_itself_is_heard():
     assert find_batch_size(Step(), None, WIDE_ROWS, limit=1000).size == 16  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("bound", "free"), [("max\n", 8_000 * 1024), ("4096000\n", 4_096_000), (None, 8_000 * 1024)]
-)
+@pytest.mark.parametrize(("bound", "free"), [("max\n", 8_000 * 1024), ("4096000\n", 4_096_000), (None, 8_000 * 1024)])
 def test_devices_on_cpu_share_what_is_free(monkeypatch, tmp_path, bound, free):
     (tmp_path / "meminfo").write_text("MemTotal:  16000 kB\nMemFree:  10 kB\nMemAvailable:  8000 kB\n")
     if bound is not None:
@@ -117,9 +113,7 @@ def test_devices_on_cpu_share_what_is_free(monkeypatch, tmp_path, bound, free):
 
 
 def test_a_device_that_knows_its_memory_is_asked(monkeypatch):
-    devices = [
-        types.SimpleNamespace(memory_stats=lambda size=size: {"bytes_limit": size}) for size in (80, 70)
-    ]
+    devices = [types.SimpleNamespace(memory_stats=lambda size=size: {"bytes_limit": size}) for size in (80, 70)]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     assert memory_of_a_device() == 70
 
@@ -132,7 +126,5 @@ def test_where_nothing_says_how_much_memory_there_is_a_number_is_asked_for(monke
     if platform == "cpu":
         monkeypatch.setattr(batch_size, "MEMINFO", tmp_path / "meminfo")
         monkeypatch.setattr("os.sysconf_names", {})
-    with pytest.raises(
-        InputError, match=rf"train\.batch_size=auto: this {platform} does not say .*: give a nu"
-    ):
+    with pytest.raises(InputError, match=rf"train\.batch_size=auto: this {platform} does not say .*: give a nu"):
         memory_of_a_device()

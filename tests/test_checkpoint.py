@@ -223,11 +223,7 @@ def test_a_checkpoint_describes_itself(tmp_path):
     record = checkpoint.read_record(tmp_path / "checkpoints" / "3")
     assert record.step == 3 and record.info == {"task": "language_model", "seed": 2, "sizes": [4, 5]}
     assert record.config["type"] == "Transformer" and record.config["attention"]["num_heads"] == 8
-    assert record.versions == {
-        "schema": checkpoint.SCHEMA,
-        "jaxmodel": jaxmodel.__version__,
-        "jax": jax.__version__,
-    }
+    assert record.versions == {"schema": checkpoint.SCHEMA, "jaxmodel": jaxmodel.__version__, "jax": jax.__version__}
     assert record.arrays["step"] == "int32[]"
     assert record.arrays["params/stack/0/block/attention/query/base/values"] == "uint8[2,16,32]"
     assert record.weights["stack/0/block/attention/query"]["leaf"] == "LowRank"
@@ -250,9 +246,7 @@ def test_the_manifest_names_every_file_with_its_sha256(tmp_path):
 def test_orbax_stays_behind_one_door():
     library = Path(jaxmodel.__file__).parent
     users = {
-        path.relative_to(library).as_posix()
-        for path in library.rglob("*.py")
-        if "import orbax" in path.read_text()
+        path.relative_to(library).as_posix() for path in library.rglob("*.py") if "import orbax" in path.read_text()
     }
     assert users == {"checkpoint/arrays.py"}
 
@@ -342,9 +336,7 @@ def test_other_settings_of_the_same_arrays_are_named(tmp_path):
 
 def test_weights_of_another_model_are_named(tmp_path):
     step = saved(tmp_path, 1) / "1"
-    other = from_function(
-        lambda key: {"a": jnp.zeros((2, 3)), "c": jnp.zeros(1)}, lambda params, batch: batch
-    )
+    other = from_function(lambda key: {"a": jnp.zeros((2, 3)), "c": jnp.zeros(1)}, lambda params, batch: batch)
     with pytest.raises(InputError, match=r"\(b: in the checkpoint only; c: not in the checkpoint\)"):
         checkpoint.restore_weights(step, other)
     with pytest.raises(InputError, match=r"a: \[2, 3\] in the checkpoint, \[2, 4\] in the model"):
@@ -364,9 +356,7 @@ def test_a_workdir_of_another_model_is_refused_and_one_that_runs_otherwise_is_no
     )
     with pytest.raises(InputError, match=f"^{re.escape(words)}$"):
         checkpoint.check_config(tmp_path, asked)
-    with pytest.raises(
-        InputError, match=r"holds another model \(model: Transformer in the checkpoint, ConvNet asked"
-    ):
+    with pytest.raises(InputError, match=r"holds another model \(model: Transformer in the checkpoint, ConvNet asked"):
         Checkpointer(tmp_path, built("conv")).restore(tiny()[1])
 
 

@@ -85,9 +85,7 @@ def test_a_damaged_step_is_named_and_the_one_before_is_used(tmp_path, harm):
     words = rf"^{re.escape(str(folder))}: step 200 is damaged: {reason}; using step 100$"
     assert len(lines) == 1 and re.match(words, lines[0])
     assert equal(restored(tmp_path, log=lines.append), tiny(100)[1])
-    with pytest.raises(
-        InputError, match=rf"200 is damaged: {reason}; load its workdir to get the newest good"
-    ):
+    with pytest.raises(InputError, match=rf"200 is damaged: {reason}; load its workdir to get the newest good"):
         load(folder / "200", model=tiny()[0])
 
 
@@ -129,9 +127,7 @@ def test_the_step_that_was_chosen_stands_for_the_run(tmp_path):
         (folder / "chosen.json").write_text(text)
         lines.clear()
         assert load(tmp_path, model=model, log=lines.append).step == 300
-        assert (
-            lines == [f"{folder}: {reason}; looking for the newest"] and checkpoint.chosen(tmp_path) is None
-        )
+        assert lines == [f"{folder}: {reason}; looking for the newest"] and checkpoint.chosen(tmp_path) is None
 
 
 @pytest.mark.parametrize("protected, kept", [((100,), [100, 400]), ((), [400])])
@@ -167,17 +163,14 @@ def test_a_step_without_manifest_is_not_committed(tmp_path):
     (folder / "100" / "manifest.json").unlink()
     assert checkpoint.latest(tmp_path, lines.append) is None
     assert lines[1:] == [
-        f"{folder}: step {step} is not committed (it has no manifest.json); there is no other"
-        for step in (100, 200)
+        f"{folder}: step {step} is not committed (it has no manifest.json); there is no other" for step in (100, 200)
     ]
 
 
 def test_when_every_step_is_damaged_all_are_named(tmp_path):
     folder = saved(tmp_path, 100, 200)
     first, second = delete(folder / "100"), flip_record(folder / "200")
-    words = (
-        rf"every step is damaged \(step 200: {second}; step 100: {first}\): restore one from a copy, or start"
-    )
+    words = rf"every step is damaged \(step 200: {second}; step 100: {first}\): restore one from a copy, or start"
     for call in (checkpoint.latest, restored, load):
         with pytest.raises(InputError, match=words):
             call(tmp_path)
@@ -224,8 +217,7 @@ checkpointer.wait()
 
 
 @pytest.mark.parametrize(
-    "when, left",
-    [("while Orbax writes", "2.saving.orbax-checkpoint-tmp"), ("before the manifest", "2.saving")],
+    "when, left", [("while Orbax writes", "2.saving.orbax-checkpoint-tmp"), ("before the manifest", "2.saving")]
 )
 def test_killed_in_the_middle_of_a_save(tmp_path, when, left):
     child = subprocess.Popen([sys.executable, "-c", CHILD, tmp_path, when], cwd=ROOT)
@@ -332,9 +324,7 @@ def test_a_manifest_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     with Checkpointer(tmp_path, tiny()[0]) as checkpointer:
         monkeypatch.setattr(os, "fsync", full)
         checkpointer.save(2, tiny(2)[1])
-        with pytest.raises(
-            InputError, match=r"step 2 could not be saved \(No space left on device\); step 1 is still"
-        ):
+        with pytest.raises(InputError, match=r"step 2 could not be saved \(No space left on device\); step 1 is still"):
             checkpointer.wait()
         assert [each.name for each in folder.iterdir()] == ["1"]
 
@@ -347,9 +337,7 @@ def test_a_choice_that_cannot_be_written_is_told(tmp_path, monkeypatch):
 
     with Checkpointer(tmp_path, tiny()[0]) as checkpointer:
         monkeypatch.setattr(os, "fsync", full)
-        words = (
-            r"chosen\.json could not be written \(No space left on device\): make room; the step .* is 1, and"
-        )
+        words = r"chosen\.json could not be written \(No space left on device\): make room; the step .* is 1, and"
         with pytest.raises(InputError, match=words):
             checkpointer.choose(1, tiny(2)[1])
         assert checkpoint.chosen(tmp_path) is None
@@ -369,9 +357,7 @@ def test_a_bug_is_not_blamed_on_the_disk(tmp_path):
         checkpointer.save(1, state)
 
 
-@pytest.mark.parametrize(
-    "error", [TimeoutError("at a barrier"), RuntimeError("DEADLINE_EXCEEDED: at a barrier")]
-)
+@pytest.mark.parametrize("error", [TimeoutError("at a barrier"), RuntimeError("DEADLINE_EXCEEDED: at a barrier")])
 def test_a_lost_process_is_for_the_scheduler(tmp_path, monkeypatch, error):
     def lost(step):
         raise error

@@ -52,20 +52,13 @@ def test_a_run_goes_on_from_a_golden_checkpoint(schema, tmp_path):
         for step in checkpoint.steps(tmp_path / "checkpoints")
     ]
     old = "attn" if schema == 1 else "attention"
-    assert (
-        f"params/stack/0/block/{old}/query" in names[0] and "params/stack/0/block/attention/query" in names[1]
-    )
+    assert f"params/stack/0/block/{old}/query" in names[0] and "params/stack/0/block/attention/query" in names[1]
 
 
 def test_schema_1_changes_only_the_attention_of_blocks():
     _, path = migrate({}, 1)
     assert path("opt_state/mean/stack/3/local/attn/key") == "opt_state/mean/stack/3/local/attention/key"
-    for name in (
-        "params/attn/stack",
-        "params/stack/0/block/mlp/attn",
-        "params/stack/0/attn/attn_norm",
-        "step",
-    ):
+    for name in ("params/attn/stack", "params/stack/0/block/mlp/attn", "params/stack/0/attn/attn_norm", "step"):
         assert path(name) == name
 
 
@@ -98,9 +91,7 @@ def test_migrations_follow_one_another(monkeypatch):
 
 def test_a_newer_schema_is_refused(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps({"versions": {"schema": SCHEMA + 1, "jaxmodel": "9.0"}}))
-    with pytest.raises(
-        InputError, match=rf"written by jaxmodel 9\.0 in schema {SCHEMA + 1};.*up to {SCHEMA}: upgrade"
-    ):
+    with pytest.raises(InputError, match=rf"written by jaxmodel 9\.0 in schema {SCHEMA + 1};.*up to {SCHEMA}: upgrade"):
         checkpoint.read_record(tmp_path)
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(InputError, match=r"model\.json cannot be read"):

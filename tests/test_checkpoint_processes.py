@@ -84,12 +84,8 @@ def test_two_processes_and_one_read_what_the_other_wrote(tmp_path):
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     logs = [tmp_path / "0.log", tmp_path / "1.log"]
-    commands = (
-        [sys.executable, "-c", CHILD, port, str(i), source, target, log] for i, log in enumerate(logs)
-    )
-    children = [
-        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for command in commands
-    ]
+    commands = ([sys.executable, "-c", CHILD, port, str(i), source, target, log] for i, log in enumerate(logs))
+    children = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for command in commands]
     for child in children:
         _, errors = child.communicate(timeout=120)
         assert child.returncode == 0, errors

@@ -194,11 +194,7 @@ def test_parse(hint, text, value):
         (FieldInfo(int), "none", "--x=none: must be a whole number"),
         (FieldInfo(float, high=1), "inf", "--x=inf: must be a number of at most 1"),
         (FieldInfo(bool), "maybe", "--x=maybe: must be true or false"),
-        (
-            FieldInfo(tuple[int, ...], low=1),
-            "1,b",
-            "--x=1,b: must be a whole number of at least 1, or several",
-        ),
+        (FieldInfo(tuple[int, ...], low=1), "1,b", "--x=1,b: must be a whole number of at least 1, or several"),
         (FieldInfo(str, choices=("adamw", "sgd")), "adam", r"one of adamw, sgd \(did you mean adamw\?\)"),
     ],
 )
@@ -230,17 +226,11 @@ def test_a_section_is_sound_by_default_and_explains_itself(section):
 @pytest.mark.parametrize(
     ("check", "words"),
     [
-        (
-            lambda: options.Optimizer(warmup=9).check(steps=9),
-            ["optimizer.warmup=9", "train.steps=9", "lower", "raise"],
-        ),
+        (lambda: options.Optimizer(warmup=9).check(steps=9), ["optimizer.warmup=9", "train.steps=9", "lower", "raise"]),
         (lambda: options.Optimizer(beta2=1.0).check(), ["optimizer.beta2=1", "below 1"]),
         (lambda: options.Optimizer(clip_norm=0.0).check(), ["optimizer.clip_norm=0", "none"]),
         (lambda: options.Optimizer(name="adamww").check(), ["optimizer.name=adamww", "did you mean adamw?"]),
-        (
-            lambda: options.Train(batch_size=6, accumulate=4).check(),
-            ["train.batch_size=6", "train.accumulate=4"],
-        ),
+        (lambda: options.Train(batch_size=6, accumulate=4).check(), ["train.batch_size=6", "train.accumulate=4"]),
         (lambda: options.Train(steps=0).check(), ["train.steps=0", "at least 1"]),
         (lambda: options.Train(steps=9, epochs=2).check(), ["train.steps=9 and train.epochs=2", "leave one"]),
         (lambda: options.Train(epochs=0).check(), ["train.epochs=0", "above 0"]),

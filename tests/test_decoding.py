@@ -52,17 +52,13 @@ def test_padded_prompts_decode_as_if_alone(name, side):
     state = built(name).start(3, PROMPT + new)
     stepped = run(name, params_of(name), batch, PROMPT, state)
     for row, n in enumerate(lengths):
-        alone = jax.jit(built(name).apply)(params_of(name), {"tokens": tokens[row : row + 1, : n + new]})[
-            "logits"
-        ][0]
+        alone = jax.jit(built(name).apply)(params_of(name), {"tokens": tokens[row : row + 1, : n + new]})["logits"][0]
         last = PROMPT - 1 if side == "left" else n - 1
         got = jnp.concatenate([stepped[row, last : last + 1], stepped[row, PROMPT:]])
         assert relative(got, alone[n - 1 :]) < 1e-6
 
 
-@pytest.mark.parametrize(
-    "name", ["pattern", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt", "mixture"))]
-)
+@pytest.mark.parametrize("name", ["pattern", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt", "mixture"))])
 def test_a_prompt_read_in_pieces(name):
     """Chunked prefill: several tokens at a time onto a cache that already holds some."""
     batch = {"tokens": jnp.asarray(batch_of(name, rows=2)["tokens"])}
@@ -85,16 +81,12 @@ def test_scan_unrolled_and_unstacked_agree(name):
     for model, p, s in ((unrolled, params, state), (unrolled, *apart), (built(name), params, apart[1])):
         out = jax.jit(model.apply)(p, batch, s)
         assert relative(out["logits"], expected["logits"]) < 1e-6
-        assert (
-            relative(out.state, unstack(expected.state, state) if s is not state else expected.state) < 1e-6
-        )
+        assert relative(out.state, unstack(expected.state, state) if s is not state else expected.state) < 1e-6
 
 
 def test_decoding_holds_no_second_copy_of_the_weights():
     """Unstacked once, a decode step needs less scratch than one layer; sliced inside the step it would copy them."""
-    config = replace(
-        CAUSAL["gpt"], {"num_layers": 4, "embed_dim": 128, "mlp.dim": 512, "execution.scan": False}
-    )
+    config = replace(CAUSAL["gpt"], {"num_layers": 4, "embed_dim": 128, "mlp.dim": 512, "execution.scan": False})
     model = config.build()
     params = jax.jit(model.init)(jax.random.key(0))
     state = model.start(1, 32)

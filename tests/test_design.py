@@ -15,10 +15,7 @@ ROOT = Path(jaxmodel.__file__).parent
 ROOMS = ("nn", "models", "interop/huggingface")
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 MOST_LINES = 4500
-NO_CODE = (
-    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
-    tokenize.ENDMARKER,
-)
+NO_CODE = (*(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT), tokenize.ENDMARKER)
 
 
 def code_lines(path):
@@ -29,11 +26,7 @@ def code_lines(path):
         if token.type not in NO_CODE:
             found |= set(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):
-        if (
-            isinstance(node, ast.Expr)
-            and isinstance(node.value, ast.Constant)
-            and isinstance(node.value.value, str)
-        ):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             found -= set(range(node.lineno, (node.end_lineno or 0) + 1))
     return len(found)
 
@@ -55,12 +48,7 @@ def test_no_branch_or_dispatch_on_the_name_of_a_family(path):
         where = f"{path}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Compare):
             parts = [node.left, *node.comparators]
-            parts += [
-                each
-                for part in parts
-                if isinstance(part, ast.Tuple | ast.List | ast.Set)
-                for each in part.elts
-            ]
+            parts += [each for part in parts if isinstance(part, ast.Tuple | ast.List | ast.Set) for each in part.elts]
             assert not any(map(says, parts)), where
         elif isinstance(node, ast.MatchValue):
             assert not says(node.value), where

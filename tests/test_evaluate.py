@@ -130,9 +130,7 @@ def float64(task):
         outputs = params["table"][INPUTS["tokens"]] @ params["head"]
     else:
         outputs = FEATURES.astype(np.float64) @ params["matrix"]
-    return numbers(
-        outputs, targets.astype(np.float64 if task == "regression" else int), weights.astype(np.float64)
-    )
+    return numbers(outputs, targets.astype(np.float64 if task == "regression" else int), weights.astype(np.float64))
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -155,11 +153,7 @@ def test_numbers_are_those_of_float64(task, mesh):
             ArraySource(data), size * math.prod(MESHES[mesh][a] for a in MESHES[mesh] if a != "tensor")
         )
         found = evaluate(
-            loss,
-            params,
-            batches,
-            put=functools.partial(put, partitioning=partitioning),
-            collect=TASKS[task].collect,
+            loss, params, batches, put=functools.partial(put, partitioning=partitioning), collect=TASKS[task].collect
         )
         assert found == pytest.approx(float64(task), rel=1e-6), size
 
@@ -238,9 +232,7 @@ def test_a_loss_without_examples_has_nothing_to_collect():
     def loss(params, batch, state, key, train):
         return classification(built("function"))(params, batch, state, key, train)._replace(examples={})
 
-    with pytest.raises(
-        InputError, match="gives no examples to collect: leave collect out, or return them in its"
-    ):
+    with pytest.raises(InputError, match="gives no examples to collect: leave collect out, or return them in its"):
         evaluate(loss, params_of("function"), sequential(source("function"), 4), collect=lambda _: {})
 
 

@@ -40,10 +40,7 @@ jax.distributed.shutdown()
 def measured(mesh, rows=None):
     """What is found of 21 examples in batches of eight, of which this process gives `rows`."""
     rng = np.random.default_rng(0)
-    data = {
-        "features": rng.normal(size=(21, 4)).astype(np.float32),
-        "targets": rng.integers(0, 2, 21).astype(np.int32),
-    }
+    data = {"features": rng.normal(size=(21, 4)).astype(np.float32), "targets": rng.integers(0, 2, 21).astype(np.int32)}
     model = from_function(
         lambda key: {"w": jax.random.normal(key, (4, 1))},
         lambda params, batch: {"logits": batch["features"] @ params["w"]},
@@ -65,9 +62,7 @@ def test_two_processes_find_the_numbers_of_one(tmp_path):
         port = str(free.getsockname()[1])
     logs = [tmp_path / "0.json", tmp_path / "1.json"]
     commands = ([sys.executable, "-c", CHILD, port, str(i), log] for i, log in enumerate(logs))
-    children = [
-        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for command in commands
-    ]
+    children = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for command in commands]
     for child in children:
         _, errors = child.communicate(timeout=120)
         assert child.returncode == 0, errors

@@ -33,21 +33,12 @@ def unproved(monkeypatch):
 def test_an_export_is_proved_measured_and_written(tmp_path):
     model, params, batches = built("gpt"), params_of("gpt"), [batch_of("gpt", step) for step in range(2)]
     result = export(
-        model,
-        params,
-        tmp_path / "e",
-        quantize="int4",
-        group=16,
-        fitted=ByteTokenizer(),
-        step=7,
-        batches=batches,
+        model, params, tmp_path / "e", quantize="int4", group=16, fitted=ByteTokenizer(), step=7, batches=batches
     )
     assert json.loads((tmp_path / "e" / "export.json").read_text()) == result
     assert (result["format"], result["quantize"], result["max_deviation"]) == ("stablehlo", "int4", 0.0)
     assert result["consumer"].startswith("jax.export in a separate process, jax ")
-    files = {
-        file.name: file.stat().st_size for file in (tmp_path / "e").iterdir() if file.name != "export.json"
-    }
+    files = {file.name: file.stat().st_size for file in (tmp_path / "e").iterdir() if file.name != "export.json"}
     assert result["bytes"] == files["weights.safetensors"] and result["total_bytes"] == sum(files.values())
     assert result["float32_bytes"] == 4 * weights.num_params(params, model.layout)
     loaded = load(tmp_path / "e")
@@ -61,9 +52,7 @@ def test_how_an_export_differs():
     """Against the definitions, in float64; what weighs nothing counts nothing, whatever its target."""
     model = bigram.bigram()
     ours = model.init(jax.random.key(0))
-    theirs = jax.tree.map(
-        lambda array: array + 0.1 * jnp.sin(jnp.arange(array.size)).reshape(array.shape), ours
-    )
+    theirs = jax.tree.map(lambda array: array + 0.1 * jnp.sin(jnp.arange(array.size)).reshape(array.shape), ours)
     batches = [bigram.batch_of(step) for step in range(2)]
     batches[0]["targets"] = np.where(batches[0]["weights"] > 0, batches[0]["targets"], 99)
     found = compare((model, ours, {}), (model, theirs, {}), batches)
@@ -108,9 +97,7 @@ def test_int8_hardly_changes_what_a_trained_model_finds_likely():
     for i in range(150):
         state, _ = step(state, batch_of("gpt", i), jax.random.key(i))
     int8 = transform(state.params, model.layout, quantize="int8")
-    found = compare(
-        (model, state.params, {}), (model, int8, {}), [batch_of("gpt", 1000 + i) for i in range(8)]
-    )
+    found = compare((model, state.params, {}), (model, int8, {}), [batch_of("gpt", 1000 + i) for i in range(8)])
     assert found["checkpoint_perplexity"] < 20  # of 64 tokens, half of which can be known
     assert found["perplexity"] == pytest.approx(found["checkpoint_perplexity"], rel=1e-3)
     assert 0 < found["kl"] < 1e-3 and found["same_top1"] > 0.95  # of the unknown half, none is likelier
@@ -132,9 +119,7 @@ def test_what_the_weights_become():
     assert same(transform(params, layout), params) and kind_of(params) == "none"
     assert kind_of(transform(params, layout, quantize="int8")) == "int8"
     kept = transform(adapted, layout, quantize="int4")
-    assert (
-        isinstance(leaf(kept), LowRank) and isinstance(leaf(kept).base, Quantized) and kind_of(kept) == "int4"
-    )
+    assert isinstance(leaf(kept), LowRank) and isinstance(leaf(kept).base, Quantized) and kind_of(kept) == "int4"
     assert leaf(transform(params, layout, quantize="int4", group=8)).scale.shape[-2] == 4
     merged = transform(adapted, layout, quantize="int8", merge=True)
     assert isinstance(leaf(merged), Quantized)

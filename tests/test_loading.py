@@ -103,15 +103,11 @@ def test_a_model_made_from_code_must_be_passed(tmp_path):
     model = built("nnx")
     state = state_of("nnx", "dense")
     loaded = load(save(tmp_path / "nnx", model, state), model=model)
-    assert loaded.model is model and equal(
-        (loaded.params, loaded.model_state), (state.params, state.model_state)
-    )
+    assert loaded.model is model and equal((loaded.params, loaded.model_state), (state.params, state.model_state))
 
 
 def test_where_nothing_is_all_that_was_looked_for_is_said(tmp_path):
-    with pytest.raises(
-        InputError, match=rf"^{re.escape(str(tmp_path / 'nowhere'))}: there is no such folder$"
-    ):
+    with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path / 'nowhere'))}: there is no such folder$"):
         load(tmp_path / "nowhere")
     kinds = (
         "an export (forward.stablehlo)",
@@ -131,13 +127,9 @@ def test_where_nothing_is_all_that_was_looked_for_is_said(tmp_path):
         load(tmp_path / "file")
     (tmp_path / "checkpoints" / "3.saving").mkdir(parents=True)
     lines = []
-    with pytest.raises(
-        InputError, match=r"holds no committed step: looked for .*checkpoints/STEP/manifest\.json$"
-    ):
+    with pytest.raises(InputError, match=r"holds no committed step: looked for .*checkpoints/STEP/manifest\.json$"):
         load(tmp_path, log=lines.append)
-    assert len(lines) == 1 and lines[0].endswith(
-        "step 3 is not committed (it has no manifest.json); there is no other"
-    )
+    assert len(lines) == 1 and lines[0].endswith("step 3 is not committed (it has no manifest.json); there is no other")
 
 
 def test_another_kind_of_thing_is_another_row(tmp_path, monkeypatch):
@@ -215,8 +207,7 @@ def test_a_part_of_it_of_any_type_of_weights(tmp_path, select, on_mesh):
 def test_a_part_costs_the_bytes_of_that_part(tmp_path):
     large = 1 << 20
     model = from_function(
-        lambda key: {"stem": jnp.ones(64), "stack": (jnp.ones((2, large)), jnp.ones(2))},
-        lambda params, batch: {},
+        lambda key: {"stem": jnp.ones(64), "stack": (jnp.ones((2, large)), jnp.ones(2))}, lambda params, batch: {}
     )
     params = model.init(jax.random.key(0))
     workdir = save(tmp_path, model, TrainState(jnp.int32(1), params, (), {}))

@@ -116,17 +116,8 @@ def test_what_is_skipped_does_not_move_the_schedule():
 
 
 def test_skipping_everything_is_no_training():
-    with pytest.raises(
-        Diverged, match=r"step 14: none of the last 10 updates was finite; .*optimizer\.learning_rate"
-    ):
-        fit(
-            start(count_skipped=True),
-            STEP,
-            numbers(poisoned=set(range(4, 40))),
-            key=KEY,
-            steps=40,
-            log_every=2,
-        )
+    with pytest.raises(Diverged, match=r"step 14: none of the last 10 updates was finite; .*optimizer\.learning_rate"):
+        fit(start(count_skipped=True), STEP, numbers(poisoned=set(range(4, 40))), key=KEY, steps=40, log_every=2)
 
 
 def test_the_first_weight_that_is_not_finite_is_named():
@@ -258,10 +249,7 @@ def test_a_run_that_went_back_is_resumed_where_it_was(tmp_path):
     backs = [each for each in told if each[1] == "rollback"]
     assert backs[-1] == (6, "rollback", {"from": 8, "retries": 2, "skipped_batches": 4}) and len(backs) == 2
     before = checkpoint.info_of(tmp_path / "run", 8)
-    for retries in (
-        2,
-        1,
-    ):  # two losses from before and one of its own: enough to know a spike by; no retry is left
+    for retries in (2, 1):  # two losses from before and one of its own: enough to know a spike by; no retry is left
         common["rollback"] = Rollback(retries, spike=100.0)
         with saver(tmp_path) as keeper, pytest.raises(Diverged, match=r"over train\.spike=100 times"):
             fit(keeper.restore(start()), STEP, loader, steps=10, checkpointer=keeper, before=before, **common)

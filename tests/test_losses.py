@@ -14,10 +14,7 @@ D, V = 12, 29
 def problem(rows=3, columns=7, dtype=jnp.float32):
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(rows, columns, D)), dtype)
-    params = {
-        "w": jnp.asarray(rng.normal(size=(D, V)), jnp.float32),
-        "b": jnp.asarray(rng.normal(size=V), jnp.float32),
-    }
+    params = {"w": jnp.asarray(rng.normal(size=(D, V)), jnp.float32), "b": jnp.asarray(rng.normal(size=V), jnp.float32)}
     targets = jnp.asarray(rng.integers(0, V, (rows, columns)), jnp.int32)
     counts = jnp.asarray(rng.integers(0, 3, (rows, columns)), jnp.float32)
     return params, hidden, targets, counts
@@ -241,9 +238,7 @@ def test_sigmoid_contrastive_is_its_formula_over_the_rows_that_count():
     expected, right, there = 0.0, 0.0, [0, 1, 3, 4]
     for i in there:
         for j in there:
-            expected += (
-                np.log1p(np.exp(-logits[i, j] if i == j else logits[i, j])) * (counts[i] + counts[j]) / 2
-            )
+            expected += np.log1p(np.exp(-logits[i, j] if i == j else logits[i, j])) * (counts[i] + counts[j]) / 2
         right += (
             counts[i]
             * ((max(there, key=lambda j: logits[i, j]) == i) + (max(there, key=lambda j: logits[j, i]) == i))

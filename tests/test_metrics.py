@@ -35,28 +35,19 @@ def test_sums_over_batches_are_of_64_bits():
 
 
 def test_numbers():
-    found = metrics.finish(
-        {"loss": (3.0, 2.0), "perplexity": (3.0, 2.0), "accuracy": (1.0, 2.0), "rmse": (18.0, 2.0)}
-    )
+    found = metrics.finish({"loss": (3.0, 2.0), "perplexity": (3.0, 2.0), "accuracy": (1.0, 2.0), "rmse": (18.0, 2.0)})
     assert found == {"loss": 1.5, "perplexity": math.exp(1.5), "accuracy": 0.5, "rmse": 3.0}
 
 
 def test_nothing_counted_is_nan_and_hopeless_is_infinite():
-    nothing = {
-        "loss": (0.0, 0.0),
-        "rmse": (0.0, 0.0),
-        "perplexity": (0.0, 0.0),
-        "f1": (np.zeros(3), np.zeros((2, 3))),
-    }
+    nothing = {"loss": (0.0, 0.0), "rmse": (0.0, 0.0), "perplexity": (0.0, 0.0), "f1": (np.zeros(3), np.zeros((2, 3)))}
     assert all(map(math.isnan, metrics.finish(nothing).values()))
     assert metrics.finish({"perplexity": (1e6, 1.0)})["perplexity"] == math.inf
     assert math.isnan(metrics.finish({"perplexity": (math.nan, 1.0)})["perplexity"])
 
 
 # Of all examples at once. Scores of few values tie often; a third of the examples weigh nothing.
-PROBLEMS = [
-    (seed, size, values) for seed, (size, values) in enumerate([(6, 3), (50, 4), (200, 30), (300, 10**6)])
-]
+PROBLEMS = [(seed, size, values) for seed, (size, values) in enumerate([(6, 3), (50, 4), (200, 30), (300, 10**6)])]
 
 
 def scored(seed, size, values):
@@ -80,9 +71,7 @@ def test_curves(problem):
         wanted = oracle.roc_curve(targets, scores, sample_weight=each, drop_intermediate=False)
         for ours, theirs in zip(metrics.roc_curve(scores, targets, each), wanted, strict=True):
             close(ours, theirs)
-        close(
-            metrics.roc_auc(scores, targets, each), oracle.roc_auc_score(targets, scores, sample_weight=each)
-        )
+        close(metrics.roc_auc(scores, targets, each), oracle.roc_auc_score(targets, scores, sample_weight=each))
         close(
             metrics.average_precision(scores, targets, each),
             oracle.average_precision_score(targets, scores, sample_weight=each),
@@ -104,18 +93,13 @@ def test_curves_that_do_not_exist():
 @pytest.mark.parametrize("seed", range(4))
 def test_classes(seed, average):
     rng = np.random.default_rng(seed)
-    targets, predictions = (
-        rng.choice([0, 1, 2, 5], 30),
-        rng.choice([0, 1, 4, 5], 30),
-    )  # some never, some only once
+    targets, predictions = (rng.choice([0, 1, 2, 5], 30), rng.choice([0, 1, 4, 5], 30))  # some never, some only once
     weights = rng.random(30) * (rng.random(30) < 0.7)
     kept = weights > 0
     for each in (weights, None):
         matrix = metrics.confusion_matrix(predictions, targets, each, num_classes=7)
         close(matrix, oracle.confusion_matrix(targets, predictions, sample_weight=each, labels=range(7)))
-        rows = (
-            kept if each is not None else slice(None)
-        )  # scikit-learn averages over classes of no weight, too
+        rows = kept if each is not None else slice(None)  # scikit-learn averages over classes of no weight, too
         wanted = oracle.precision_recall_fscore_support(
             targets[rows],
             predictions[rows],
@@ -146,9 +130,7 @@ def test_r2(shape):
     targets = 1e4 + rng.normal(size=shape)
     predictions, weights = targets + 0.3 * rng.normal(size=shape), rng.random(40)
     for each in (weights, None):
-        close(
-            metrics.r2(predictions, targets, each), oracle.r2_score(targets, predictions, sample_weight=each)
-        )
+        close(metrics.r2(predictions, targets, each), oracle.r2_score(targets, predictions, sample_weight=each))
     weights[3] = 0
     without = metrics.r2(np.delete(predictions, 3, 0), np.delete(targets, 3, 0), np.delete(weights, 3))
     targets[3] = math.nan
@@ -170,9 +152,7 @@ def test_recall_at(count):
     first = rng.normal(size=(20, 4))
     second, weights = first + rng.normal(size=(20, 4)), np.arange(20) % 3
     x, y = first[weights > 0], second[weights > 0]
-    angles = np.arccos(
-        np.einsum("id,jd->ij", x, y) / np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1))
-    )
+    angles = np.arccos(np.einsum("id,jd->ij", x, y) / np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1)))
     hits = [[i in np.argsort(row)[:count] for i, row in enumerate(each)] for each in (angles, angles.T)]
     close(metrics.recall_at(count, first, second, weights), np.mean(hits))
     assert 0 < np.mean(hits) < 1

@@ -29,9 +29,7 @@ def test_apply_is_pure(name):
 @pytest.mark.parametrize("name", ["conv", "perceptron", "nnx"])
 def test_dropout_follows_its_key(name):
     model, batch = built(name), batch_of(name)
-    run = jax.jit(
-        lambda key: model.apply(params_of(name), batch, model.start(), key=key, train=True)["logits"]
-    )
+    run = jax.jit(lambda key: model.apply(params_of(name), batch, model.start(), key=key, train=True)["logits"])
     assert not same(run(jax.random.key(0)), run(jax.random.key(1)))
     with pytest.raises(InputError, match="key=key"):
         model.apply(params_of(name), batch, model.start(), train=True)
@@ -73,9 +71,7 @@ def test_three_functions_keep_state_draw_and_have_losses():
         noise = jax.random.normal(key, (2, 4)) if train else jnp.zeros((2, 4))
         seen = {"count": state["count"] + train}
         return Outputs(
-            {"logits": (batch["features"] + noise) @ params["w"]},
-            seen,
-            {"size": jnp.full(2, jnp.sum(params["w"]))},
+            {"logits": (batch["features"] + noise) @ params["w"]}, seen, {"size": jnp.full(2, jnp.sum(params["w"]))}
         )
 
     def start(batch_size=None, length=None):
@@ -86,9 +82,7 @@ def test_three_functions_keep_state_draw_and_have_losses():
     out = model.apply(params, batch, model.start())
     assert same(out["logits"], batch["features"]) and out.state["count"] == 0 and out.losses["size"][1] == 4
     # Weights of any type come as plain arrays.
-    out = model.apply(
-        weights.quantize(params, model.layout), batch, model.start(), key=jax.random.key(1), train=True
-    )
+    out = model.apply(weights.quantize(params, model.layout), batch, model.start(), key=jax.random.key(1), train=True)
     assert relative(out["logits"], 1 + jax.random.normal(jax.random.key(1), (2, 4))) < 1e-6
     assert chain(a=model).apply({"a": params}, batch, {"a": out.state}).state["a"]["count"] == 1
     with pytest.raises(InputError, match=r"apply keeps state: pass state=model\.start\(\)"):
@@ -120,9 +114,7 @@ def test_marks_go_where_they_are_said():
     block = layout["stack"]["0"]["block"]
     assert all(text.startswith("trained: ") for text in block["mlp"].values())
     assert all(text.startswith("frozen: ") for text in block["attention"].values())
-    with pytest.raises(
-        InputError, match=r"select='hed/\*' matches no weight: this model has norm/bias, norm/"
-    ):
+    with pytest.raises(InputError, match=r"select='hed/\*' matches no weight: this model has norm/bias, norm/"):
         trained(built("gpt"), "hed/*")
     assert frozen(from_function(lambda key: {}, lambda params, batch: {})).layout == {}
 
@@ -170,9 +162,7 @@ def test_positions_that_restart_are_attended_by_position():
     model, positions = config.build(), jnp.tile(jnp.arange(64), 2)[None]
     params = jax.jit(model.init)(jax.random.key(0))
     batch = {"tokens": jax.random.randint(jax.random.key(1), (1, 128), 0, 64), "positions": positions}
-    train, evaluation = (
-        jax.jit(model.apply, static_argnames="train")(params, batch, train=t) for t in (True, False)
-    )
+    train, evaluation = (jax.jit(model.apply, static_argnames="train")(params, batch, train=t) for t in (True, False))
     assert relative(train["logits"], evaluation["logits"]) < 1e-5
 
 

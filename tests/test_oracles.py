@@ -84,9 +84,7 @@ def llama_tree(of):
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "config", "tree"), [("gpt2", GPT2, gpt2_tree), ("llama", LLAMA, llama_tree)]
-)
+@pytest.mark.parametrize(("name", "config", "tree"), [("gpt2", GPT2, gpt2_tree), ("llama", LLAMA, llama_tree)])
 def test_logits_loss_and_gradients(name, config, tree):
     golden = np.load(GOLDEN)
     model = config.build()

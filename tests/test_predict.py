@@ -24,22 +24,15 @@ def test_batches_change_nothing(batch_size):
 def test_files_hold_no_bfloat16():
     model = replace(CAUSAL["gpt"], {"execution.dtype": "bfloat16"}).build()
     found = predict(model, params_of("gpt"), {"tokens": TOKENS})
-    assert {name: value.dtype for name, value in found.items()} == {
-        "logits": np.float32,
-        "hidden": np.float32,
-    }
+    assert {name: value.dtype for name, value in found.items()} == {"logits": np.float32, "hidden": np.float32}
 
 
 def test_a_chain_reads_what_its_first_model_does():
-    head = from_function(
-        lambda key: {}, lambda _, batch: {"best": jnp.argmax(batch["logits"], -1)}, layout={}
-    )
+    head = from_function(lambda key: {}, lambda _, batch: {"best": jnp.argmax(batch["logits"], -1)}, layout={})
     model = chain(built("gpt"), head)
     tokens = TOKENS
     found = predict(model, {"0": params_of("gpt"), "1": {}}, {"tokens": tokens}, values=("best",))
-    assert same(
-        found["best"], predict(built("gpt"), params_of("gpt"), {"tokens": tokens})["logits"].argmax(-1)
-    )
+    assert same(found["best"], predict(built("gpt"), params_of("gpt"), {"tokens": tokens})["logits"].argmax(-1))
     with pytest.raises(InputError, match="the model does not read token: it reads tokens, segments"):
         predict(model, {}, {"token": tokens})
 

@@ -24,10 +24,7 @@ def test_a_line_for_each_logged_step(tmp_path):
     assert (
         read_metrics(path)
         == lines(path)
-        == [
-            {"step": 7, "split": "train", "loss": 1.5, "grad_norm": None},
-            {"step": 7, "split": "eval", "loss": 1.25},
-        ]
+        == [{"step": 7, "split": "train", "loss": 1.5, "grad_norm": None}, {"step": 7, "split": "eval", "loss": 1.25}]
     )
 
 

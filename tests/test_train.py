@@ -99,9 +99,7 @@ def test_a_piece_takes_every_nth_row():
 
 def test_a_batch_that_does_not_divide_is_told_so():
     batch = {name: array[:6] for name, array in batch_of("function").items()}
-    with pytest.raises(
-        InputError, match=r"6 rows does not divide into train\.accumulate=4.*train\.batch_size"
-    ):
+    with pytest.raises(InputError, match=r"6 rows does not divide into train\.accumulate=4.*train\.batch_size"):
         step_of("function", 4)(start("function"), batch, KEY)
 
 
@@ -221,9 +219,7 @@ def test_low_precision_weights_keep_their_dtype_and_gradients_are_float32():
     model = built("function")
     for accumulate in (1, 2):
         state = make_state(model, optimizer, params=params)
-        state, _ = make_step(model, classification(model), optimizer, accumulate)(
-            state, batch_of("function"), KEY
-        )
+        state, _ = make_step(model, classification(model), optimizer, accumulate)(state, batch_of("function"), KEY)
         assert {p.dtype for p in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
     assert set(seen) == {jnp.dtype(jnp.float32)}
 
@@ -234,9 +230,7 @@ def test_a_sharded_state_lies_beside_its_weights_and_trains_alike():
     partitioning = Partitioning(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
     model = sharded(plain._replace(layout=layout), partitioning.mesh)
     optimizer = make_optimizer(OPTIONS, STEPS, layout)
-    state = make_state(
-        model, optimizer, jax.random.key(0), average=True, count_skipped=True, partitioning=partitioning
-    )
+    state = make_state(model, optimizer, jax.random.key(0), average=True, count_skipped=True, partitioning=partitioning)
     step = make_step(model, classification(model), optimizer, 2, partitioning=partitioning)
 
     def check(state):
@@ -326,9 +320,7 @@ def test_asked_to_stop_fit_saves_and_can_be_run_again():
 
 
 def test_asked_to_stop_after_the_last_step_fit_is_done():
-    state = fit(
-        start("function"), step_of("function"), loader("function"), key=KEY, steps=1, should_stop=lambda: True
-    )
+    state = fit(start("function"), step_of("function"), loader("function"), key=KEY, steps=1, should_stop=lambda: True)
     assert state.step == 1
 
 

@@ -70,9 +70,7 @@ def test_tensorboard(monkeypatch, tmp_path):
 def test_a_package_that_lacks_is_one_line(name, monkeypatch, tmp_path):
     package = WRITERS[name][0]
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    with pytest.raises(
-        InputError, match=f"train.writers={name} needs the package {package}: pip install {package}"
-    ):
+    with pytest.raises(InputError, match=f"train.writers={name} needs the package {package}: pip install {package}"):
         make_writer(name, tmp_path, {})
 
 

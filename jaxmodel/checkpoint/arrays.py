@@ -50,11 +50,7 @@ def _quieten() -> None:
 
 def _of_a_closed_loop(found: Any) -> bool:
     """Whether native code, and no Python, told a closed event loop that something had ended."""
-    if (
-        found.object is not None
-        or not isinstance(found.exc_value, RuntimeError)
-        or found.exc_traceback is None
-    ):
+    if found.object is not None or not isinstance(found.exc_value, RuntimeError) or found.exc_traceback is None:
         return False
     code = found.exc_traceback.tb_frame.f_code  # the outermost frame
     return code is asyncio.BaseEventLoop.call_soon_threadsafe.__code__ and "closed" in str(found.exc_value)

@@ -56,10 +56,7 @@ def stem_and_head(config: Any) -> Any:
 
 _QK_NORM = {True: "head", False: "none"}
 
-MIGRATIONS: dict[int, Migration] = {
-    1: Migration(path=_attn_to_attention),
-    2: Migration(record=_stem_and_head),
-}
+MIGRATIONS: dict[int, Migration] = {1: Migration(path=_attn_to_attention), 2: Migration(record=_stem_and_head)}
 
 
 def migrate(data: dict[str, Any], schema: int) -> tuple[dict[str, Any], Callable[[str], str]]:

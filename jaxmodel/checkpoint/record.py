@@ -138,9 +138,7 @@ def compare_config(record: Record, config: Any, workdir: str | Path) -> None:
     """As `check_config`, with a record at hand."""
     if "opaque" in record.config or opaque(config):
         return
-    found = configs.difference(
-        configs.from_dict(record.config), config, ("in the checkpoint", "asked for"), "model"
-    )
+    found = configs.difference(configs.from_dict(record.config), config, ("in the checkpoint", "asked for"), "model")
     lines = [line for line in found if ".execution." not in line]
     if lines:
         raise InputError(

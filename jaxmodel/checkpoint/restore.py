@@ -70,9 +70,7 @@ def restore_state(step: Path, state: Any, model: Model) -> Any:
     types = [path for path, each in described.items() if each != record.weights[path]]
     if types:
         pairs = ((path, _settings(record.weights[path]), _settings(described[path])) for path in types)
-        raise _misfit(
-            step, [f"{path}: {there} in the checkpoint, {here} asked for" for path, there, here in pairs]
-        )
+        raise _misfit(step, [f"{path}: {there} in the checkpoint, {here} asked for" for path, there, here in pairs])
     return _read(step, record, jax.tree.map(lambda array: at(array, getattr(array, "sharding", None)), state))
 
 
@@ -118,9 +116,7 @@ def _read(step: Path, record: Record, wanted: Any) -> Any:
 def _abstract_params(step: Path, record: Record, model: Model, layout: Any, select: str) -> Params:
     """The selected params as they were saved, in the structure of `layout`, that part of the model's; as shapes."""
     dense = jax.eval_shape(model.init, jax.random.key(0))
-    ours, theirs = (
-        fnmatch.filter(paths, select) for paths in (describe_weights(model.layout, dense), record.weights)
-    )
+    ours, theirs = (fnmatch.filter(paths, select) for paths in (describe_weights(model.layout, dense), record.weights))
     lines = [f"{path}: in the checkpoint only" for path in theirs if path not in ours]
     lines += [f"{path}: not in the checkpoint" for path in ours if path not in theirs]
     if lines:

@@ -14,14 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 
 from jaxmodel.checkpoint import arrays, manifest, processes
-from jaxmodel.checkpoint.record import (
-    RECORD,
-    compare_config,
-    flatten,
-    item_of,
-    read_record,
-    write_record,
-)
+from jaxmodel.checkpoint.record import RECORD, compare_config, flatten, item_of, read_record, write_record
 from jaxmodel.checkpoint.restore import at, restore_state
 from jaxmodel.data.fitted import Fitted, texts_of
 from jaxmodel.errors import InputError, Retryable
@@ -107,9 +100,7 @@ class Checkpointer:
         except Exception as error:
             self._fail(step, error)
         name = f"{saving} {next(_attempts)}"
-        self._thread = threading.Thread(
-            target=self._commit, args=(step, saving, texts, name), name="checkpoint"
-        )
+        self._thread = threading.Thread(target=self._commit, args=(step, saving, texts, name), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:

@@ -17,12 +17,7 @@ RANGE = 8.0  # powers of ten below the loudest of a row that are kept
 
 
 def log_mel(
-    audio_BS: jax.Array | np.ndarray,
-    *,
-    bands: int = 80,
-    rate: int = 16_000,
-    window: int = 400,
-    hop: int = HOP,
+    audio_BS: jax.Array | np.ndarray, *, bands: int = 80, rate: int = 16_000, window: int = 400, hop: int = HOP
 ) -> jax.Array:
     """Log-mel frames float32[B,T,M] of audio float32[B,S], with T = S // hop (Whisper, arXiv:2212.04356).
 

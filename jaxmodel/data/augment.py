@@ -42,16 +42,11 @@ def rotate(images: jax.Array, key: jax.Array) -> jax.Array:
     """Turned about the center by up to ten degrees each way, interpolated linearly."""
     batch, height, width, _ = images.shape
     angles = jax.random.uniform(key, (batch,), minval=-1.0, maxval=1.0) * (ROTATE * jnp.pi / 180)
-    y, x = jnp.meshgrid(
-        jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij"
-    )
+    y, x = jnp.meshgrid(jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij")
 
     def turn(image: jax.Array, angle: jax.Array) -> jax.Array:
         sine, cosine = jnp.sin(angle), jnp.cos(angle)
-        places = [
-            y * cosine - x * sine + (height - 1) / 2,
-            y * sine + x * cosine + (width - 1) / 2,
-        ]
+        places = [y * cosine - x * sine + (height - 1) / 2, y * sine + x * cosine + (width - 1) / 2]
 
         def channel(plane: jax.Array) -> jax.Array:
             return jax.scipy.ndimage.map_coordinates(plane, places, order=1, mode="constant")

@@ -67,9 +67,7 @@ def render(
         return _compiled(template).render(messages=_messages(messages), **given)
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # a foreign program: whatever it raises is its own mistake, or the conversation's
+    except Exception as error:  # a foreign program: whatever it raises is its own mistake, or the conversation's
         kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         words = " ".join(str(error).split()) or type(error).__name__
@@ -84,9 +82,7 @@ def _messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for message in _dicts(messages, "messages") or ():
         message = {key: value for key, value in message.items() if value is not None}
         thoughts = next((message[key] for key in _THOUGHTS if key in message), None)
-        found.append(
-            message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts}
-        )
+        found.append(message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts})
     return found
 
 
@@ -146,16 +142,12 @@ def _raise_exception(message: str) -> None:
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent=None, separators=None, sort_keys=False) -> str:
     """Not as jinja2's own, which escapes HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @functools.cache
 def _environment() -> _Sandbox:
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _tojson
     environment.globals |= {
         "raise_exception": _raise_exception,

@@ -75,9 +75,7 @@ class Joined:
     def __init__(self, parts: Sequence[np.ndarray]):
         """Raises AssertionError without a part."""
         assert parts, "there is a shard of every part"
-        self.parts = [
-            np.asarray(part) for part in parts
-        ]  # a slice of a plain view is quicker than of a memmap
+        self.parts = [np.asarray(part) for part in parts]  # a slice of a plain view is quicker than of a memmap
         self._ends = list(itertools.accumulate(map(len, parts)))
         self.dtype = self.parts[0].dtype
 

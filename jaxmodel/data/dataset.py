@@ -58,11 +58,7 @@ class Dataset:
 
 
 def open_dataset(
-    options: Data,
-    *,
-    stored: Tokenizer | Table | None = None,
-    task: str | None = None,
-    log: Log = print,
+    options: Data, *, stored: Tokenizer | Table | None = None, task: str | None = None, log: Log = print
 ) -> Dataset:
     """The data that `options` name, text or a table, ready to train and evaluate on.
 
@@ -131,9 +127,7 @@ def _open_table(options: Data, table: Table | None, task: str | None, log: Log) 
     rest = columns.take(~held)
     if table is None:
         if whole:
-            raise InputError(
-                "data.heldout=1 leaves no rows to fit the table on: give a fraction of at most 0.5"
-            )
+            raise InputError("data.heldout=1 leaves no rows to fit the table on: give a fraction of at most 0.5")
         table = fitting.fit_table(rest, options, task=task, log=log)
 
     def source(part: Columns, name: str) -> Source:
@@ -147,8 +141,7 @@ def _open_table(options: Data, table: Table | None, task: str | None, log: Log) 
     counts = ", ".join(f"{name} {len(each)}" for name, each in heldout.items())
     used = "" if whole else f"{len(rest)} rows to train on, "
     log(
-        f"table: {columns.title}: {used}held out: {counts}; "
-        f"{_what(table)}; {table.label.name}: {task}{_classes(table)}"
+        f"table: {columns.title}: {used}held out: {counts}; {_what(table)}; {table.label.name}: {task}{_classes(table)}"
     )
     text = table.to_json()
     mark = f"{columns.digest} {fraction} {text}"
@@ -187,11 +180,7 @@ def _in_units(numbers: Numbers, table: Table) -> dict[str, float]:
     found = {name: numbers[name] * scale for name in ("mae", "rmse") if name in numbers}
     if "mse" in numbers:
         found.setdefault("rmse", math.sqrt(numbers["mse"]) * scale)
-    return (
-        {f"{name}_in_units": value for name, value in found.items()}
-        if table.label.task == "regression"
-        else {}
-    )
+    return {f"{name}_in_units": value for name, value in found.items()} if table.label.task == "regression" else {}
 
 
 def _open_text(options: Data, tokenizer: Tokenizer | None, log: Log) -> Dataset:

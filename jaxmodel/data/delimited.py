@@ -180,9 +180,7 @@ def _contents(file: Path, flag: str) -> bytes:
         if file.name.lower().endswith(".gz"):
             data = gzip.decompress(data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(
-            f"{flag}: '{file}' is no gzip file, or a damaged one ({error}): fetch it again"
-        ) from error
+        raise InputError(f"{flag}: '{file}' is no gzip file, or a damaged one ({error}): fetch it again") from error
     except OSError as error:
         raise unreadable(file, error, flag) from error
     if not data.strip():

@@ -51,9 +51,7 @@ def fit_table(columns: Columns, options: Any, *, task: str | None = None, log: L
         else:
             numeric[name] = values
     if not numeric and not categorical:
-        raise InputError(
-            f"{columns.flag}: {columns.title} has no column beside {options.label} to learn from"
-        )
+        raise InputError(f"{columns.flag}: {columns.title} has no column beside {options.label} to learn from")
     shape = tuple(options.image_shape)
     kind = options.scaling
     if shape:
@@ -82,9 +80,7 @@ def task_of(columns: Columns, name: str, categorical: bool = False, task: str | 
       InputError: no such column, a row without a label, fewer than two classes, or a task that does not fit.
     """
     if task not in (None, *TASKS):
-        raise InputError(
-            f"task.name={task} is not for a table with one label: choose from {', '.join(TASKS)}"
-        )
+        raise InputError(f"task.name={task} is not for a table with one label: choose from {', '.join(TASKS)}")
     texts = labels_of(columns, name)
     numbers = None if categorical else numbers_or_none(columns, name)
     values = set(texts) if numbers is None else set(numbers)
@@ -92,9 +88,7 @@ def task_of(columns: Columns, name: str, categorical: bool = False, task: str | 
     if len(values) < 2:
         raise InputError(f"{place} holds nothing but {texts[0]}: there is nothing to tell apart")
     if task == "regression" and numbers is None:
-        raise InputError(
-            f"{place} holds text: task.name=regression needs numbers, task.name=classification does not"
-        )
+        raise InputError(f"{place} holds text: task.name=regression needs numbers, task.name=classification does not")
     if task == "binary" and len(values) > 2:
         raise InputError(
             f"{place} holds {len(values)} values: task.name=binary needs two: set task.name=classification"

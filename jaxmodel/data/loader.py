@@ -174,9 +174,7 @@ def _gathered(source: Source, indices: list[np.ndarray]) -> Iterator[list[Batch]
         yield [{name: array[cut] for name, array in whole.items()} for cut in cuts]
 
 
-def _gather_ahead(
-    blocks: Iterator[list[tuple[int, Batch]]], ready: queue.Queue[Any], stop: threading.Event
-) -> None:
+def _gather_ahead(blocks: Iterator[list[tuple[int, Batch]]], ready: queue.Queue[Any], stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             item = next(blocks)

@@ -13,10 +13,7 @@ def order(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarra
     Every epoch is a fresh permutation of all examples, so none is lost or repeated within one; the epochs
     are laid end to end, and a batch may straddle them. Nothing of the size of the data is ever made.
 
-    >>> (
-    ...     order(seed=0, step=0, batch_size=4, num_examples=6),
-    ...     order(seed=0, step=1, batch_size=4, num_examples=6),
-    ... )
+    >>> (order(seed=0, step=0, batch_size=4, num_examples=6), order(seed=0, step=1, batch_size=4, num_examples=6))
     (array([5, 4, 0, 1]), array([3, 2, 4, 2]))
     """
     if min(seed, step) < 0 or min(batch_size, num_examples) < 1:

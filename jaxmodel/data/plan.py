@@ -13,16 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmodel.data.sources import (
-    Documents,
-    cut_between,
-    jsonl_text,
-    line_break,
-    score,
-    split_at,
-    stream,
-    unreadable,
-)
+from jaxmodel.data.sources import Documents, cut_between, jsonl_text, line_break, score, split_at, stream, unreadable
 from jaxmodel.data.text import PIECE
 from jaxmodel.data.tokenizer import stream_pieces
 from jaxmodel.errors import InputError
@@ -112,11 +103,7 @@ class Plan:
 
     def _text(self, data: bytes, path: Path) -> str:
         try:
-            return (
-                jsonl_text(data, path, 0, self.source.text_field)
-                if path.suffix == ".jsonl"
-                else data.decode()
-            )
+            return jsonl_text(data, path, 0, self.source.text_field) if path.suffix == ".jsonl" else data.decode()
         except (InputError, UnicodeDecodeError) as error:
             raise InputError(
                 f"input: '{path}' has changed while it was read: let it be, and prepare it into another folder"
@@ -242,9 +229,7 @@ class _Found:
         return kept
 
 
-def _documents_of(
-    name: str, path: Path, text_field: str
-) -> Iterator[tuple[str, Iterator[tuple[int, int, str]]]]:
+def _documents_of(name: str, path: Path, text_field: str) -> Iterator[tuple[str, Iterator[tuple[int, int, str]]]]:
     """The documents of one file: their names, and their pieces, each with its first and last byte in the file."""
     if path.suffix != ".jsonl":
         yield name, _pieces_of(path)
@@ -279,9 +264,7 @@ def _mark(path: Path) -> int:
         raise unreadable(path, error) from error
 
 
-def _cut_in_two(
-    source: Documents, rows: np.ndarray, num_chars: int, fraction: float
-) -> dict[str, np.ndarray]:
+def _cut_in_two(source: Documents, rows: np.ndarray, num_chars: int, fraction: float) -> dict[str, np.ndarray]:
     """The rows of a single document on either side of where `Documents.split` cuts it."""
     number, start, stop, *_ = rows[0].tolist()
     path = source.files[number][1]

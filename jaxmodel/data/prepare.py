@@ -17,18 +17,7 @@ from typing import Any
 from jaxmodel.config import field, validate
 from jaxmodel.data.corpus import token_dtype, write_stream
 from jaxmodel.data.plan import EVERY, Cleaning, Plan, Units, plan_text
-from jaxmodel.data.shards import (
-    INDEX,
-    JOURNAL,
-    PARTS,
-    TOKENIZER,
-    Index,
-    Log,
-    Shard,
-    assemble,
-    checksum_of,
-    read_index,
-)
+from jaxmodel.data.shards import INDEX, JOURNAL, PARTS, TOKENIZER, Index, Log, Shard, assemble, checksum_of, read_index
 from jaxmodel.data.sources import Documents, documents, place
 from jaxmodel.data.text import HELDOUT, PIECE, SAMPLE, named_tokenizer, train_on
 from jaxmodel.data.tokenizer import Tokenizer, pieces
@@ -109,9 +98,7 @@ def _prepare(
         log(f"text: '{folder}' is prepared already: {len(done)} shards, all whole")
         return before.index
 
-    plan = plan_text(
-        source, Cleaning(options.normalize, options.dedupe, options.min_chars), options.heldout, log
-    )
+    plan = plan_text(source, Cleaning(options.normalize, options.dedupe, options.min_chars), options.heldout, log)
     if plan.notes:
         log(f"text: {plan.notes}")
     if tokenizer is None and whole:
@@ -122,11 +109,7 @@ def _prepare(
     _write_whole(trained, tokenizer.to_json())
     if checksum_of(trained) != before.tokenizer:
         done = {}
-    lines = [
-        {"settings": settings},
-        {"tokenizer": checksum_of(trained)},
-        *map(dataclasses.asdict, done.values()),
-    ]
+    lines = [{"settings": settings}, {"tokenizer": checksum_of(trained)}, *map(dataclasses.asdict, done.values())]
     _write_whole(folder / JOURNAL, "".join(json.dumps(line) + "\n" for line in lines))
 
     work = [
@@ -134,9 +117,7 @@ def _prepare(
         for part in PARTS
         for number, units in enumerate(plan.parts[part].cut(int(options.shard_mb * 1e6)))
     ]
-    made = done | _write_shards(
-        options, plan, tokenizer, [row for row in work if row[1] not in done], folder, log
-    )
+    made = done | _write_shards(options, plan, tokenizer, [row for row in work if row[1] not in done], folder, log)
     if _settings(options, source, None)["source"] != settings["source"]:
         raise InputError(
             f"input: {source.title} has changed while it was read: let it be, and prepare it into another folder"
@@ -168,10 +149,7 @@ def _write_shards(
     progress = Progress(sum(units.num_bytes for _, _, units in work), log)
     workers = options.workers or len(os.sched_getaffinity(0))
     made = {}
-    with (
-        open(folder / JOURNAL, "a") as journal,
-        concurrent.futures.ThreadPoolExecutor(workers) as pool,
-    ):
+    with open(folder / JOURNAL, "a") as journal, concurrent.futures.ThreadPoolExecutor(workers) as pool:
         running = [pool.submit(_write_shard, plan, tokenizer, *row, folder, progress) for row in work]
         try:
             for future in concurrent.futures.as_completed(running):
@@ -321,9 +299,7 @@ def _claimed(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(
-                f"output={folder}: another process prepares text in there: wait for it"
-            ) from None
+            raise InputError(f"output={folder}: another process prepares text in there: wait for it") from None
         except OSError:
             pass
         yield

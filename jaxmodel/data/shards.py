@@ -19,15 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmodel.data.corpus import (
-    Corpus,
-    Files,
-    Joined,
-    TextData,
-    fingerprint_of,
-    sampled_checksum,
-    sampled_checksum_of,
-)
+from jaxmodel.data.corpus import Corpus, Files, Joined, TextData, fingerprint_of, sampled_checksum, sampled_checksum_of
 from jaxmodel.data.sources import place
 from jaxmodel.data.tokenizer import Tokenizer
 from jaxmodel.errors import InputError
@@ -90,8 +82,7 @@ class Index:
         facts = {"format": FORMAT, "fingerprint": fingerprint_of(self.files)}
         for part, shards in self.parts.items():
             facts[part] = {
-                name: sum(getattr(shard, name) for shard in shards)
-                for name in ("documents", "tokens", "num_bytes")
+                name: sum(getattr(shard, name) for shard in shards) for name in ("documents", "tokens", "num_bytes")
             }
         return json.dumps(facts | dataclasses.asdict(self), indent=1)
 
@@ -156,10 +147,7 @@ def assemble(
     folder: Path, parts: Mapping[str, Sequence[Shard]], dtype: str, tokenizer: Tokenizer
 ) -> tuple[TextData, Files]:
     """The shards as one text, and the marks of its files as they are in the cache of `prepare_text`."""
-    corpora, files = (
-        {},
-        {TOKENIZER: [(folder / TOKENIZER).stat().st_size, sampled_checksum_of(folder / TOKENIZER)]},
-    )
+    corpora, files = ({}, {TOKENIZER: [(folder / TOKENIZER).stat().st_size, sampled_checksum_of(folder / TOKENIZER)]})
     text = None
     for part, shards in parts.items():
         maps = [_mapped(folder / f"{shard.name}.tokens") for shard in shards]

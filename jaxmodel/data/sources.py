@@ -72,10 +72,7 @@ class Documents:
             cut = 1 - heldout
             return dataclasses.replace(self, span=(0.0, cut)), dataclasses.replace(self, span=(cut, 1.0))
         threshold = split_at(scores, heldout)
-        return (
-            dataclasses.replace(self, scores=(threshold, 1.0)),
-            dataclasses.replace(self, scores=(0.0, threshold)),
-        )
+        return (dataclasses.replace(self, scores=(threshold, 1.0)), dataclasses.replace(self, scores=(0.0, threshold)))
 
     def listing(self) -> list[Any]:
         """What changes when the documents do, without reading them: places, sizes and times of change."""
@@ -83,9 +80,7 @@ class Documents:
         return [self.text_field, [(place, stat.st_size, stat.st_mtime_ns) for place, stat in stats]]
 
 
-def documents(
-    path: str | os.PathLike[str] | None = None, *, text_field: str = "text", pattern: str = "*"
-) -> Documents:
+def documents(path: str | os.PathLike[str] | None = None, *, text_field: str = "text", pattern: str = "*") -> Documents:
     """The documents at `path`.
 
     A `.jsonl` is a document a line, its text in `text_field`; any other file is one document; a folder is
@@ -113,9 +108,7 @@ def documents(
     if not root.exists():
         raise InputError(f"data.path: '{root}' does not exist; {near(root, OTHERWISE)}")
     if not root.is_file():
-        raise InputError(
-            f"data.path: '{root}' is a pipe or a device; save it to a file first, it is read twice"
-        )
+        raise InputError(f"data.path: '{root}' is a pipe or a device; save it to a file first, it is read twice")
     return Documents(f"'{root}'", ((root.name, root),), text_field)
 
 
@@ -139,9 +132,7 @@ def place(path: str | os.PathLike[str], flag: str = "data.path") -> Path:
     folders = list(spec.submodule_search_locations or ())
     found = next((each for folder in folders if (each := Path(folder, inner)).exists()), None)
     if found is None:
-        hint = (
-            near(Path(folders[0], inner), f"look into {folders[0]}") if folders else "it is a single module"
-        )
+        hint = near(Path(folders[0], inner), f"look into {folders[0]}") if folders else "it is a single module"
         raise InputError(f"{flag}={text}: the package {name} holds no {inner}; {hint}")
     return found
 
@@ -180,9 +171,7 @@ def split_at(scores: np.ndarray, heldout: float) -> float:
 
 def score(name: str) -> float:
     """A hash of `name` in [0, 1), the same on every machine (Python's own is salted)."""
-    return (
-        int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=6).digest()) / 2**48
-    )
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=6).digest()) / 2**48
 
 
 def _part(text: str, span: tuple[float, float]) -> str:
@@ -286,9 +275,7 @@ def jsonl_text(line: bytes, path: Path, number: int, text_field: str) -> str:
         raise InputError(f"data.path: {where} is a {type(record).__name__}; give a JSON object a line")
     if text_field not in record:
         fields = ", ".join(sorted(record)) or "none"
-        raise InputError(
-            f"data.path: {where} has no field '{text_field}'; set data.text_field (it has: {fields})"
-        )
+        raise InputError(f"data.path: {where} has no field '{text_field}'; set data.text_field (it has: {fields})")
     text = record[text_field]
     if not isinstance(text, str):
         kind = type(text).__name__

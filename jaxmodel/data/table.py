@@ -128,9 +128,7 @@ class Table:
             if gone.any():
                 missing[each.name] = self._count(columns, each.name, gone)
                 if self.missing == "error":
-                    refuse(
-                        columns, each.name, gone, "is missing: fill it in, or train with data.missing=impute"
-                    )
+                    refuse(columns, each.name, gone, "is missing: fill it in, or train with data.missing=impute")
             scaled = (np.where(gone, each.imputed, values) - each.center) / each.scale
             refuse(columns, each.name, np.abs(scaled) > LARGEST, "is too large, once scaled as in training")
             features.append(scaled)

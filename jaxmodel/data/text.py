@@ -16,14 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmodel.data.corpus import (
-    Corpus,
-    TextData,
-    fingerprint_of,
-    sampled_checksum_of,
-    token_dtype,
-    write_stream,
-)
+from jaxmodel.data.corpus import Corpus, TextData, fingerprint_of, sampled_checksum_of, token_dtype, write_stream
 from jaxmodel.data.shards import is_prepared, open_shards
 from jaxmodel.data.sources import Document, Documents, documents
 from jaxmodel.data.tokenizer import ByteTokenizer, Tokenizer, pieces, train_bpe
@@ -47,10 +40,7 @@ def gzip_bits_per_byte(data: bytes) -> float:
 
 
 def prepare_text(
-    options: Any,
-    tokenizer: Tokenizer | None = None,
-    cache: str | os.PathLike[str] | None = None,
-    log: Log = print,
+    options: Any, tokenizer: Tokenizer | None = None, cache: str | os.PathLike[str] | None = None, log: Log = print
 ) -> TextData:
     """Train and held-out tokens of the text that `options` name, from the cache if they are there.
 
@@ -135,9 +125,7 @@ def _build(source: Documents, tokenizer: Tokenizer | None, options: Any, entry: 
         raise InputError("data.heldout=1 leaves no text to train a tokenizer on: give data.tokenizer")
     if tokenizer is None:
         tokenizer = _trained(train, options.vocab_size, log)
-    with tempfile.TemporaryDirectory(
-        prefix=f"{entry.name}-", dir=entry.parent, ignore_cleanup_errors=True
-    ) as name:
+    with tempfile.TemporaryDirectory(prefix=f"{entry.name}-", dir=entry.parent, ignore_cleanup_errors=True) as name:
         new, old = Path(name, "new"), Path(name, "old")
         new.mkdir()
         (new / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
@@ -151,9 +139,7 @@ def _build(source: Documents, tokenizer: Tokenizer | None, options: Any, entry: 
                     f"data.path: {source.title} holds too little text to hold some of it out "
                     f"(nothing is left for {part}); give more text, or another data.heldout"
                 )
-        files = {
-            path.name: [path.stat().st_size, sampled_checksum_of(path)] for path in sorted(new.iterdir())
-        }
+        files = {path.name: [path.stat().st_size, sampled_checksum_of(path)] for path in sorted(new.iterdir())}
         (new / "meta.json").write_text(json.dumps({"parts": parts, "files": files}))
         data = _load(new, log=lambda line: None)  # mapped before it moves: what is mapped outlives its name
         assert data is not None, new
@@ -201,9 +187,7 @@ def _write(part: Documents, name: str, tokenizer: Tokenizer, folder: Path, log: 
     with contextlib.ExitStack() as stack:
         tokens_file = stack.enter_context(open(folder / f"{name}.tokens", "wb"))
         text_file = stack.enter_context(open(folder / f"{name}.txt", "wb")) if name == "heldout" else None
-        starts, num_tokens, num_bytes = write_stream(
-            _batches(part), tokenizer, tokens_file, text_file, told=told
-        )
+        starts, num_tokens, num_bytes = write_stream(_batches(part), tokenizer, tokens_file, text_file, told=told)
     starts.tofile(folder / f"{name}.starts")
     if num_bytes:
         log(

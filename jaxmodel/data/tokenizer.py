@@ -191,9 +191,7 @@ class BpeTokenizer(Tokenizer):
         self._inner.encode_special_tokens = True  # a document that spells a special token stays text
         separator_id = self._inner.token_to_id(separator)
         if separator_id is None:
-            special = [
-                token.content for token in self._inner.get_added_tokens_decoder().values() if token.special
-            ]
+            special = [token.content for token in self._inner.get_added_tokens_decoder().values() if token.special]
             raise InputError(
                 f"the tokenizer has no token {separator!r} to start a document with; "
                 f"name one of its special tokens: {', '.join(special) or 'it has none'}"

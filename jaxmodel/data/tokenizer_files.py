@@ -79,9 +79,7 @@ def write_tokenizer(directory: str | Path, tokenizer: Tokenizer) -> None:
     directory = Path(directory)
     for name, content in (tokenizer.extras.files or _new_files(tokenizer)).items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(
-                f"the tokenizer has a file {name!r}, which would not lie in {directory}: import it again"
-            )
+            raise InputError(f"the tokenizer has a file {name!r}, which would not lie in {directory}: import it again")
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content.encode())
 
@@ -90,10 +88,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """The ids of what pads, begins and ends, as config.json calls them: `{"eos_token_id": 2, …}`."""
     inner: Any = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json())
     roles = tokenizer.extras.tokens if tokenizer.extras.files else _roles(tokenizer)
-    ids = {
-        f"{role}_id": inner.token_to_id(roles.get(role, ""))
-        for role in ("pad_token", "bos_token", "eos_token")
-    }
+    ids = {f"{role}_id": inner.token_to_id(roles.get(role, "")) for role in ("pad_token", "bos_token", "eos_token")}
     return {name: i for name, i in ids.items() if i is not None}
 
 
@@ -160,9 +155,7 @@ def _made(directory: Path, said: Mapping[str, Any]) -> str | None:
         roles = WORD_ROLES | {role: content for role in WORD_ROLES if (content := _content(said.get(role)))}
         if vocab.keys() >= set(roles.values()):
             return _bert(vocab, roles, said)
-    found = sorted(
-        name for name in names if name in (VOCAB, WORDS, "tekken.json") or name.endswith(VOCABULARIES)
-    )
+    found = sorted(name for name in names if name in (VOCAB, WORDS, "tekken.json") or name.endswith(VOCABULARIES))
     if not found:
         return None
     raise InputError(
@@ -175,9 +168,7 @@ def _gpt2(directory: Path, vocab: dict[str, int], merges: list[list[str]], said:
     try:
         inner: Any = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[(a, b) for a, b in merges]))
     except Exception as error:  # a merge of what is no token
-        raise InputError(
-            f"{directory / MERGES} does not fit {VOCAB} ({error}): download both again"
-        ) from error
+        raise InputError(f"{directory / MERGES} does not fit {VOCAB} ({error}): download both again") from error
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(said.get("add_prefix_space")))
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([SEPARATOR])

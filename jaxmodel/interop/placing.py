@@ -42,9 +42,7 @@ def place(
     arrays = []
     for bounds, devices in holders.items():
         piece = read(tuple(slice(*each) for each in bounds))
-        assert piece.shape == tuple(stop - start for start, stop in bounds), (
-            f"read {piece.shape} for {bounds}"
-        )
+        assert piece.shape == tuple(stop - start for start, stop in bounds), f"read {piece.shape} for {bounds}"
         ready = piece.dtype == dtype and piece.flags.c_contiguous and piece.ctypes.data % ALIGNMENT == 0
         if not (ready and piece.flags.writeable):
             piece = copied(piece, dtype)
@@ -99,9 +97,7 @@ def copied(source: np.ndarray, dtype: Any = None) -> np.ndarray:
 def copy(out: np.ndarray, source: np.ndarray) -> None:
     """Copy into a contiguous array of the same shape and any dtype; quick also where the source is transposed."""
     assert out.shape == source.shape, f"{source.shape} into {out.shape}"
-    steps = [
-        abs(step) if dim > 1 else math.inf for step, dim in zip(source.strides, source.shape, strict=True)
-    ]
+    steps = [abs(step) if dim > 1 else math.inf for step, dim in zip(source.strides, source.shape, strict=True)]
     dense = steps.index(min(steps)) if steps else 0
     if not steps or steps[dense] == steps[-1] or min(source.shape[dense], source.shape[-1]) < PADDING:
         np.copyto(_bits(out, source), _bits(source, out), casting="unsafe")

@@ -98,11 +98,7 @@ def _on_cpu() -> Iterator[None]:
 def _start(jobs: Sequence[Mapping[str, Any]]) -> subprocess.Popen[str]:
     """The consumer at work: isolated, without site-packages but for those it may import from."""
     backend = jnp.zeros(()).device.platform  # type: ignore[union-attr]
-    order = {
-        "paths": import_paths(),
-        "loader": str(Path(consumer.__file__).with_name("loader.py")),
-        "jobs": jobs,
-    }
+    order = {"paths": import_paths(), "loader": str(Path(consumer.__file__).with_name("loader.py")), "jobs": jobs}
     environment = os.environ | {"JAX_PLATFORMS": backend, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if backend == "cpu" and "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         # There are as many threads as devices at least, and a product may be cut by the number of threads.
@@ -111,9 +107,7 @@ def _start(jobs: Sequence[Mapping[str, Any]]) -> subprocess.Popen[str]:
     if compiled:
         environment["JAX_COMPILATION_CACHE_DIR"] = compiled
     command = [sys.executable, "-I", "-S", consumer.__file__, json.dumps(order)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def import_paths() -> list[str]:
@@ -196,9 +190,7 @@ def _deviation(directory: Path, want: Mapping[str, np.ndarray], got: Mapping[str
     for name, value in want.items():
         if not np.array_equal(value, got[name], equal_nan=True):
             worst = float(np.max(np.abs(value - got[name])))
-            raise RuntimeError(
-                f"{directory}: the export deviates from the jitted model by {worst} in call {name}"
-            )
+            raise RuntimeError(f"{directory}: the export deviates from the jitted model by {worst} in call {name}")
     return 0.0
 
 

@@ -64,9 +64,7 @@ def inputs_of(model: Model) -> Arrays:
         raise InputError(
             f"{name} does not say what it reads: pass inputs=, as in {{'features': ('float32', ('batch', 30))}}"
         )
-    return {
-        name: Array(*each) for name, each in inputs.items() if name != "masked"
-    }  # which only training hides
+    return {name: Array(*each) for name, each in inputs.items() if name != "masked"}  # which only training hides
 
 
 def limits_of(model: Model) -> dict[str, int]:

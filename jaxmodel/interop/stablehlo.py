@@ -62,9 +62,7 @@ MASKS = {"mask": "tokens", "decoder_mask": "decoder_tokens"}  # which may be lef
 
 def values_of(out: Outputs) -> dict[str, jax.Array]:
     """The values that an export gives: all but `hidden` where that only feeds the head."""
-    return {
-        name: value for name, value in out.values.items() if name != "hidden" or "logits" not in out.values
-    }
+    return {name: value for name, value in out.values.items() if name != "hidden" or "logits" not in out.values}
 
 
 # Writing
@@ -106,9 +104,7 @@ def write(
     try:
         save_file(arrays, directory / WEIGHTS)
     except SafetensorError as error:  # its way to say that the disk is full
-        raise InputError(
-            f"{directory}: cannot write the weights ({error}): make room, or write elsewhere"
-        ) from error
+        raise InputError(f"{directory}: cannot write the weights ({error}): make room, or write elsewhere") from error
     for name, text in texts_of(fitted).items():
         (directory / name).write_text(text, encoding="utf-8")
     programs = {}
@@ -141,9 +137,7 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _programs(
-    model: Model, tree: Any, inputs: Arrays, cache: Cache
-) -> list[tuple[str, Callable[..., Any], Arrays]]:
+def _programs(model: Model, tree: Any, inputs: Arrays, cache: Cache) -> list[tuple[str, Callable[..., Any], Arrays]]:
     """(name, function of flat dicts, what a batch holds) of every program that this model has."""
     like = jax.eval_shape(lambda: tree)
 
@@ -237,9 +231,7 @@ def read_about(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{directory} is a damaged export: {ABOUT}: {error}; export again") from error
     if schema > SCHEMA:
-        raise InputError(
-            f"{directory} was exported by jaxmodel {about['versions']['jaxmodel']}: upgrade to that"
-        )
+        raise InputError(f"{directory} was exported by jaxmodel {about['versions']['jaxmodel']}: upgrade to that")
     return about if schema > 1 else about | {"config": stem_and_head(about["config"])}
 
 
@@ -255,9 +247,7 @@ def read(directory: Path) -> Export:
     about = read_about(directory)
     for name, digest in about["files"].items():
         if not (directory / name).is_file() or _digest(directory / name) != digest:
-            raise InputError(
-                f"{directory} is a damaged export: {name} is not as it was written; export again"
-            )
+            raise InputError(f"{directory} is a damaged export: {name} is not as it was written; export again")
     arrays, programs, cache = loader.load(directory)
     tree = unflat(arrays, weights.abstract(about["weights"]))
     state = flat(tree["state"])
@@ -282,21 +272,14 @@ def _model(
     config = Opaque(config["opaque"]) if "opaque" in config else configs.from_dict(config)
 
     def apply(
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
     ) -> Outputs:
         del key
         if train:
             raise InputError("an export runs, but does not train: train the checkpoint it was made from")
         state = state or {}
         if not statistics.keys() <= state.keys():
-            raise InputError(
-                "this model keeps batch statistics: pass state=model.start(), or the export's own"
-            )
+            raise InputError("this model keeps batch statistics: pass state=model.start(), or the export's own")
         kept = {name: state[name] for name in statistics}
         before = {name: state[name] for name in about["cache"] if name in state}
         check_batch(batch, inputs, needed=[name for name in inputs if name not in (*MASKS, *PACKED)])

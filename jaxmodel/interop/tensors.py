@@ -130,9 +130,7 @@ def write_weights(
     assert len({each.name for each in tensors}) == len(tensors), "two tensors of one name"
     for each in tensors:
         if np.dtype(each.dtype) not in CODES:
-            raise InputError(
-                f"{each.name} is {each.dtype}, not a dtype of safetensors: cast it, or pack it in uint8"
-            )
+            raise InputError(f"{each.name} is {each.dtype}, not a dtype of safetensors: cast it, or pack it in uint8")
     metadata = {"format": "pt"} if metadata is None else metadata
     shards = _shards(tensors, shard_bytes)
     names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}{SUFFIX}" for i in range(len(shards))]

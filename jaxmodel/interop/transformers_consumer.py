@@ -26,11 +26,7 @@ def run(directory, probe, output):
         architecture = json.load(file)["architectures"][0]
     reader = getattr(transformers, architecture)
     model, info = reader.from_pretrained(
-        directory,
-        output_loading_info=True,
-        attn_implementation="eager",
-        dtype=torch.float32,
-        local_files_only=True,
+        directory, output_loading_info=True, attn_implementation="eager", dtype=torch.float32, local_files_only=True
     )
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:
@@ -47,11 +43,7 @@ def run(directory, probe, output):
                     found.setdefault(ours, []).append(value.numpy())
     arrays: Any = {name: np.concatenate(rows) for name, rows in found.items()}
     np.savez(output, **arrays)
-    return {
-        "architecture": architecture,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-    }
+    return {"architecture": architecture, "transformers": transformers.__version__, "torch": torch.__version__}
 
 
 def main(arguments):

@@ -93,9 +93,7 @@ class Transformer:
     residual_scale: float | None = field(None, help="of what each half of a block adds (Granite)", low=0.0)
     block_scale: bool = field(False, help="a number a block, which scales all that it gives (Gemma 4)")
     layer_scale: float | None = field(
-        None,
-        help="initial value of a learned scale of what each half of a block adds (arXiv:2103.17239)",
-        low=0.0,
+        None, help="initial value of a learned scale of what each half of a block adds (arXiv:2103.17239)", low=0.0
     )
     first: tuple[str, ...] = field((), help="variants of the first layers")
     pattern: tuple[str, ...] = field(("block",), help="variants of the following layers, repeated")
@@ -121,9 +119,7 @@ class Transformer:
     @property
     def reads(self) -> tuple[str, ...]:
         """What it cannot do without in a batch."""
-        return (
-            ("images",) if self.images else ("audio",) if self.waveform or self.spectrogram else ("tokens",)
-        )
+        return ("images",) if self.images else ("audio",) if self.waveform or self.spectrogram else ("tokens",)
 
     @property
     def length(self) -> int | None:
@@ -216,9 +212,7 @@ class Transformer:
         window), a recurrence token by token, nothing for recomputation.
         """
         width = (self.head and self.head.dim) or self.embed_dim
-        products = self.num_outputs * width * (self.pool is None) + self.embed_dim * (
-            self.stem.embed_dim or 0
-        )
+        products = self.num_outputs * width * (self.pool is None) + self.embed_dim * (self.stem.embed_dim or 0)
         if self.images is not None:
             products += self.images.patch**2 * self.images.channels * self.embed_dim
         if self.waveform is not None:
@@ -308,16 +302,7 @@ class Transformer:
             )
         if self.cross is not None:
             self._check_heads("cross", self.cross)
-            kept = (
-                "num_heads",
-                "num_kv_heads",
-                "head_dim",
-                "scale",
-                "softcap",
-                "bias",
-                "key_bias",
-                "output_bias",
-            )
+            kept = ("num_heads", "num_kv_heads", "head_dim", "scale", "softcap", "bias", "key_bias", "output_bias")
             plain = Attention(**{name: getattr(self.cross, name) for name in kept}, causal=False)
             for each in dataclasses.fields(plain):
                 if getattr(self.cross, each.name) != (value := getattr(plain, each.name)):
@@ -403,8 +388,7 @@ class Transformer:
             )
         if self.tied and (self.head is None or self.num_outputs != self.vocab_size):
             raise InputError(
-                "model.tied needs a head with one logit a token: leave model.head.outputs out, or set "
-                "model.tied=false"
+                "model.tied needs a head with one logit a token: leave model.head.outputs out, or set model.tied=false"
             )
         table = self.stem.embed_dim or self.embed_dim
         if self.tied and self.head is not None and (self.head.dim or self.embed_dim) != table:
@@ -417,9 +401,7 @@ class Transformer:
         """InputError when it looks for tokens that are not there, or its projection stands before a head."""
         by_token = pool.kind in ("token", "highest")
         if by_token and self.images is not None:
-            raise InputError(
-                f"model.pool.kind={pool.kind} looks at tokens, model.images has none: change one of them"
-            )
+            raise InputError(f"model.pool.kind={pool.kind} looks at tokens, model.images has none: change one of them")
         if (pool.kind == "token") != (pool.token is not None):
             raise InputError(
                 f"model.pool.token={_config.to_text(pool.token)} beside model.pool.kind={pool.kind}: kind token needs "
@@ -442,11 +424,7 @@ def _latent_products(dim: int, heads: int, width: int, latent: Latent, seen: int
     """Multiply-adds of a token's multi-head latent attention, over `seen` tokens."""
     narrow, values = latent.q_rank or 0, heads * latent.value_dim
     products = dim * (narrow + latent.kv_rank + latent.rope_dim + values) + (narrow or dim) * heads * width
-    return (
-        products
-        + latent.kv_rank * (heads * (width - latent.rope_dim) + values)
-        + seen * (heads * width + values)
-    )
+    return products + latent.kv_rank * (heads * (width - latent.rope_dim) + values) + seen * (heads * width + values)
 
 
 def _check_latent(attention: Attention) -> None:
@@ -498,9 +476,7 @@ class EncoderDecoder:
     @property
     def limits(self) -> dict[str, int]:
         """The largest that free dims may be."""
-        decoder = {
-            f"decoder_{name}" if name == "length" else name: n for name, n in self.decoder.limits.items()
-        }
+        decoder = {f"decoder_{name}" if name == "length" else name: n for name, n in self.decoder.limits.items()}
         return decoder | {name: n for name, n in self.encoder.limits.items() if name != "capacity"}
 
     @property
@@ -574,16 +550,10 @@ class Perceptron:
         None, help="how many ids each column of categories has; none: by the data", low=1
     )
     num_outputs: int | None = field(None, help="outputs: classes, or 1; none: by the data", low=1)
-    category_dim: int | None = field(
-        None, help="width of an embedding (default: half its ids, 50 at most)", low=1
-    )
-    hidden: tuple[int, ...] = field(
-        (64,), help="widths of the hidden layers; none at all: a linear model", low=1
-    )
+    category_dim: int | None = field(None, help="width of an embedding (default: half its ids, 50 at most)", low=1)
+    hidden: tuple[int, ...] = field((64,), help="widths of the hidden layers; none at all: a linear model", low=1)
     activation: str = field("relu", help="non-linearity", choices=UNGATED)
-    norm: str = field(
-        "none", help="normalisation before each non-linearity", choices=("none", "batch", "layer")
-    )
+    norm: str = field("none", help="normalisation before each non-linearity", choices=("none", "batch", "layer"))
     dropout: float = field(0.0, help="dropped fraction of each hidden layer", low=0.0, high=1.0)
     momentum: float = field(0.9, help="of the running statistics of batch norm", low=0.0, high=1.0)
     epsilon: float = field(1e-5, help="added to the variance in a norm", low=0.0)
@@ -632,13 +602,9 @@ class ConvNet:
 
     num_classes: int | None = field(None, help="outputs: classes, or 1; 0: no head; none: by the data", low=0)
     channels: int | None = field(None, help="channels of the images; none: by the data", low=1)
-    widths: tuple[int, ...] = field(
-        (16, 32, 64), help="channels of each stage; each later stage halves the size"
-    )
+    widths: tuple[int, ...] = field((16, 32, 64), help="channels of each stage; each later stage halves the size")
     blocks: int = field(1, help="residual blocks in a stage", low=1)
-    depths: tuple[int, ...] | None = field(
-        None, help="residual blocks of each stage (default: blocks in all)", low=1
-    )
+    depths: tuple[int, ...] | None = field(None, help="residual blocks of each stage (default: blocks in all)", low=1)
     stem: ConvStem = field(ConvStem(), help="what comes before the stages")
     block: str = field(
         "basic",
@@ -660,9 +626,7 @@ class ConvNet:
     )
     dropout: float = field(0.0, help="dropped fraction of the pooled features", low=0.0, high=1.0)
     momentum: float = field(0.9, help="of the running batch statistics", low=0.0, high=1.0)
-    count_batches: bool = field(
-        False, help="batch norm counts the batches that it was trained on, as torch's does"
-    )
+    count_batches: bool = field(False, help="batch norm counts the batches that it was trained on, as torch's does")
     epsilon: float = field(1e-5, help="added to the variance", low=0.0)
     execution: Execution = field(Execution(), help="how it runs")
 
@@ -708,9 +672,7 @@ class ConvNet:
                 "give a depth for each stage, or model.depths=none"
             )
         if self.kernel % 2 == 0:
-            raise InputError(
-                f"model.kernel={self.kernel}: windows of a block have a centre, give an odd size"
-            )
+            raise InputError(f"model.kernel={self.kernel}: windows of a block have a centre, give an odd size")
 
     def build(self, partitioning: Partitioning | None = None) -> Model:
         """The model as pure functions; its state is the running batch statistics."""

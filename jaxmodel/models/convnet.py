@@ -122,20 +122,13 @@ def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
         return _Network(None, config).init({"params": key}, images, False)
 
     def apply(
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
     ) -> Outputs:
         check_batch(batch, config.inputs, needed=config.inputs)
         if not state and config.norm == "batch":
             raise InputError("this model keeps batch statistics: pass state=model.start(), or a checkpoint's")
         if train and config.dropout and key is None:
-            raise InputError(
-                f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)"
-            )
+            raise InputError(f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)")
         rngs = {} if key is None else {"dropout": key}
         both = {"params": params, "state": state or {}}
         values, changed = network.apply(both, batch["images"], train, rngs=rngs, mutable=["state"])

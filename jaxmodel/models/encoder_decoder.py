@@ -40,12 +40,7 @@ def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> M
         return parted(encoder.init(keys[0]), decoder.init(keys[1]))
 
     def apply(
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
     ) -> Outputs:
         own = params["decoder"]
         if config.shared:

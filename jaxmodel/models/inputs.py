@@ -28,9 +28,7 @@ def check_batch(batch: Any, inputs: Inputs, needed: Iterable[str]) -> None:
         differ in a dim that they share; names the entry, what it is and what is wanted.
     """
     if not isinstance(batch, Mapping):
-        raise InputError(
-            f"a batch is a {type(batch).__name__}: give arrays by name, as in {{{_example(inputs)}}}"
-        )
+        raise InputError(f"a batch is a {type(batch).__name__}: give arrays by name, as in {{{_example(inputs)}}}")
     for name in needed:
         if batch.get(name) is None:
             there = ", ".join(map(str, batch)) or "nothing"
@@ -53,9 +51,7 @@ def check_batch(batch: Any, inputs: Inputs, needed: Iterable[str]) -> None:
         for dim, size in pairs:
             first, there = sizes.setdefault(str(dim), (name, size))
             if size != there:
-                raise InputError(
-                    f"{have}, and {first} has {dim} {there}: both have the same {dim}, make them equal"
-                )
+                raise InputError(f"{have}, and {first} has {dim} {there}: both have the same {dim}, make them equal")
 
 
 def _words(dtype: Any, dims: Sequence[Any]) -> str:

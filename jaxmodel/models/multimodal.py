@@ -58,9 +58,7 @@ class Towers(_Both):
     """Two transformers that bring images and texts to one space: CLIP (arXiv:2103.00020), SigLIP (arXiv:2303.15343)."""
 
     logit_scale: float = field(2.6592, help="initial logarithm of what similarities are multiplied by")
-    logit_bias: bool = field(
-        False, help="a learned bias on the logits, which starts at -10 (arXiv:2303.15343)"
-    )
+    logit_bias: bool = field(False, help="a learned bias on the logits, which starts at -10 (arXiv:2303.15343)")
 
     reads: ClassVar = ("images", "tokens")
     causal: ClassVar = False  # a tower continues no text

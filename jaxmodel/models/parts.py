@@ -33,19 +33,13 @@ class Rope:
     )
     factor: float = field(1.0, help="how much further than trained", low=0.0)
     original_length: int | None = field(None, help="tokens it was trained for", low=1)
-    low_frequency: float = field(
-        1.0, help="llama3: turns within original_length below which all is stretched"
-    )
+    low_frequency: float = field(1.0, help="llama3: turns within original_length below which all is stretched")
     high_frequency: float = field(4.0, help="llama3: turns above which nothing is")
     beta_fast: float = field(32.0, help="yarn: turns above which nothing is stretched")
     beta_slow: float = field(1.0, help="yarn: turns below which all is")
     truncate: bool = field(True, help="yarn: the bounds fall on whole frequencies")
-    attention_factor: float | None = field(
-        None, help="yarn, longrope: scale of sines and cosines (default: by factor)"
-    )
-    short_factors: tuple[float, ...] = field(
-        (), help="longrope: stretch of each frequency up to original_length"
-    )
+    attention_factor: float | None = field(None, help="yarn, longrope: scale of sines and cosines (default: by factor)")
+    short_factors: tuple[float, ...] = field((), help="longrope: stretch of each frequency up to original_length")
     long_factors: tuple[float, ...] = field((), help="longrope: the same beyond it")
 
 
@@ -70,9 +64,7 @@ class Latent:
 class Relative:
     """A learned bias on scores by distance, in buckets that widen with it; all layers share it (arXiv:1910.10683)."""
 
-    buckets: int = field(
-        32, help="of distances; half of them each way where attention looks both ways", low=4
-    )
+    buckets: int = field(32, help="of distances; half of them each way where attention looks both ways", low=4)
     max_distance: int = field(128, help="tokens from which on all are alike", low=2)
 
 
@@ -104,15 +96,9 @@ class Attention:
     output_scale: float | None = field(None, help="of what attention gives (Falcon-H1)", low=0.0)
     softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=0.0)
     sinks: bool = field(False, help="a learned score a head that only takes weight away (arXiv:2309.17453)")
-    gate: bool = field(
-        False, help="scale what heads give by a sigmoid of the token, value by value (arXiv:2505.06708)"
-    )
-    latent: Latent | None = field(
-        None, help="keys and values from a narrow vector (multi-head latent attention)"
-    )
-    bias: bool = field(
-        False, help="biases on query, key, value and gate, or on the narrow vectors these come from"
-    )
+    gate: bool = field(False, help="scale what heads give by a sigmoid of the token, value by value (arXiv:2505.06708)")
+    latent: Latent | None = field(None, help="keys and values from a narrow vector (multi-head latent attention)")
+    bias: bool = field(False, help="biases on query, key, value and gate, or on the narrow vectors these come from")
     key_bias: bool | None = field(None, help="bias on key (default: as bias)")
     output_bias: bool = field(False, help="bias on the output projection")
 
@@ -124,9 +110,7 @@ class Recurrence:
 
     num_heads: int = field(help="heads of values, gates and state", low=1)
     head_dim: int = field(help="width of a head's values", low=1)
-    state_dim: int = field(
-        128, help="width of queries and keys; a head's state has state_dim x head_dim", low=1
-    )
+    state_dim: int = field(128, help="width of queries and keys; a head's state has state_dim x head_dim", low=1)
     num_groups: int | None = field(None, help="heads of queries and keys (default: num_heads)", low=1)
     kind: str = field(
         "ssd",
@@ -146,14 +130,10 @@ class Recurrence:
     bias: bool = field(False, help="biases on all projections")
     conv_bias: bool = field(False, help="bias on the convolution")
     scales: tuple[float, ...] = field(
-        (),
-        help="of what gate, value, key, query and step are projected to (Falcon-H1); none given: 1",
-        low=0.0,
+        (), help="of what gate, value, key, query and step are projected to (Falcon-H1); none given: 1", low=0.0
     )
     output_scale: float | None = field(None, help="of what the recurrence gives (Falcon-H1)", low=0.0)
-    step_min: float = field(
-        0.0, help="least time step; a token fades the state by the step it takes", low=0.0
-    )
+    step_min: float = field(0.0, help="least time step; a token fades the state by the step it takes", low=0.0)
     step_max: float | None = field(None, help="greatest time step", low=0.0)
 
     @property
@@ -189,9 +169,7 @@ class MoE:
     )
     up_offset: float = field(0.0, help="added to what the gate multiplies (gpt-oss: 1)")
     scores: str = field(
-        "softmax",
-        help="probabilities of experts: of all together, or each its own",
-        choices=("softmax", "sigmoid"),
+        "softmax", help="probabilities of experts: of all together, or each its own", choices=("softmax", "sigmoid")
     )
     selection_bias: bool = field(
         False, help="a number an expert, added to its probability in the choice alone (arXiv:2408.15664)"
@@ -211,9 +189,7 @@ class MoE:
         "it takes all (arXiv:2101.03961)",
         low=0.0,
     )
-    balance_loss: float = field(
-        0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0
-    )
+    balance_loss: float = field(0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0)
     z_loss: float = field(0.001, help="coefficient of the router z-loss (arXiv:2202.08906)", low=0.0)
 
 
@@ -264,18 +240,14 @@ class Stem:
         "none", help="a vector for each position, added to the embedding", choices=("none", "learned")
     )
     position_offset: int = field(0, help="rows of the table of positions before that of the first", low=0)
-    slots: bool = field(
-        False, help="the position of a token is its slot, and padding has one (SigLIP, which reads it)"
-    )
+    slots: bool = field(False, help="the position of a token is its slot, and padding has one (SigLIP, which reads it)")
     image_token: int | None = field(
         None, help="id in whose places, one after the other, the batch's vectors of images stand", low=0
     )
     num_types: int = field(0, help="kinds of segments, each with a vector (BERT); 0: none", low=0)
     norm: bool = field(False, help="normalise the embeddings before the first block")
     embed_dim: int | None = field(
-        None,
-        help="width of the tables, projected to that of the blocks (arXiv:1909.11942; default: the same)",
-        low=1,
+        None, help="width of the tables, projected to that of the blocks (arXiv:1909.11942; default: the same)", low=1
     )
 
 
@@ -286,8 +258,7 @@ class Images:
 
     size: int = field(help="height and width in pixels", low=1)
     patch: int = field(
-        help="height and width of a patch in pixels; what is left of an image behind the last is not read",
-        low=1,
+        help="height and width of a patch in pixels; what is left of an image behind the last is not read", low=1
     )
     channels: int = field(3, help="channels of a pixel", low=1)
     class_token: bool = field(True, help="a learned vector before the patches")
@@ -309,9 +280,7 @@ class ConvStem:
 
     width: int | None = field(None, help="channels it gives (default: those of the first stage)", low=1)
     size: int = field(3, help="height and width of its windows", low=1)
-    stride: int = field(
-        1, help="pixels from one window to the next; as many as its size: windows side by side", low=1
-    )
+    stride: int = field(1, help="pixels from one window to the next; as many as its size: windows side by side", low=1)
     pool: bool = field(False, help="then the maximum of every second 3 x 3 window")
 
 
@@ -387,12 +356,8 @@ class Pool:
         "(arXiv:2303.15343); the largest of each number; or the first and the mean of the others",
         choices=("first", "mean", "last", "token", "highest", "slot", "attention", "max", "first_mean"),
     )
-    token: int | None = field(
-        None, help="id that pooling by `token` looks for; the first token without it", low=0
-    )
-    norm: bool = field(
-        False, help="the final norm is of the pooled vector, and hidden has none (CLIP's images)"
-    )
+    token: int | None = field(None, help="id that pooling by `token` looks for; the first token without it", low=0)
+    norm: bool = field(False, help="the final norm is of the pooled vector, and hidden has none (CLIP's images)")
     activation: str = field(
         "none", help="non-linearity after a dense layer; none: no dense layer", choices=("none", *UNGATED)
     )
@@ -409,9 +374,7 @@ class Head:
 
     outputs: int | None = field(None, help="logits (default: one for each token of the vocabulary)", low=1)
     activation: str = field(
-        "none",
-        help="non-linearity after a dense layer, before the logits (BERT)",
-        choices=("none", *UNGATED),
+        "none", help="non-linearity after a dense layer, before the logits (BERT)", choices=("none", *UNGATED)
     )
     dim: int | None = field(
         None, help="width of that dense layer (default: embed_dim, or without non-linearity none)", low=1
@@ -432,7 +395,5 @@ class Execution:
     scan: bool = field(True, help="scan over the layers (quick to compile) or unroll them (quicker on CPU)")
     remat: bool = field(False, help="recompute each block in the backward pass instead of storing it")
     query_pieces: int = field(
-        4,
-        help="pieces of the queries in causal training attention; each meets only the keys up to its end",
-        low=1,
+        4, help="pieces of the queries in causal training attention; each meets only the keys up to its end", low=1
     )

@@ -82,17 +82,10 @@ def build(config: Perceptron, partitioning: Partitioning | None = None) -> Model
         return _Network(None, config).init({"params": key}, example, False)
 
     def apply(
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
     ) -> Outputs:
         if train and config.dropout and key is None:
-            raise InputError(
-                f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)"
-            )
+            raise InputError(f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)")
         check_batch(batch, config.inputs, needed=config.inputs)
         rngs = {} if key is None else {"dropout": key}
         read = {name: batch[name] for name in config.inputs}

@@ -92,9 +92,7 @@ def _qwen(
 ) -> Transformer:
     """Qwen 2.5 (arXiv:2412.15115) has biases on queries, keys and values, Qwen 3 (arXiv:2505.09388) norms."""
     norm = Norm(epsilon=1e-6)
-    return _decoder(
-        vocab_size, embed_dim, num_layers, heads, dim, 32768, 1e6, attention, tied=tied, norm=norm
-    )
+    return _decoder(vocab_size, embed_dim, num_layers, heads, dim, 32768, 1e6, attention, tied=tied, norm=norm)
 
 
 def _gemma(
@@ -120,10 +118,7 @@ def _gemma(
 
 def _gemma3(embed_dim: int, num_layers: int, dim: int, window: int) -> Transformer:
     """Five local layers to a global one, whose positions turn more slowly."""
-    variants = (
-        Variant("local", (("attention.window", window),)),
-        Variant("global", (("attention.rope_theta", 1e6),)),
-    )
+    variants = (Variant("local", (("attention.window", window),)), Variant("global", (("attention.rope_theta", 1e6),)))
     return _gemma(
         *(embed_dim, num_layers, (4, 1, 256), dim, {"qk_norm": "head", "scale": 256**-0.5}),
         vocab_size=262144,
@@ -174,12 +169,7 @@ def _mamba2(embed_dim: int, num_layers: int) -> Transformer:
 
 
 def _qwen_delta(
-    vocab_size: int,
-    embed_dim: int,
-    num_layers: int,
-    heads: tuple[int, int, int],
-    mlp_dim: int,
-    **overrides: Any,
+    vocab_size: int, embed_dim: int, num_layers: int, heads: tuple[int, int, int], mlp_dim: int, **overrides: Any
 ) -> Transformer:
     """Qwen3.5: three layers of the gated delta rule (arXiv:2412.06464), then one of gated attention."""
     attention = {"rope": Rope(fraction=0.25), "qk_norm": "head", "gate": True}
@@ -273,9 +263,7 @@ def _tower(
     )
 
 
-def _clip(
-    dim: int, image: tuple[int, int, int], patch: int, text: tuple[int, int, int], size: int = 224
-) -> Towers:
+def _clip(dim: int, image: tuple[int, int, int], patch: int, text: tuple[int, int, int], size: int = 224) -> Towers:
     """CLIP (arXiv:2103.00020): towers to vectors of `dim`."""
     images = Images(size=size, patch=patch, bias=False)
     mlp = [MLP(dim=4 * sizes[0], activation="quick_gelu", bias=True) for sizes in (image, text)]
@@ -303,9 +291,7 @@ def _siglip(sizes: tuple[int, int, int], mlp_dim: int, patch: int, size: int) ->
     )
 
 
-def _bert(
-    num_layers: int, embed_dim: int, num_heads: int, stem: Stem | None = None, **overrides
-) -> Transformer:
+def _bert(num_layers: int, embed_dim: int, num_heads: int, stem: Stem | None = None, **overrides) -> Transformer:
     """BERT's block (arXiv:1810.04805): both ways, layer norm after each residual; with the head of masked tokens."""
     usual = {"vocab_size": 30522, "max_length": 512, "head": Head(activation="gelu", bias=True), "tied": True}
     usual["stem"] = stem or Stem(positions="learned", num_types=2, norm=True)
@@ -369,9 +355,7 @@ def _t5(
         "mlp": MLP(dim=dim, activation="geglu" if gated else "relu"),
         "norm": Norm(epsilon=1e-6),
     }
-    encoder = Transformer(
-        attention=Attention(**heads, causal=False, relative=Relative()), head=None, **shared
-    )
+    encoder = Transformer(attention=Attention(**heads, causal=False, relative=Relative()), head=None, **shared)
     decoder = Transformer(
         attention=Attention(**heads, relative=Relative()),
         cross=Attention(**heads, causal=False),
@@ -384,20 +368,10 @@ def _t5(
 
 
 def _pair(
-    embed_dim: int,
-    layers: tuple[int, int],
-    num_heads: int,
-    start_token: int,
-    encoder: Mapping[str, Any],
-    **fields,
+    embed_dim: int, layers: tuple[int, int], num_heads: int, start_token: int, encoder: Mapping[str, Any], **fields
 ) -> EncoderDecoder:
     """BART's and Whisper's blocks: layer norms and biases; `encoder` lays what it has of its own over `fields`."""
-    own = {
-        "num_heads": num_heads,
-        "bias": True,
-        "key_bias": fields.pop("key_bias", None),
-        "output_bias": True,
-    }
+    own = {"num_heads": num_heads, "bias": True, "key_bias": fields.pop("key_bias", None), "output_bias": True}
     inner, both_ways = Attention(**own), Attention(**own, causal=False)
     mlp = MLP(dim=4 * embed_dim, activation="gelu", bias=True)
     both = {"embed_dim": embed_dim, "mlp": mlp, "init_scale": 0.02, **fields}
@@ -465,9 +439,7 @@ PRESETS = {
     "qwen3-8b": _qwen(4096, 36, (32, 8, 128), 12288, False, qk_norm="head"),
     "qwen3-32b": _qwen(5120, 64, (64, 8, 128), 25600, False, qk_norm="head"),
     # arXiv:2401.04088, arXiv:2505.09388, arXiv:2409.02060, and Qwen1.5-MoE (2024): mixtures of experts.
-    "mixtral-8x7b": _decoder(
-        *(32000, 4096, 32, (32, 8, 128), 14336, 32768, 1e6), moe=MoE(num_experts=8, dim=14336)
-    ),
+    "mixtral-8x7b": _decoder(*(32000, 4096, 32, (32, 8, 128), 14336, 32768, 1e6), moe=MoE(num_experts=8, dim=14336)),
     "qwen3-30b-a3b": _decoder(
         *(151936, 2048, 48, (32, 4, 128), 6144, 40960, 1e6, {"qk_norm": "head"}),
         norm=Norm(epsilon=1e-6),
@@ -502,13 +474,7 @@ PRESETS = {
         norm=Norm(epsilon=1e-6),
         moe=MoE(
             **{"num_experts": 256, "dim": 2048, "experts_per_token": 8, "shared_dim": 2048},
-            **{
-                "scores": "sigmoid",
-                "selection_bias": True,
-                "scale": 2.5,
-                "num_groups": 8,
-                "groups_per_token": 4,
-            },
+            **{"scores": "sigmoid", "selection_bias": True, "scale": 2.5, "num_groups": 8, "groups_per_token": 4},
         ),
         first=("dense",) * 3,
         variants=(Variant("dense", (("moe", None),)),),
@@ -605,9 +571,7 @@ PRESETS = {
     "siglip-so400m-patch14-384": _siglip((1152, 27, 16), 4304, 14, 384),
     # LLaVA 1.5 (arXiv:2310.03744): the last but one block of CLIP's tower, and Vicuna.
     "llava-1.5-7b": VisionLanguage(
-        image=replace(
-            _clip(768, (1024, 24, 16), 14, (768, 12, 12), 336).image, {"pool": Pool("first", norm=True)}
-        ),
+        image=replace(_clip(768, (1024, 24, 16), 14, (768, 12, 12), 336).image, {"pool": Pool("first", norm=True)}),
         projector=MLP(dim=4096, activation="gelu", bias=True),
         text=_decoder(*(32064, 4096, 32, (32, 32, 128), 11008, 4096, 1e4), stem=Stem(image_token=32000)),
     ),

@@ -44,6 +44,4 @@ def require_sizes(config: Any) -> None:
     """InputError, which names the flag, where a size is still left to the data: such a model cannot be built."""
     missing = [name for name in config.by_data if getattr(config, name) is None]
     if missing:
-        raise InputError(
-            f"model.{missing[0]} is not known: set it, or let the data tell, config.fitted(dataset.facts)"
-        )
+        raise InputError(f"model.{missing[0]} is not known: set it, or let the data tell, config.fitted(dataset.facts)")

@@ -35,12 +35,7 @@ def build(config: Towers, partitioning: Partitioning | None = None) -> Model:
         return params | {name: jnp.asarray(value, PARAMS) for name, value in ends.items()}
 
     def apply(
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
     ) -> Outputs:
         del state
         found, losses = {}, {}

@@ -79,9 +79,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
 
         types = jnp.zeros((1, tokens), jnp.int32)
         found = {
-            "stem": made(
-                stem, stem_key, jnp.zeros(shape, config.inputs[reads][0]), types, types, None, None, False
-            ),
+            "stem": made(stem, stem_key, jnp.zeros(shape, config.inputs[reads][0]), types, types, None, None, False),
             "stack": init_stack(stack_key, config.segments, {k: functools.partial(block, k) for k in kinds}),
         }
         if relative:
@@ -123,12 +121,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         return jax.checkpoint(run) if config.execution.remat and train else run
 
     def apply(
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
     ) -> Outputs:
         head_only = isinstance(batch, Mapping) and "hidden" in batch and reads not in batch
         check_batch(batch, config.inputs, needed=() if head_only or "frames" in batch else (reads,))
@@ -166,18 +159,14 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         if batch_size is None or length is None or not config.causal:
             return {}  # where earlier tokens see later ones, there is nothing to keep
         if length > config.max_length and config.stem.positions == "learned":
-            raise InputError(
-                f"a cache of {length} tokens is longer than model.max_length={config.max_length}"
-            )
+            raise InputError(f"a cache of {length} tokens is longer than model.max_length={config.max_length}")
         stack: dict[str, Any] = {}
         for i, (pattern, repeats) in enumerate(config.segments):
             stack[str(i)] = {}
             for kind in dict.fromkeys(pattern):
                 cache = block_cache(kinds[kind], batch_size, length, dtype)
                 count = repeats * pattern.count(kind)
-                stack[str(i)][kind] = jax.tree.map(
-                    lambda z, n=count: jnp.broadcast_to(z, (n, *z.shape)), cache
-                )
+                stack[str(i)][kind] = jax.tree.map(lambda z, n=count: jnp.broadcast_to(z, (n, *z.shape)), cache)
         return {"stack": stack, "length": jnp.zeros(batch_size, jnp.int32)}
 
     layout = layer.layout_of(jax.eval_shape(declare, jax.random.key(0)))
@@ -210,9 +199,7 @@ def _source(config: Transformer, batch: Batch, cached: bool) -> Source | None:
     if config.cross is None or (hidden is None and cached):
         return None
     if hidden is None:
-        raise InputError(
-            "encoder_hidden is missing: the model's cross attention looks at what an encoder read"
-        )
+        raise InputError("encoder_hidden is missing: the model's cross attention looks at what an encoder read")
     return Source(hidden, positions_of(hidden.shape[0], hidden.shape[1], mask))
 
 
@@ -227,9 +214,7 @@ class _Where:
         if config.waveform is not None:
             shape, mask = _heard(config.waveform, shape, mask)
         if shape[1] > config.max_length:
-            raise InputError(
-                f"a sequence of {shape[1]} tokens is longer than model.max_length={config.max_length}"
-            )
+            raise InputError(f"a sequence of {shape[1]} tokens is longer than model.max_length={config.max_length}")
         if segments is not None:
             mask = segments > 0 if mask is None else mask & (segments > 0)
             if state:
@@ -269,9 +254,7 @@ def _frames(config: Spectrogram, batch: Batch) -> jax.Array:
     if frames is None:
         missing = config.samples - batch["audio"].shape[1]
         if missing < 0:
-            raise InputError(
-                f"audio of more than model.spectrogram.samples={config.samples}: cut it into pieces"
-            )
+            raise InputError(f"audio of more than model.spectrogram.samples={config.samples}: cut it into pieces")
         frames = log_mel(jnp.pad(batch["audio"], ((0, 0), (0, missing))), bands=config.bands)
     if frames.shape[1:] != wanted:
         raise InputError(f"frames is {list(frames.shape)}, the model reads [batch, {wanted[0]}, {wanted[1]}]")

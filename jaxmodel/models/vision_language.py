@@ -43,18 +43,11 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
         kept = jax.tree.map(lambda array: array[: config.tower.num_layers], blocks)
         running = {**params["image"], "stack": {"0": {"block": kept}}}
         hidden = tower.apply(running, {"images": images}, key=key, train=train)["hidden"]
-        vectors = projector(partitioning).apply(
-            {"params": params["projector"]}, hidden[:, -config.num_vectors :]
-        )
+        vectors = projector(partitioning).apply({"params": params["projector"]}, hidden[:, -config.num_vectors :])
         return jnp.reshape(vectors, (-1, width))  # pyright: ignore[reportArgumentType]
 
     def apply(
-        params: Params,
-        batch: Batch,
-        state: State = None,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
+        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
     ) -> Outputs:
         keys = (None, None) if key is None else jax.random.split(key)
         given = {name: batch[name] for name in (*config.text.inputs, "hidden") if name in batch}

@@ -157,9 +157,7 @@ class Attention(Layer):
             bias = None
             if config.relative is not None and relative is not None:
                 bias = bias_between(relative, positions[:, begin:end], key_positions[:, :last])
-            return dot_product_attention(
-                *part, mask, scale=scale, softcap=config.softcap, sinks=sinks, bias=bias
-            )
+            return dot_product_attention(*part, mask, scale=scale, softcap=config.softcap, sinks=sinks, bias=bias)
 
         with jax.named_scope("attend"):
             if pieces == 1:
@@ -198,12 +196,7 @@ class Attention(Layer):
     def _latent(
         self, latent: parts.Latent, x: jax.Array, positions: jax.Array, cache: AttentionCache | None, K: int
     ) -> tuple[
-        jax.Array,
-        jax.Array,
-        jax.Array,
-        jax.Array,
-        AttentionCache | None,
-        Callable[[jax.Array], jax.Array] | None,
+        jax.Array, jax.Array, jax.Array, jax.Array, AttentionCache | None, Callable[[jax.Array], jax.Array] | None
     ]:
         """Queries, keys, values and their positions; the cache; and what makes heads of what attention gives, if any.
 
@@ -221,9 +214,7 @@ class Attention(Layer):
         if latent.q_rank is None:
             q = einsum(x, heads("query", "embed", self.dim, K))
         else:
-            narrow = self._normalize(
-                self._project(x, "query_latent", "latent", 1, latent.q_rank), "query_norm"
-            )
+            narrow = self._normalize(self._project(x, "query_latent", "latent", 1, latent.q_rank), "query_norm")
             q = einsum(narrow[:, :, 0], heads("query", "latent", latent.q_rank, K))
         q, q_turned = q[..., : K - R], turned(q[..., K - R :])
         k = self._normalize(self._project(x, "latent", "latent", 1, rank), "latent_norm")

@@ -106,9 +106,7 @@ class Block(Layer):
                 y = MLP(**shared, **halves, config=config.mlp, name=half)(h)
             else:
                 real = jnp.ones(x.shape[:2], bool) if mask is None else mask
-                y, losses = MoE(**shared, **halves, config=config.moe, name="moe")(
-                    h, real, segments, cache is None
-                )
+                y, losses = MoE(**shared, **halves, config=config.moe, name="moe")(h, real, segments, cache is None)
             x = after(x + added(y, half), half)
         if config.block_scale:
             x = x * self.vector("scale", "scalar", (1,), ones).astype(x.dtype)

@@ -51,9 +51,7 @@ class FullCache(AttentionCache):
             return jax.lax.dynamic_update_slice_in_dim(old, _heads_first(new).astype(old.dtype), at, axis=2)
 
         written = jax.lax.dynamic_update_slice_in_dim(self.positions, positions, at, axis=1)
-        grown = FullCache(
-            write(self.keys, keys), write(self.values, values), written, at + positions.shape[1]
-        )
+        grown = FullCache(write(self.keys, keys), write(self.values, values), written, at + positions.shape[1])
         return grown, (_heads_first(grown.keys), _heads_first(grown.values), written)
 
 
@@ -159,10 +157,7 @@ def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -
     cache = HybridCache(*found) if len(found) > 1 else found[0]
     if (cross := config.cross) is None:
         return cache
-    heads, width = (
-        cross.num_kv_heads or cross.num_heads,
-        cross.head_dim or config.embed_dim // cross.num_heads,
-    )
+    heads, width = (cross.num_kv_heads or cross.num_heads, cross.head_dim or config.embed_dim // cross.num_heads)
     source = jnp.zeros((batch_size, heads, 0, width), dtype)
     return CrossCache(cache, source, source, jnp.zeros((batch_size, 0), jnp.int32))
 

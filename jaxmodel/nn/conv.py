@@ -22,16 +22,12 @@ def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
     if size == stride:
         height, width = height - height % size, width - width % size
         if not height or not width:
-            raise InputError(
-                f"images are too small: {x.shape[1:3]} is left of them for windows of {size} x {size}"
-            )
+            raise InputError(f"images are too small: {x.shape[1:3]} is left of them for windows of {size} x {size}")
         x = x[:, :height, :width]
     else:
         pad = (size - 1) // 2
         x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    shifted = [
-        x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)
-    ]
+    shifted = [x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
     return jnp.concatenate(shifted, axis=-1)
 
 

@@ -32,9 +32,7 @@ class Pool(Layer):
             x = self._attended(hidden, real)
         elif pool.kind in ("token", "highest"):
             if tokens is None:
-                raise InputError(
-                    f"model.pool.kind={pool.kind} looks at tokens: the batch needs them, not hidden alone"
-                )
+                raise InputError(f"model.pool.kind={pool.kind} looks at tokens: the batch needs them, not hidden alone")
             place = jnp.argmax(tokens if pool.kind == "highest" else tokens == pool.token, axis=1)
             x = jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
         else:

@@ -69,9 +69,7 @@ class MoE(Layer):
         if config.bias:
             logits = logits + self.vector("router_bias", "experts", (config.num_experts,), zeros)
         probabilities, gates, chosen = self._route(logits)
-        experts = {
-            name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated
-        }
+        experts = {name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated}
         if config.bias:
             experts |= {f"{name}_bias": self._expert_bias(name) for name in tuple(experts)}
         sent = chosen
@@ -105,9 +103,7 @@ class MoE(Layer):
             gates = gates * config.scale
         return scores if softmax else scores / jnp.sum(scores, axis=-1, keepdims=True), gates, chosen
 
-    def _room(
-        self, chosen: jax.Array, real: jax.Array, segments: jax.Array | None, factor: float
-    ) -> jax.Array:
+    def _room(self, chosen: jax.Array, real: jax.Array, segments: jax.Array | None, factor: float) -> jax.Array:
         """Whether each of a token's experts has room for it, bool[B,T,K]; padding needs none and gets none."""
         E, T = self.config.num_experts, chosen.shape[1]
         picked = jnp.any(jax.nn.one_hot(chosen, E, dtype=bool), axis=2) & real[..., None]
@@ -146,9 +142,7 @@ class MoE(Layer):
         return weight.leaf, layout
 
     def _expert_bias(self, name: str) -> tuple[jax.Array, str]:
-        size, layout = (
-            (self.dim, "experts embed_bias") if name == "down" else (self.config.dim, "experts mlp")
-        )
+        size, layout = (self.dim, "experts embed_bias") if name == "down" else (self.config.dim, "experts mlp")
         return self.vector(f"{name}_bias", layout, (self.config.num_experts, size), zeros), layout
 
     def _dispatch(
@@ -189,12 +183,7 @@ class MoE(Layer):
         )(x, gates, chosen, leaves)
 
     def _compute(
-        self,
-        x: jax.Array,
-        gates: jax.Array,
-        chosen: jax.Array,
-        leaves: Mapping[str, Any],
-        first: jax.Array | int,
+        self, x: jax.Array, gates: jax.Array, chosen: jax.Array, leaves: Mapping[str, Any], first: jax.Array | int
     ) -> jax.Array:
         """The experts `first`, `first`+1, … that `leaves` holds, applied to the tokens that chose them."""
         B, T, D = x.shape

@@ -63,9 +63,7 @@ class BatchNorm(Layer):
         scale = self.vector("scale", "filters_norm", (self.dim,), ones)
         bias = self.vector("bias", "filters_norm", (self.dim,), zeros)
         if not (self.has_variable("state", "mean") or self.is_initializing()):
-            raise InputError(
-                "batch norm needs its running statistics: pass state=model.start(), or a checkpoint's"
-            )
+            raise InputError("batch norm needs its running statistics: pass state=model.start(), or a checkpoint's")
         mean = self.variable("state", "mean", jnp.zeros, (self.dim,), STABLE)
         variance = self.variable("state", "variance", jnp.ones, (self.dim,), STABLE)
         count = self.variable("state", "count", jnp.zeros, (), jnp.int32) if self.counts else None
@@ -89,8 +87,6 @@ class BatchNorm(Layer):
 def fresh_statistics(shapes: Any) -> Any:
     """Running statistics of these shapes: means start at zero and variances at one, whatever the key."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, a: (
-            jnp.ones(a.shape, a.dtype) if path[-1].key == "variance" else jnp.zeros(a.shape, a.dtype)
-        ),
+        lambda path, a: jnp.ones(a.shape, a.dtype) if path[-1].key == "variance" else jnp.zeros(a.shape, a.dtype),
         shapes,
     )

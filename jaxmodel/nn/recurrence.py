@@ -148,11 +148,7 @@ class Recurrence(Layer):
 
     @compact
     def __call__(
-        self,
-        x: jax.Array,
-        mask: jax.Array | None,
-        segments: jax.Array | None,
-        cache: RecurrentCache | None,
+        self, x: jax.Array, mask: jax.Array | None, segments: jax.Array | None, cache: RecurrentCache | None
     ) -> tuple[jax.Array, RecurrentCache | None]:
         config, T = self.config, x.shape[1]
         H, G, N, P = config.num_heads, config.groups, config.state_dim, config.head_dim
@@ -164,9 +160,7 @@ class Recurrence(Layer):
             mask = _taken(mask, order)
             segments = None if segments is None else _taken(segments, order)
         gate = self._project(x, "gate", "heads", (H, P))
-        step = self._project(x, "step", "heads", (H,)).astype(STABLE) + self.vector(
-            "step_shift", "heads", (H,), _steps
-        )
+        step = self._project(x, "step", "heads", (H,)).astype(STABLE) + self.vector("step_shift", "heads", (H,), _steps)
         step = jnp.clip(jax.nn.softplus(step), config.step_min, config.step_max)
         strength = step
         if config.kind == "delta":
@@ -202,10 +196,7 @@ class Recurrence(Layer):
         state = jnp.zeros((x.shape[0], H, N, P), STABLE) if cache is None else cache.state
         with jax.named_scope("recur"):
             y, state = recur(
-                inputs,
-                state.reshape(-1, G, H // G, N, P),
-                delta=config.kind == "delta",
-                chunk=config.chunk,
+                inputs, state.reshape(-1, G, H // G, N, P), delta=config.kind == "delta", chunk=config.chunk
             )
         y = y.reshape(*v.shape)
         if config.skip:

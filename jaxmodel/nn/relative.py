@@ -23,9 +23,7 @@ class Relative(Layer):
     @compact
     def __call__(self) -> jax.Array:
         shape = self.config.buckets, self.num_heads
-        return self.vector("table", "buckets heads", shape, self.init_table)[
-            buckets(self.config, self.causal)
-        ].T
+        return self.vector("table", "buckets heads", shape, self.init_table)[buckets(self.config, self.causal)].T
 
 
 def bias_between(relative: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:

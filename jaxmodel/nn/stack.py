@@ -23,22 +23,16 @@ Segments = tuple[tuple[tuple[str, ...], int], ...]
 RunBlock = Callable[[Any, jax.Array, Any, "jax.Array | None"], tuple[jax.Array, Any, dict[str, jax.Array]]]
 
 
-def init_stack(
-    key: jax.Array, segments: Segments, init_block: Mapping[str, Callable[[jax.Array], Any]]
-) -> Any:
+def init_stack(key: jax.Array, segments: Segments, init_block: Mapping[str, Callable[[jax.Array], Any]]) -> Any:
     """`Declared` params of every segment; `init_block[kind]` makes one block's from a key."""
     params: dict[str, Any] = {}
     for i, (pattern, repeats) in enumerate(segments):
         params[str(i)] = {}
         for j, kind in enumerate(dict.fromkeys(pattern)):
-            keys = jax.random.split(
-                jax.random.fold_in(jax.random.fold_in(key, i), j), repeats * pattern.count(kind)
-            )
+            keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, i), j), repeats * pattern.count(kind))
             made = jax.vmap(init_block[kind])(keys)
             params[str(i)][kind] = jax.tree.map(
-                lambda node: Declared(node.value, weights.stacked(node.layout, "layers")),
-                made,
-                is_leaf=is_declared,
+                lambda node: Declared(node.value, weights.stacked(node.layout, "layers")), made, is_leaf=is_declared
             )
     return params
 
@@ -185,8 +179,6 @@ def _scanned(
         x, after, losses = _unrolled(params, x, state, keys, pattern, 1, run_block)
         return x, (after, losses)
 
-    x, (after, losses) = jax.lax.scan(
-        body, x, (jax.tree.map(split, params), jax.tree.map(split, state), keys)
-    )
+    x, (after, losses) = jax.lax.scan(body, x, (jax.tree.map(split, params), jax.tree.map(split, state), keys))
     after = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), after)
     return x, after, {name: jnp.sum(value, axis=0) for name, value in losses.items()}

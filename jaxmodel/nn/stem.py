@@ -46,9 +46,7 @@ class Stem(Layer):
         dtype = jnp.dtype(config.execution.dtype)
         width = stem.embed_dim or config.embed_dim
         if config.waveform is not None:
-            waveform = Waveform(
-                self.partitioning, config.waveform, config.norm, config.embed_dim, name="waveform"
-            )
+            waveform = Waveform(self.partitioning, config.waveform, config.norm, config.embed_dim, name="waveform")
             x = waveform(inputs.astype(dtype), positions >= 0, train)
         elif config.spectrogram is not None:
             x = self._convolved(inputs.astype(dtype))
@@ -103,9 +101,7 @@ class Stem(Layer):
         B, H, W, C = images.shape
         P, D = config.patch, self.config.embed_dim
         images = images[:, : H // P * P, : W // P * P]  # what is left at the end is in no patch
-        patches = (
-            images.reshape(B, H // P, P, W // P, P, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * C)
-        )
+        patches = images.reshape(B, H // P, P, W // P, P, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * C)
         x = einsum(patches, self.weight("patches", "pixels -> embed", (P * P * C,), (D,), normal(None)))
         if config.bias:
             x = x + self.vector("patches_bias", "embed_bias", (D,), zeros).astype(x.dtype)

@@ -63,9 +63,7 @@ class Waveform(Layer):
         weight = self.weight("positions", "window -> filters", (K * size,), (D,), normal(None))
         kernel = weights.dense(weight.leaf, STABLE).reshape(K, size, D)
         usual = (D / K) ** 0.5  # the norm that the weights begin with
-        scale = self.vector(
-            "positions_scale", "window", (K,), lambda key, shape, dtype: jnp.full(shape, usual, dtype)
-        )
+        scale = self.vector("positions_scale", "window", (K,), lambda key, shape, dtype: jnp.full(shape, usual, dtype))
         kernel = kernel * (scale / jnp.linalg.norm(kernel.reshape(K, -1), axis=1))[:, None, None]
         y = jax.lax.conv_general_dilated(
             x_BTD,

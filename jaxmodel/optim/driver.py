@@ -60,17 +60,13 @@ def make_optimizer(options: Optimizer, steps: int, layout: Any) -> optax.Gradien
         weights = weights_of(layout, params, scales)
         moving = [i for i, weight in enumerate(weights) if weight.scale]
         columns = {
-            name: structure.flatten_up_to(tree)
-            for name, tree in state.items()
-            if name not in ("count", "plateau")
+            name: structure.flatten_up_to(tree) for name, tree in state.items() if name not in ("count", "plateau")
         }
         count, rate = state["count"] + 1, schedule(state["count"])
         after: dict[str, Any] = {"count": count}
         if plateau is not None:
             if value is None:
-                raise InputError(
-                    "optimizer.schedule=plateau watches the loss: call optimizer.update(…, value=loss)"
-                )
+                raise InputError("optimizer.schedule=plateau watches the loss: call optimizer.update(…, value=loss)")
             watched: Any = plateau.update(jnp.ones(()), state["plateau"], value=value)[1]
             # A batch that counted nothing has no loss: it says nothing of a plateau.
             said = jnp.isfinite(value)

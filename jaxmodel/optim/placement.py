@@ -36,9 +36,7 @@ def beside(state: Any, params: Any, shardings: Any, whole: NamedSharding) -> Any
         if not found:
             return whole
         # Should a weight be called like a part of the state ("mean"), then the shape tells.
-        _, _, sharding = min(
-            found, key=lambda each: (each[1] != array.shape, name.find(each[0]), -len(each[0]))
-        )
+        _, _, sharding = min(found, key=lambda each: (each[1] != array.shape, name.find(each[0]), -len(each[0])))
         return NamedSharding(sharding.mesh, _fitting(sharding, array.shape))
 
     return jax.tree_util.tree_map_with_path(place, state)

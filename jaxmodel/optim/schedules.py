@@ -126,9 +126,7 @@ def one_cycle(o: Any, left: int) -> Shape:
 
     def shape(step: jax.Array) -> jax.Array:
         up = 1 / 25 + (1 - 1 / 25) * _cosine(step / max(o.rise_steps, 1))
-        down = 1 - (1 - o.final_learning_rate) * _cosine(
-            jnp.clip((step - o.rise_steps) / (left - o.rise_steps), 0, 1)
-        )
+        down = 1 - (1 - o.final_learning_rate) * _cosine(jnp.clip((step - o.rise_steps) / (left - o.rise_steps), 0, 1))
         return jnp.where(step < o.rise_steps, up, down)
 
     return shape

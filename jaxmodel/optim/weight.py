@@ -13,10 +13,7 @@ from jaxmodel.config import closest
 from jaxmodel.errors import InputError
 from jaxmodel.weights import Layout, is_leaf, map_weights_with_path
 
-OUTER = {
-    "vocab",
-    "classes",
-}  # dims of the world outside: what embeds them, or scores them, is no hidden matrix
+OUTER = {"vocab", "classes"}  # dims of the world outside: what embeds them, or scores them, is no hidden matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +47,8 @@ def weights_of(layout: Any, params: Any, scales: Sequence[tuple[str, float]] = (
     """
 
     def describe(path: str, each: Layout, weight: Any) -> Any:
-        plain = not is_leaf(
-            weight
-        )  # the factors of an adapter lie [in, rank], [rank, out] around a table too
-        return jax.tree.map(
-            lambda array: _weight(each, array, _factor(path, scales), each.table and plain), weight
-        )
+        plain = not is_leaf(weight)  # the factors of an adapter lie [in, rank], [rank, out] around a table too
+        return jax.tree.map(lambda array: _weight(each, array, _factor(path, scales), each.table and plain), weight)
 
     return jax.tree.leaves(map_weights_with_path(describe, layout, params))
 
@@ -75,9 +68,7 @@ def check_scales(layout: Any, scales: Sequence[tuple[str, float]]) -> None:
     map_weights_with_path(lambda path, _: paths.append(path), layout)
     for glob, factor in scales:
         if not fnmatch.filter(paths, glob):
-            tops = list(
-                dict.fromkeys(f"{path.partition('/')[0]}/*" if "/" in path else path for path in paths)
-            )
+            tops = list(dict.fromkeys(f"{path.partition('/')[0]}/*" if "/" in path else path for path in paths))
             near = closest(glob, tops + paths)
             hint = f"did you mean {near}:{factor:g}?" if near else f"its weights are {', '.join(tops)}"
             raise InputError(f"optimizer.scale={glob}:{factor:g} matches no weight of the model: {hint}")

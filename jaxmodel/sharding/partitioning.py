@@ -30,9 +30,7 @@ class Partitioning:
         axes = [axis for dim in dims for axis in table.get(dim, ())]
         return tuple(a for a in dict.fromkeys(axes) if self.mesh.shape[a] > 1 and a not in without)
 
-    def spec(
-        self, axes: tuple[Dims, ...], shape: tuple[int, ...], without: tuple[str, ...] = ()
-    ) -> PartitionSpec:
+    def spec(self, axes: tuple[Dims, ...], shape: tuple[int, ...], without: tuple[str, ...] = ()) -> PartitionSpec:
         """The spec of an array; an axis whose size does not divide stays whole (scales of few groups do)."""
         entries: list[Any] = []
         used: set[str] = set()
@@ -104,9 +102,7 @@ class Partitioning:
             return weight
         specs = self._weight_specs(parse(layout), weight, gathered)
         return jax.tree.map(
-            lambda array, spec: jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec)),
-            weight,
-            specs,
+            lambda array, spec: jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec)), weight, specs
         )
 
     def batch(self, rank: int) -> NamedSharding:

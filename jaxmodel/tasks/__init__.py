@@ -36,29 +36,15 @@ TASKS: dict[str, Task] = {
         needs=("shards", "mask_id", "vocab_size"),
     ),
     "seq2seq": Task(seq2seq, nothing, ("loss", "min"), _TOKENS, needs=("shards",)),
-    "classification": Task(
-        classification, rows.predict_classes, ("accuracy", "max"), (*_COUNTED, "top5_accuracy")
-    ),
+    "classification": Task(classification, rows.predict_classes, ("accuracy", "max"), (*_COUNTED, "top5_accuracy")),
     "binary": Task(
-        binary,
-        rows.predict_binary,
-        ("roc_auc", "max"),
-        (*_COUNTED, "roc_auc", "average_precision"),
-        rows.curves,
+        binary, rows.predict_binary, ("roc_auc", "max"), (*_COUNTED, "roc_auc", "average_precision"), rows.curves
     ),
     "multilabel": Task(
-        multilabel,
-        rows.predict_labels,
-        ("f1", "max"),
-        (*_COUNTED, "roc_auc", "average_precision"),
-        rows.curves,
+        multilabel, rows.predict_labels, ("f1", "max"), (*_COUNTED, "roc_auc", "average_precision"), rows.curves
     ),
     "regression": Task(
-        regression,
-        rows.predict_numbers,
-        ("loss", "min"),
-        ("loss", "mse", "mae", "rmse", "r2"),
-        rows.determination,
+        regression, rows.predict_numbers, ("loss", "min"), ("loss", "mse", "mae", "rmse", "r2"), rows.determination
     ),
     "ctc": Task(ctc, frames.predict_frames, ("error_rate", "min"), ("loss", "unaligned", "error_rate")),
     "contrastive": Task(

@@ -34,9 +34,7 @@ class Result(NamedTuple):
 class LossFn(Protocol):
     """(params, batch, state, key, train) -> Result. Write your own: it trains and evaluates like these."""
 
-    def __call__(
-        self, params: Params, batch: Batch, state: State, key: jax.Array | None, train: bool
-    ) -> Result: ...
+    def __call__(self, params: Params, batch: Batch, state: State, key: jax.Array | None, train: bool) -> Result: ...
 
 
 Collect = Callable[[Mapping[str, np.ndarray]], Mapping[str, float]]
@@ -74,11 +72,7 @@ def weights_of(batch: Batch, shape: tuple[int, ...]) -> jax.Array:
 
 
 def result(
-    sum: jax.Array,
-    weights: jax.Array,
-    metrics: Metrics,
-    out: Outputs,
-    examples: Mapping[str, jax.Array] | None = None,
+    sum: jax.Array, weights: jax.Array, metrics: Metrics, out: Outputs, examples: Mapping[str, jax.Array] | None = None
 ) -> Result:
     """The result of a loss over `weights` [B, …], with the model's own losses, which are one number a row.
 

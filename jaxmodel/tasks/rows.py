@@ -59,10 +59,7 @@ def predict_classes(outputs: Outputs, options: Options) -> dict[str, jax.Array]:
     """`probabilities` float32[B,C] and `prediction` int32[B]."""
     del options
     logits = outputs["logits"].astype(jnp.float32)
-    return {
-        "probabilities": jax.nn.softmax(logits),
-        "prediction": jnp.argmax(logits, axis=-1).astype(jnp.int32),
-    }
+    return {"probabilities": jax.nn.softmax(logits), "prediction": jnp.argmax(logits, axis=-1).astype(jnp.int32)}
 
 
 def binary(model: Model, options: Options = DEFAULT) -> LossFn:

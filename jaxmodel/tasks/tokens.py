@@ -16,9 +16,7 @@ from jaxmodel.tasks.base import LossFn, Result, result, weights_of
 DEFAULT = Options()
 
 
-def language_model(
-    model: Model, options: Options = DEFAULT, *, chunk: int | None = None, shards: int = 1
-) -> LossFn:
+def language_model(model: Model, options: Options = DEFAULT, *, chunk: int | None = None, shards: int = 1) -> LossFn:
     """Cross entropy of `targets` int32[B,T], each counting `weights` float32[B,T] (one where none are given).
 
     Metrics: loss (nats a token), accuracy, perplexity, and the model's own losses by name. In training with
@@ -123,9 +121,7 @@ def corrupt(
     Of those 80% become `mask_id`, 10% any token and 10% stay. In a row with real tokens at least one is chosen.
     Without a key, what is drawn for a row is a function of its real tokens.
     """
-    index = (
-        jnp.cumsum(real_BT, axis=1) - 1
-    )  # among the real ones: the same, left or right of how much padding
+    index = jnp.cumsum(real_BT, axis=1) - 1  # among the real ones: the same, left or right of how much padding
     if key is None:
         key, rows = jax.random.key(0, impl="threefry2x32"), _hash(tokens_BT, index, real_BT)
     else:

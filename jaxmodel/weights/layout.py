@@ -59,9 +59,7 @@ def parse(text: str) -> Layout:
         raise ValueError(f"layout {text!r}: one arrow and one semicolon at most")
     mark, stack, rest = _taken_apart(text)
     if mark not in ("", *MARKS):
-        raise ValueError(
-            f"layout {text!r}: a layout begins with {' or '.join(f'{m}:' for m in MARKS)}, or no mark"
-        )
+        raise ValueError(f"layout {text!r}: a layout begins with {' or '.join(f'{m}:' for m in MARKS)}, or no mark")
     marks = {each: each == mark for each in MARKS}
     for arrow, table in (("->", False), ("<-", True)):
         left, found, right = rest.partition(arrow)
@@ -134,9 +132,7 @@ def map_weights_with_path(function: Callable[..., Any], layout: Any, *params: An
 def matching(layout: Any, select: str) -> set[str]:
     """The paths of the weights that a glob ("stack/*") matches; InputError where there are weights, but none of them.
 
-    >>> sorted(
-    ...     matching({"stem": "vocab <- embed", "stack": {"up": "embed -> mlp", "norm": "embed"}}, "stack/*")
-    ... )
+    >>> sorted(matching({"stem": "vocab <- embed", "stack": {"up": "embed -> mlp", "norm": "embed"}}, "stack/*"))
     ['stack/norm', 'stack/up']
     """
     paths: list[str] = []

@@ -23,13 +23,7 @@ SHRINK_STEP, SHRINK_STEPS = 0.03, 15
 
 
 def quantize(
-    params: Any,
-    layout: Any,
-    kind: str = "int8",
-    *,
-    group: int | None = None,
-    symmetric: bool = True,
-    select: str = "*",
+    params: Any, layout: Any, kind: str = "int8", *, group: int | None = None, symmetric: bool = True, select: str = "*"
 ) -> Any:
     """Params with every multiplying weight as `Quantized`; norms, biases and routers stay as they are.
 
@@ -175,9 +169,7 @@ def lora(
 
 def merge(params: Any, layout: Any) -> Any:
     """Params with every adapter merged into a dense weight of the same values; other leaves stay."""
-    return map_weights(
-        lambda _, weight: weight.dense() if isinstance(weight, LowRank) else weight, layout, params
-    )
+    return map_weights(lambda _, weight: weight.dense() if isinstance(weight, LowRank) else weight, layout, params)
 
 
 def densify(params: Any, layout: Any, dtype: Any = jnp.float32) -> Any:

@@ -19,9 +19,7 @@ def partition(params: Any, layout: Any) -> tuple[Any, Any]:
     an opinion (an adapter, a calibration), plain arrays stay still: that is what adapting means. Those whose layout
     is marked `trained` (a new head) train all the same. Not by dtype: scales are floats too.
     """
-    opinions = map_weights(
-        lambda each, weight: not each.frozen and is_leaf(weight) and _trains(weight), layout, params
-    )
+    opinions = map_weights(lambda each, weight: not each.frozen and is_leaf(weight) and _trains(weight), layout, params)
     speaks = any(jax.tree.leaves(opinions))
     mask = map_weights(lambda each, weight: _mask(each, weight, speaks), layout, params)
     trainable = jax.tree.map(lambda trains, array: array if trains else None, mask, params)
@@ -111,9 +109,7 @@ def abstract(description: Any) -> Any:
     if "leaf" in description:
         name = description["leaf"]
         if name not in LEAVES:
-            raise InputError(
-                f"weights of type {name!r} are unknown to this version; it knows {', '.join(LEAVES)}"
-            )
+            raise InputError(f"weights of type {name!r} are unknown to this version; it knows {', '.join(LEAVES)}")
         fields = {key: abstract(value) for key, value in description["fields"].items()}
         return LEAVES[name](**fields, **description["static"])
     if "dict" in description:

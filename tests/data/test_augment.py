@@ -75,8 +75,7 @@ def test_changes_follow_each_other_with_keys_of_their_own():
     both = changed("shift", "flip")
     first = changed("shift")
     assert all(
-        np.array_equal(image, first[i]) or np.array_equal(image, first[i, :, ::-1])
-        for i, image in enumerate(both)
+        np.array_equal(image, first[i]) or np.array_equal(image, first[i, :, ::-1]) for i, image in enumerate(both)
     )
     assert augment((), IMAGES, jax.random.key(0)) is IMAGES
     assert not np.array_equal(augment(("shift", "shift"), IMAGES, jax.random.key(3)), changed("shift"))

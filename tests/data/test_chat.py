@@ -89,9 +89,7 @@ def test_refusals(template, given, words):
 
 def test_tools_and_documents_are_dicts():
     for name in ("tools", "documents"):
-        with pytest.raises(
-            InputError, match=rf"{name}\[1\] is a builtin.*: give each of the {name} as a dict"
-        ):
+        with pytest.raises(InputError, match=rf"{name}\[1\] is a builtin.*: give each of the {name} as a dict"):
             chat.render("", HI, **{name: [{}, len]})  # pyright: ignore[reportArgumentType]
 
 
@@ -117,6 +115,4 @@ def test_thoughts_go_by_every_name():
 
 
 def test_the_clock():
-    assert chat.render("{{ strftime_now('%Y') }}", HI) in {
-        str(datetime.datetime.now().year + i) for i in (-1, 0)
-    }
+    assert chat.render("{{ strftime_now('%Y') }}", HI) in {str(datetime.datetime.now().year + i) for i in (-1, 0)}

@@ -75,13 +75,7 @@ def test_what_was_fitted_is_used_again(folder):
 
 def test_the_fingerprint_follows_the_rows_and_how_they_are_read(folder):
     options = Data(path=str(folder / "train.csv"))
-    changes = [
-        {},
-        {"heldout": 0.5},
-        {"ignore": ("id",)},
-        {"scaling": "minmax"},
-        {"path": str(folder / "test.csv")},
-    ]
+    changes = [{}, {"heldout": 0.5}, {"ignore": ("id",)}, {"scaling": "minmax"}, {"path": str(folder / "test.csv")}]
     marks = [open_dataset(dataclasses.replace(options, **each), log=quiet).fingerprint for each in changes]
     assert len(set(marks)) == len(changes) and all(len(mark) == 16 for mark in marks)
 
@@ -93,11 +87,7 @@ def test_other_files_to_evaluate_on(folder):
     )
     options.check()
     data = open_dataset(options, log=quiet)
-    assert {name: len(source) for name, source in data.heldout.items()} == {
-        "eval": 30,
-        "more": 7,
-        "train": 100,
-    }
+    assert {name: len(source) for name, source in data.heldout.items()} == {"eval": 30, "more": 7, "train": 100}
     assert data.num_train == 100 and data.train is not None and len(data.train) == 100
     assert [len(batch["targets"]) for batch in sequential(data.heldout["more"], 4)] == [4, 4]
 
@@ -120,9 +110,7 @@ def test_the_task_may_be_said(folder):
 
 @pytest.mark.parametrize("heldout", [None, 0.3, 1.0])
 def test_text_is_what_it_was(folder, heldout):
-    options = Data(
-        path=str(folder / "a.txt"), tokenizer="byte", length=8, heldout=heldout, cache=str(folder / "cache")
-    )
+    options = Data(path=str(folder / "a.txt"), tokenizer="byte", length=8, heldout=heldout, cache=str(folder / "cache"))
     data = open_dataset(options, log=quiet)
     plain = dataclasses.replace(options, heldout=0.05 if heldout is None else heldout)
     text = prepare_text(plain, log=quiet)
@@ -165,16 +153,10 @@ def test_the_columns_of_a_table_to_predict_on_are_read_in_the_same_way(tmp_path)
 
 
 ERRORS = [
-    (
-        {"path": "train.csv", "heldout": 0.0},
-        "data.heldout=0 of the 100 rows of '.*' leaves none to evaluate on: raise",
-    ),
+    ({"path": "train.csv", "heldout": 0.0}, "data.heldout=0 of the 100 rows of '.*' leaves none to evaluate on: raise"),
     ({"path": "train.csv", "heldout": 1.0}, "data.heldout=1 leaves no rows to fit the table on"),
     ({"path": "train.csv", "eval_path": ("test.csv", "eval.csv")}, "data.eval_path names eval twice"),
-    (
-        {"path": "train.csv", "eval_path": ("tset.csv",)},
-        "^data.eval_path: 'tset.csv' does not exist; did you mean",
-    ),
+    ({"path": "train.csv", "eval_path": ("tset.csv",)}, "^data.eval_path: 'tset.csv' does not exist; did you mean"),
     ({"path": "a.txt", "image_shape": (2, 2)}, "data.kind=text and data.image_shape=2,2 contradict"),
     ({"kind": "table"}, "data.path is missing: name a .csv"),
 ]
@@ -200,8 +182,7 @@ def test_what_was_fitted_must_be_of_the_same_kind(folder):
 
 def test_the_data_of_scikit_learn():
     data = open_dataset(
-        Data(path="package:sklearn/datasets/data/breast_cancer.csv", header=False, skip_rows=1, label="30"),
-        log=quiet,
+        Data(path="package:sklearn/datasets/data/breast_cancer.csv", header=False, skip_rows=1, label="30"), log=quiet
     )
     assert (data.task, data.num_train, len(data.heldout["eval"])) == ("binary", 455, 114)
     model = PRESETS["mlp"].fitted(data.facts)
@@ -217,10 +198,7 @@ def test_the_data_of_scikit_learn():
         log=quiet,
     )
     batch = rows_of(data.train)[1]
-    assert batch["images"].shape == (1348, 8, 8, 1) and (batch["images"].min(), batch["images"].max()) == (
-        0,
-        1,
-    )
+    assert batch["images"].shape == (1348, 8, 8, 1) and (batch["images"].min(), batch["images"].max()) == (0, 1)
     model = PRESETS["resnet-tiny"].fitted(data.facts)
     assert (model.num_classes, model.channels) == (10, 1)
     assert json.loads(data.texts["table.json"]) == config.to_dict(data.fitted)

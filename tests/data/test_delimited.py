@@ -69,11 +69,7 @@ def test_delimiters(tmp_path, text, delimiter, names):
     assert list(read_table(tmp_path / "t.csv", Format(delimiter=delimiter)).columns) == names
 
 
-@given(
-    st.lists(
-        st.lists(st.text(st.characters(exclude_categories=["C", "Z"])), min_size=2, max_size=2), min_size=1
-    )
-)
+@given(st.lists(st.lists(st.text(st.characters(exclude_categories=["C", "Z"])), min_size=2, max_size=2), min_size=1))
 def test_what_the_csv_module_writes_comes_back(tmp_path_factory, rows):
     file = io.StringIO()
     writer = csv.writer(file, quoting=csv.QUOTE_ALL)
@@ -94,14 +90,11 @@ def test_a_folder_is_one_table_in_the_order_of_its_names(tmp_path):
     assert columns.where(1) == f"line 2 of '{tmp_path / 'b.csv'}'"
     assert cells(read_table(tmp_path, pattern="b*")) == {"x": ["3"], "y": ["4"]}
     assert is_table(tmp_path, "*.csv") and not is_table(tmp_path)
-    assert (
-        columns.digest != read_table(tmp_path, pattern="b*").digest == read_table(tmp_path / "b.csv").digest
-    )
+    assert columns.digest != read_table(tmp_path, pattern="b*").digest == read_table(tmp_path / "b.csv").digest
 
 
 @pytest.mark.parametrize(
-    ("name", "table"),
-    [("a.csv", True), ("A.TSV.gz", True), ("a.txt", False), ("a.csv.txt", False), ("csv", False)],
+    ("name", "table"), [("a.csv", True), ("A.TSV.gz", True), ("a.txt", False), ("a.csv.txt", False), ("csv", False)]
 )
 def test_what_is_called_a_table(tmp_path, name, table):
     assert is_table(tmp_path / name) is table
@@ -154,10 +147,7 @@ ERRORS = [
     (b"a,b\n", "holds a header and no rows"),
     (b"a,b\n1,2\n3\n", "line 3 of '.*t.csv' has 1 fields, not 2 as the first line: mend it, or put quotes"),
     (b"a,b\n1,2\n1,2,3\n", "line 3 of '.*t.csv' has 3 fields, not 2"),
-    (
-        b'a,b\n1,"2\n3,4\n',
-        r"line 2 of '.*t.csv' cannot be read as fields \(unexpected end of data\): look for",
-    ),
+    (b'a,b\n1,"2\n3,4\n', r"line 2 of '.*t.csv' cannot be read as fields \(unexpected end of data\): look for"),
     (b'a,b\n1,"2"3\n', "line 2 of '.*t.csv' cannot be read"),
     (b'a,b\n1,"' + b"x" * 200_000, "line 1 of '.*t.csv' cannot be read as fields .field larger"),
     (b"a,b,a\n1,2,3\n", "'.*t.csv' has two columns called a: rename"),
@@ -181,11 +171,7 @@ def test_words_of_the_errors(tmp_path, data, words):
         ({"test.csv": "a\n1\n"}, "tets.csv", "does not exist; did you mean '.*test.csv'"),
         ({}, "t.csv", "does not exist; give a .csv or .tsv file"),
         ({"t.txt": "a"}, ".", r"the folder '.*' holds no tables \(.csv, .tsv"),
-        (
-            {"a.csv": "x,y\n1,2\n", "b.csv": "y,x\n1,2\n"},
-            ".",
-            r"b.csv' has other columns \(y, x\) than '.*a.csv'",
-        ),
+        ({"a.csv": "x,y\n1,2\n", "b.csv": "y,x\n1,2\n"}, ".", r"b.csv' has other columns \(y, x\) than '.*a.csv'"),
         ({"t.csv.gz": "a,b\n"}, "t.csv.gz", "is no gzip file, or a damaged one"),
     ],
 )

@@ -73,9 +73,7 @@ def test_epochs_end_exactly_with_every_example_seen_as_often(source, batch_size,
         batches = list(loader)
     assert [step for step, _ in batches] == list(range(-(-epochs * 23 // batch_size)))
     assert {len(batch["targets"]) for _, batch in batches} == {batch_size}
-    targets, weights = (
-        np.concatenate([batch[name] for _, batch in batches]) for name in ("targets", "weights")
-    )
+    targets, weights = (np.concatenate([batch[name] for _, batch in batches]) for name in ("targets", "weights"))
     assert set(weights) <= {0, 1}
     np.testing.assert_array_equal(np.bincount(targets[weights > 0]), np.full(23, epochs))
     assert not loaders()
@@ -88,9 +86,7 @@ def test_an_end_is_the_same_for_a_resumed_run_and_for_several_processes(windows)
     assert not whole[-1][1]["segments"][-1].any()
     resumed = take(Loader(windows, 8, seed=1, start_step=3, stop_after=stop), None)
     assert [step for step, _ in resumed] == [step for step, _ in whole[3:]]
-    parts = [
-        take(Loader(windows, 8, 1, rows=rows, stop_after=stop), None) for rows in (slice(4), slice(4, 8))
-    ]
+    parts = [take(Loader(windows, 8, 1, rows=rows, stop_after=stop), None) for rows in (slice(4), slice(4, 8))]
     for (_, batch), (_, one), (_, other) in zip(whole, *parts, strict=True):
         assert same(batch, {name: np.concatenate([one[name], other[name]]) for name in batch})
     for (_, batch), (_, one) in zip(whole[3:], resumed, strict=True):

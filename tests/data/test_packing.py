@@ -82,9 +82,7 @@ def test_a_worked_example():
         assert batch[name].dtype == (np.float32 if name == "weights" else np.int32)
 
 
-@pytest.mark.parametrize(
-    ("num_targets", "full", "partial"), [(8, 2, 2), (9, 2, 3), (11, 2, 3), (12, 3, 3), (4, 1, 1)]
-)
+@pytest.mark.parametrize(("num_targets", "full", "partial"), [(8, 2, 2), (9, 2, 3), (11, 2, 3), (12, 3, 3), (4, 1, 1)])
 def test_how_many_windows(num_targets, full, partial):
     corpus = Corpus.of([np.arange(num_targets - 1)], SEPARATOR)
     assert corpus.num_targets == num_targets
@@ -109,9 +107,7 @@ def test_a_window_that_is_not_there_is_refused():
 
 def test_words_of_the_errors():
     corpus = Corpus.of([np.arange(10)], SEPARATOR)
-    with pytest.raises(
-        InputError, match=r"data\.length=100: the text has only 11 tokens.*shorter data\.length"
-    ):
+    with pytest.raises(InputError, match=r"data\.length=100: the text has only 11 tokens.*shorter data\.length"):
         Windows(corpus, 100)
     with pytest.raises(InputError, match=r"data\.length=0: give the number of tokens"):
         Windows(corpus, 0)

@@ -140,14 +140,7 @@ def test_blocks_change_neither_the_text_nor_its_pieces(tmp_path, block):
 
 @pytest.mark.parametrize(
     "data",
-    [
-        b"abc\0def",
-        b"abcdef\xff",
-        b"abcde\xc3",
-        b"ab\xe2\x82",
-        "größer".encode("latin1"),
-        "größer".encode("utf-16"),
-    ],
+    [b"abc\0def", b"abcdef\xff", b"abcde\xc3", b"ab\xe2\x82", "größer".encode("latin1"), "größer".encode("utf-16")],
 )
 def test_a_stream_finds_the_same_mistakes_at_the_same_place(tmp_path, data):
     path = tmp_path / "a.txt"
@@ -214,13 +207,9 @@ def test_what_is_complete_is_not_made_again(tmp_path, small_pieces, monkeypatch)
 
     options = {"tokenizer": "bpe", "vocab_size": 300, "workers": 1}
     monkeypatch.setattr(prepare_module, "_write_shard", failing)
-    with pytest.raises(
-        InputError, match=r"output=.*out: No space left on device: free some space and run the same"
-    ):
+    with pytest.raises(InputError, match=r"output=.*out: No space left on device: free some space and run the same"):
         call(source, tmp_path / "out", **options)
-    with pytest.raises(
-        InputError, match=r"data\.path: '.*out' is only half prepared: run recipes\.prepare again"
-    ):
+    with pytest.raises(InputError, match=r"data\.path: '.*out' is only half prepared: run recipes\.prepare again"):
         opened(tmp_path / "out")
     before = files(tmp_path / "out")
     with open(tmp_path / "out" / "journal.jsonl", "a") as journal:
@@ -257,23 +246,11 @@ def flip(path):
 @pytest.mark.parametrize(
     ("damage", "name", "words"),
     [
-        (
-            flip,
-            "train-00001.tokens",
-            r"train-00001\.tokens' is damaged \(its checksum is another\): run recipes",
-        ),
+        (flip, "train-00001.tokens", r"train-00001\.tokens' is damaged \(its checksum is another\): run recipes"),
         (flip, "train-00002.starts", r"train-00002\.starts' is damaged"),
         (flip, "heldout-00000.txt", r"heldout-00000\.txt' is damaged"),
-        (
-            lambda path: os.truncate(path, 5),
-            "train-00000.tokens",
-            r"train-00000\.tokens' is damaged \(5 bytes instead",
-        ),
-        (
-            Path.unlink,
-            "train-00000.tokens",
-            r"train-00000\.tokens' is missing: run recipes\.prepare again with the",
-        ),
+        (lambda path: os.truncate(path, 5), "train-00000.tokens", r"train-00000\.tokens' is damaged \(5 bytes instead"),
+        (Path.unlink, "train-00000.tokens", r"train-00000\.tokens' is missing: run recipes\.prepare again with the"),
         (flip, "tokenizer.json", r"tokenizer\.json' is missing or damaged: run recipes\.prepare again"),
     ],
 )
@@ -310,14 +287,8 @@ def test_a_journal_that_says_nothing_keeps_nothing(tmp_path, small_pieces):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (
-            {"vocab_size": 400},
-            r"data\.vocab_size=400 contradicts .*out, which was prepared with vocab_size=300",
-        ),
-        (
-            {"tokenizer": "byte"},
-            r"data\.tokenizer=byte contradicts .* with tokenizer=bpe: leave data\.tokenizer out",
-        ),
+        ({"vocab_size": 400}, r"data\.vocab_size=400 contradicts .*out, which was prepared with vocab_size=300"),
+        ({"tokenizer": "byte"}, r"data\.tokenizer=byte contradicts .* with tokenizer=bpe: leave data\.tokenizer out"),
         ({"heldout": 0.1}, r"data\.heldout=0\.1 contradicts .* prepared with heldout=0\.2: leave"),
         ({"pattern": "*.md"}, r"data\.pattern=\*\.md contradicts .* pattern=\*"),
         ({"text_field": "body"}, r"data\.text_field=body contradicts .* text_field=text"),
@@ -336,9 +307,7 @@ def test_a_checkpoints_tokenizer_is_the_folders_or_refused(tmp_path):
     (tmp_path / "run" / "checkpoints" / "7" / "tokenizer.json").write_text(bpe.to_json())
     call(folder(tmp_path), tmp_path / "out", tokenizer=str(tmp_path / "run"))
     assert opened(tmp_path / "out", stored=bpe).tokenizer.to_json() == bpe.to_json()
-    with pytest.raises(
-        InputError, match=r"prepared with another tokenizer than the checkpoint's: prepare the text"
-    ):
+    with pytest.raises(InputError, match=r"prepared with another tokenizer than the checkpoint's: prepare the text"):
         opened(tmp_path / "out", stored=ByteTokenizer())
 
 
@@ -380,19 +349,10 @@ def test_words_for_bad_input(tmp_path, change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            {"vocab_size": 280},
-            r"output=.*out was prepared with vocab_size=300, now it is vocab_size=280: name another",
-        ),
-        (
-            {"dedupe": True},
-            r"with dedupe=False, now it is dedupe=True: name another output, or delete that one",
-        ),
+        ({"vocab_size": 280}, r"output=.*out was prepared with vocab_size=300, now it is vocab_size=280: name another"),
+        ({"dedupe": True}, r"with dedupe=False, now it is dedupe=True: name another output, or delete that one"),
         ({"shard_mb": 2.0}, r"with shard_mb=0\.001, now it is shard_mb=2\.0"),
-        (
-            {},
-            r"was prepared with text of '.*in', now it is '.*in', or has changed since: name another output",
-        ),
+        ({}, r"was prepared with text of '.*in', now it is '.*in', or has changed since: name another output"),
     ],
 )
 @pytest.mark.parametrize("complete", [True, False])
@@ -435,9 +395,7 @@ def test_words_for_text_that_changes_meanwhile(tmp_path, monkeypatch):
         return write(*args)
 
     monkeypatch.setattr(prepare_module, "_write_shards", late)
-    with pytest.raises(
-        InputError, match=r"has changed while it was read: let it be, and prepare it into another"
-    ):
+    with pytest.raises(InputError, match=r"has changed while it was read: let it be, and prepare it into another"):
         call(source, tmp_path / "out")
     assert not (tmp_path / "out" / "index.json").exists()
 

@@ -129,27 +129,11 @@ def test_listing_notices_change(tmp_path):
         ({"a.txt": ""}, "a.txt", "'.*a.txt' holds no text; give"),
         ({"a.txt": " \n\n"}, "a.txt", "'.*a.txt' holds no text; give"),
         ({"a.jsonl": "\n"}, "a.jsonl", "'.*a.jsonl' holds no text; give"),
-        (
-            {"d/a.txt": "x", "d/b.bin": b"GIF\0\1"},
-            "d",
-            r"b.bin' is binary, not text \(byte 3 is zero\); leave it out",
-        ),
-        (
-            {"a.txt": "é".encode("latin1")},
-            "a.txt",
-            r"a.txt' is not UTF-8 \(byte 0 is 0xe9\); convert it.*iconv",
-        ),
+        ({"d/a.txt": "x", "d/b.bin": b"GIF\0\1"}, "d", r"b.bin' is binary, not text \(byte 3 is zero\); leave it out"),
+        ({"a.txt": "é".encode("latin1")}, "a.txt", r"a.txt' is not UTF-8 \(byte 0 is 0xe9\); convert it.*iconv"),
         ({"a.txt": b"\xef\xbb\xbfab\xff"}, "a.txt", r"not UTF-8 \(byte 5 is 0xff\)"),
-        (
-            {"a.txt": "abc".encode("utf-16")},
-            "a.txt",
-            "a.txt' is UTF-16, not UTF-8; convert it: iconv -f utf-16",
-        ),
-        (
-            {"a.jsonl": '{"text": "x"}\n{"text": '},
-            "a.jsonl",
-            "line 2 of '.*a.jsonl' is not JSON .*object a line",
-        ),
+        ({"a.txt": "abc".encode("utf-16")}, "a.txt", "a.txt' is UTF-16, not UTF-8; convert it: iconv -f utf-16"),
+        ({"a.jsonl": '{"text": "x"}\n{"text": '}, "a.jsonl", "line 2 of '.*a.jsonl' is not JSON .*object a line"),
         ({"a.jsonl": "\n[1]"}, "a.jsonl", "line 2 of '.*' is a list; give a JSON object a line"),
         (
             {"a.jsonl": '{"title": "x", "body": "y"}'},
@@ -190,9 +174,7 @@ def test_words_for_what_may_not_be_read(tmp_path, monkeypatch, name):
     source = documents(write(tmp_path, {name: "x"}) / name)
     monkeypatch.setattr("builtins.open", refuse)
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(
-        InputError, match=f"cannot read '.*{name}': Permission denied; see to its permissions"
-    ):
+    with pytest.raises(InputError, match=f"cannot read '.*{name}': Permission denied; see to its permissions"):
         source.split(0.5)
 
 

@@ -83,9 +83,7 @@ def test_what_is_missing_becomes_the_median_and_a_feature_of_its_own(word):
 def test_what_is_missing_may_be_refused():
     table = fit(columns_of(a=[1, 2, 3], c=["u", "u", "v"], label=[0, 1, 1]), missing="error")
     for row in ({"a": [1, "?"], "c": ["u", "u"]}, {"a": [1, 2], "c": ["u", ""]}):
-        with refused(
-            r"line 3 of 't.csv', column [ac]: '\??' is missing: fill it in, or train with data.missing"
-        ):
+        with refused(r"line 3 of 't.csv', column [ac]: '\??' is missing: fill it in, or train with data.missing"):
             table.encode(columns_of(**row), need_label=False)
 
 
@@ -259,9 +257,7 @@ def test_what_is_no_table_is_refused(text):
 
 @given(
     st.lists(
-        st.tuples(
-            st.floats(-1e30, 1e30) | st.none(), st.sampled_from(["u", "v", "w", "?"]), st.integers(0, 3)
-        ),
+        st.tuples(st.floats(-1e30, 1e30) | st.none(), st.sampled_from(["u", "v", "w", "?"]), st.integers(0, 3)),
         min_size=2,
     ).filter(lambda rows: len({row[2] for row in rows}) > 1 and any(row[0] is not None for row in rows)),
     st.sampled_from(["standard", "minmax", "robust", "none"]),
@@ -338,10 +334,7 @@ def test_words_of_the_errors(columns, options, words):
         ({"a": [1, "x"], "c": ["u", "v"]}, "^input: line 3 of 't.csv', column a: 'x' is not a number"),
         ({"a": [1, "1e60"], "c": ["u", "v"]}, "column a: '1e60' is no finite float32 number"),
         ({"a": [1, "3e38"], "c": ["u", "v"]}, "column a: '3e38' is too large, once scaled as in training"),
-        (
-            {"b": [1]},
-            "^input: 't.csv' lacks a, c, which the model was trained on: give a table with the columns a, c",
-        ),
+        ({"b": [1]}, "^input: 't.csv' lacks a, c, which the model was trained on: give a table with the columns a, c"),
     ],
 )
 def test_words_about_other_tables(columns, words):

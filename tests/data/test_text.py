@@ -38,9 +38,7 @@ def options(tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
     for i in range(30):
-        (folder / f"{i:02}.txt").write_text(
-            f"Document {i}: größer {SEPARATOR} {'word ' * i}\n", encoding="utf-8"
-        )
+        (folder / f"{i:02}.txt").write_text(f"Document {i}: größer {SEPARATOR} {'word ' * i}\n", encoding="utf-8")
     return Options(str(folder), str(tmp_path / "cache"))
 
 
@@ -291,9 +289,7 @@ def test_the_cache_is_where_one_asks_for_it(options, tmp_path, monkeypatch):
 def test_words_for_a_cache_that_cannot_be_written(options, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     options.cache = str(tmp_path / "file")
-    with pytest.raises(
-        InputError, match=r"data\.cache: cannot keep tokens in '.*file/text': .*; set data\.cache to"
-    ):
+    with pytest.raises(InputError, match=r"data\.cache: cannot keep tokens in '.*file/text': .*; set data\.cache to"):
         prepare(options)
 
 
@@ -301,18 +297,14 @@ def test_words_for_a_cache_that_cannot_be_written(options, tmp_path):
 def test_words_for_too_little_text(tmp_path, tokenizer):
     for content in ("a", "\na", "a\n\n\n\n"):
         (tmp_path / "a.txt").write_text(content)
-        with pytest.raises(
-            InputError, match=r"holds too little text to hold some of it out .*nothing is left for"
-        ):
+        with pytest.raises(InputError, match=r"holds too little text to hold some of it out .*nothing is left for"):
             prepare(Options(str(tmp_path / "a.txt"), str(tmp_path / "cache"), tokenizer))
         assert not entries(Options(None, str(tmp_path / "cache")))
 
 
 def test_words_for_an_unknown_tokenizer(options):
     options.tokenizer = "bpee"
-    with pytest.raises(
-        InputError, match=r"data\.tokenizer=bpee: give byte, bpe, or the place of a tokenizer\.json"
-    ):
+    with pytest.raises(InputError, match=r"data\.tokenizer=bpee: give byte, bpe, or the place of a tokenizer\.json"):
         prepare(options)
 
 

@@ -22,9 +22,7 @@ TEXTS = [WORDS * 3, json.dumps(list(range(300))), "for each of the words in the 
 BPE = train_bpe(TEXTS, 400)
 SAY = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 BOTH = pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BPE], ids=["byte", "bpe"])
-texts = (
-    st.text() | st.text(alphabet=" \n\t\r\x1c\x85aé'1.,🙂") | st.text().map(lambda text: text + WORDS + text)
-)
+texts = st.text() | st.text(alphabet=" \n\t\r\x1c\x85aé'1.,🙂") | st.text().map(lambda text: text + WORDS + text)
 
 
 @BOTH
@@ -126,8 +124,7 @@ def foreign():
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     inner.train_from_iterator(
-        [],
-        trainers.BpeTrainer(special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False),
+        [], trainers.BpeTrainer(special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False)
     )
     inner.enable_padding(length=9, pad_token="</s>")
     inner.enable_truncation(9)
@@ -146,10 +143,7 @@ def test_a_foreign_tokenizer_neither_pads_nor_truncates(text):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (
-            lambda: train_bpe(TEXTS, 256),
-            r"data\.vocab_size: a BPE of 256 .*give 257 or more, or data\.tokenizer=byte",
-        ),
+        (lambda: train_bpe(TEXTS, 256), r"data\.vocab_size: a BPE of 256 .*give 257 or more, or data\.tokenizer=byte"),
         (lambda: Tokenizer.from_json("nonsense"), "not JSON .*give a tokenizer.json"),
         (lambda: Tokenizer.from_json("[]"), "not a JSON object; give a tokenizer.json"),
         (lambda: Tokenizer.from_json('{"model": 3}'), "not a tokenizer.json of Hugging Face tokenizers"),

@@ -31,9 +31,7 @@ def read(directory, files=None) -> BpeTokenizer:
 
 
 def files_in(directory) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()
-    }
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -77,9 +75,7 @@ def test_what_the_files_say(tmp_path):
     assert tokenizer.extras.tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     assert tokenizer.separator == "<s>" and tokenizer.stop_ids == (1,)
     bert = read(tmp_path / "bert", GOLDEN["bert"]["files"])
-    assert (
-        bert.separator == "[CLS]" and bert.extras.tokens["mask_token"] == "[MASK]" and bert.extras.stop == ()
-    )
+    assert bert.separator == "[CLS]" and bert.extras.tokens["mask_token"] == "[MASK]" and bert.extras.stop == ()
 
 
 def test_stop_ids_of_the_model(tmp_path):
@@ -87,9 +83,7 @@ def test_stop_ids_of_the_model(tmp_path):
     assert read(tmp_path, files).stop_ids == (5, 1)
     assert read(tmp_path, {"generation_config.json": {"eos_token_id": [7, 1, 9]}}).stop_ids == (7, 1, 9)
     write_tokenizer(tmp_path / "out", read(tmp_path))
-    assert (tmp_path / "out" / "generation_config.json").exists() and not (
-        tmp_path / "out" / "config.json"
-    ).exists()
+    assert (tmp_path / "out" / "generation_config.json").exists() and not (tmp_path / "out" / "config.json").exists()
 
 
 def test_special_tokens_of_the_map_and_of_dicts(tmp_path):
@@ -128,9 +122,7 @@ def test_chat_templates(tmp_path):
         tokenizer = read(tmp_path, {**files, **more})
         return tokenizer.render_chat(HI), tokenizer.render_chat(HI, tools=[], eos_token="|")
 
-    with pytest.raises(
-        InputError, match=r"no chat template: .*to chat, or put its template beside tokenizer.json"
-    ):
+    with pytest.raises(InputError, match=r"no chat template: .*to chat, or put its template beside tokenizer.json"):
         read(tmp_path, files).render_chat(HI)
     assert said(**{"chat_template.json": {"chat_template": SAY}}) == ("<s>Hi</s>", "<s>Hi|")
     named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": SAY}]
@@ -174,14 +166,9 @@ def test_our_own_are_written_for_others(tokenizer, tmp_path):
 
 def test_our_own_with_a_template(tmp_path):
     tokenizer = train_bpe([], 257)
-    tokenizer.extras = Extras(
-        tokens={"eos_token": SEPARATOR}, chat_template={"default": SAY, "tool_use": "tools"}
-    )
+    tokenizer.extras = Extras(tokens={"eos_token": SEPARATOR}, chat_template={"default": SAY, "tool_use": "tools"})
     again = Tokenizer.from_json(tokenizer.to_json())
-    assert (
-        again.extras == tokenizer.extras
-        and again.encode_chat(HI).tolist() == tokenizer.encode_chat(HI).tolist()
-    )
+    assert again.extras == tokenizer.extras and again.encode_chat(HI).tolist() == tokenizer.encode_chat(HI).tolist()
     write_tokenizer(tmp_path, again)
     assert read(tmp_path).extras.chat_template == tokenizer.extras.chat_template
     assert read(tmp_path).encode_chat(HI)[-1] == 0
@@ -201,24 +188,12 @@ CONVERT = r"AutoTokenizer.from_pretrained\(DIR\).save_pretrained\(DIR\)$"
         ({"qwen.tiktoken": "x"}, f"only as qwen.tiktoken: .*{CONVERT}"),
         ({"vocab.json": {"<s>": 0}, "merges.txt": ""}, f"only as vocab.json: .*{CONVERT}"),
         ({"vocab.json": {SEPARATOR: 0, "a": 1}, "merges.txt": "a b c"}, f"only as vocab.json: .*{CONVERT}"),
-        (
-            {"vocab.json": {SEPARATOR: 0, "a": 1}, "merges.txt": "a b"},
-            r"merges.txt does not fit vocab.json .*again$",
-        ),
-        (
-            {**GOLDEN["gpt2"]["files"], "added_tokens.json": {"<pad>": 900}},
-            f"only as vocab.json: .*{CONVERT}",
-        ),
+        ({"vocab.json": {SEPARATOR: 0, "a": 1}, "merges.txt": "a b"}, r"merges.txt does not fit vocab.json .*again$"),
+        ({**GOLDEN["gpt2"]["files"], "added_tokens.json": {"<pad>": 900}}, f"only as vocab.json: .*{CONVERT}"),
         ({"vocab.txt": "a\nb\n"}, f"only as vocab.txt: .*{CONVERT}"),
         ({"tokenizer.json": "{}"}, "tokenizer.json is not a tokenizer.json of Hugging Face tokenizers: "),
-        (
-            {"tokenizer.json": "{}", "tokenizer_config.json": "nonsense"},
-            r"tokenizer_config.json is not JSON .*again$",
-        ),
-        (
-            {"tokenizer.json": "{}", "tokenizer_config.json": "[]"},
-            "config.json is not a JSON object: download it",
-        ),
+        ({"tokenizer.json": "{}", "tokenizer_config.json": "nonsense"}, r"tokenizer_config.json is not JSON .*again$"),
+        ({"tokenizer.json": "{}", "tokenizer_config.json": "[]"}, "config.json is not a JSON object: download it"),
     ],
 )
 def test_refusals(files, words, tmp_path):
@@ -233,13 +208,9 @@ def test_what_is_not_text(tmp_path):
         read_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil.jinja", "/tmp/evil.jinja", "additional_chat_templates/../../evil.jinja"]
-)
+@pytest.mark.parametrize("name", ["../evil.jinja", "/tmp/evil.jinja", "additional_chat_templates/../../evil.jinja"])
 def test_files_stay_in_the_directory(name, tmp_path):
     tokenizer = train_bpe([], 257)
     tokenizer.extras = Extras(files={"tokenizer.json": tokenizer.to_json(), name: "x"})
-    with pytest.raises(
-        InputError, match=r"has a file '.*evil.jinja', which would not lie in .*: import it again"
-    ):
+    with pytest.raises(InputError, match=r"has a file '.*evil.jinja', which would not lie in .*: import it again"):
         write_tokenizer(tmp_path / "out", tokenizer)

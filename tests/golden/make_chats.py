@@ -27,10 +27,7 @@ TEXTS = [
     "Größe — 数学 🙂 e\u0301 It's 12,345.67",
     "<s>[CLS] spelled<|endoftext|> out</s> [SEP]",
 ]
-WORDS = [
-    *TEXTS,
-    "the cat and the dog sat on the mat, and the rat sat on the cat, cats, dogs, unsaid, sitting",
-] * 3
+WORDS = [*TEXTS, "the cat and the dog sat on the mat, and the rat sat on the cat, cats, dogs, unsaid, sitting"] * 3
 
 
 def chats() -> dict:
@@ -69,12 +66,7 @@ def wordpiece() -> tokenizers.Tokenizer:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     small = " ".join(WORDS).lower()
     letters = sorted({each for each in small if each.isalnum()} - {"x"})
-    parts = [
-        *letters,
-        *"[].,#'",
-        *(f"##{each}" for each in letters),
-        *("the", "cat", "sit", "##ting", "##s", "spell"),
-    ]
+    parts = [*letters, *"[].,#'", *(f"##{each}" for each in letters), *("the", "cat", "sit", "##ting", "##s", "spell")]
     vocab = {part: i for i, part in enumerate(dict.fromkeys([*special, *parts]))}
     inner = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer()
@@ -125,9 +117,7 @@ def encodings() -> dict:
     ):
         with tempfile.TemporaryDirectory() as directory:
             template = (HERE / "chats" / "chatml.jinja").read_text() if name == "bpe" else None
-            PreTrainedTokenizerFast(tokenizer_object=made, chat_template=template, **options).save_pretrained(
-                directory
-            )
+            PreTrainedTokenizerFast(tokenizer_object=made, chat_template=template, **options).save_pretrained(directory)
             files[name] = {path.name: path.read_text() for path in sorted(Path(directory).iterdir())}
     # Llama's say this, which counts for nothing beside a tokenizer.json.
     config = json.loads(files["unigram"]["tokenizer_config.json"]) | {"add_bos_token": True}

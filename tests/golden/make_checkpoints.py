@@ -32,11 +32,7 @@ def filled(tree: Any) -> Any:
 
     def fill(path: Any, each: Any) -> np.ndarray:
         seed = zlib.crc32(weights.path_name(path).encode())
-        return (
-            ((np.arange(each.size, dtype=np.int64) * 7919 + seed) % 255)
-            .reshape(each.shape)
-            .astype(each.dtype)
-        )
+        return ((np.arange(each.size, dtype=np.int64) * 7919 + seed) % 255).reshape(each.shape).astype(each.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, tree)
 

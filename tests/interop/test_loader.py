@@ -56,9 +56,7 @@ def test_the_guard_lets_jax_through_and_nothing_of_ours():
         "        return False",
         f"print(json.dumps({{name: there(name) for name in {['jax', 'numpy', 'flatbuffers', *blocked]!r}}}))",
     )
-    assert json.loads(found) == {"jax": True, "numpy": True, "flatbuffers": True} | dict.fromkeys(
-        blocked, False
-    )
+    assert json.loads(found) == {"jax": True, "numpy": True, "flatbuffers": True} | dict.fromkeys(blocked, False)
 
 
 @pytest.mark.slow
@@ -87,9 +85,7 @@ def test_weights_are_an_ordinary_safetensors_file_that_the_loader_reads(tmp_path
         "g": np.zeros((0, 3), np.uint32),
     }
     save_file(arrays, tmp_path / "weights.safetensors")
-    (tmp_path / "model.json").write_text(
-        '{"cache": {"k": {"shape": ["batch", 2], "dtype": "int32", "fill": -1}}}'
-    )
+    (tmp_path / "model.json").write_text('{"cache": {"k": {"shape": ["batch", 2], "dtype": "int32", "fill": -1}}}')
     weights, programs, cache = loader.load(tmp_path)
     assert not programs and weights.keys() == load_file(tmp_path / "weights.safetensors").keys()
     for name, array in arrays.items():

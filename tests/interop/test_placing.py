@@ -65,9 +65,7 @@ def test_what_cannot_be_taken_is_copied(why):
     elif why == "not aligned":
         given = given.reshape(-1)[1 : 1 + 63 * 64].reshape(63, 64)
     dtype = BF16 if why == "another dtype" else "f4"
-    array = placing.place(
-        given.shape, dtype, SingleDeviceSharding(jax.devices()[0]), lambda index: given[index]
-    )
+    array = placing.place(given.shape, dtype, SingleDeviceSharding(jax.devices()[0]), lambda index: given[index])
     begin = array.unsafe_buffer_pointer()
     assert begin % placing.ALIGNMENT == 0
     assert not given.ctypes.data <= begin < given.ctypes.data + 4 * 64 * 64
@@ -84,13 +82,7 @@ def test_a_part_of_another_shape_is_a_bug():
 @pytest.mark.parametrize("shape", [(300, 2100), (64, 64), (129, 257), (3, 200), (1, 500), (2, 130, 100)])
 def test_transposed_copies_are_those_of_numpy(shape, stored, wanted):
     source = numbers(shape, stored)
-    for view in (
-        source,
-        source.swapaxes(-1, -2),
-        source.T,
-        source.swapaxes(-1, -2)[..., ::-1, 3:],
-        source[..., 1:],
-    ):
+    for view in (source, source.swapaxes(-1, -2), source.T, source.swapaxes(-1, -2)[..., ::-1, 3:], source[..., 1:]):
         copy = placing.copied(view, wanted)
         assert copy.flags.c_contiguous
         assert copy.dtype == wanted
@@ -105,9 +97,7 @@ def test_a_copy_keeps_every_bit():
 
 @pytest.mark.parametrize("size", [6, 400])  # copied by one thread, and by several
 def test_stacked_calls_the_parts_of_the_index_alone(size):
-    layers = [
-        [numbers((size, 2 * size), BF16) + np.asarray(3 * i + j, BF16) for j in range(2)] for i in range(4)
-    ]
+    layers = [[numbers((size, 2 * size), BF16) + np.asarray(3 * i + j, BF16) for j in range(2)] for i in range(4)]
     whole, called = np.array(layers).swapaxes(-1, -2), []
 
     def part(i, j):

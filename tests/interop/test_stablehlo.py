@@ -33,10 +33,7 @@ FEATURES = {"features": ("float32", ("batch", DIM))}
 
 
 # "shallow" has one block of each of the pattern model's kinds, and so less to compile.
-OTHERS = {
-    "shallow": replace(PATTERN, {"num_layers": 2}),
-    "bfloat16": replace(GPT, {"execution.dtype": "bfloat16"}),
-}
+OTHERS = {"shallow": replace(PATTERN, {"num_layers": 2}), "bfloat16": replace(GPT, {"execution.dtype": "bfloat16"})}
 
 
 @functools.cache
@@ -83,9 +80,7 @@ REST = [
 ]
 
 
-@pytest.mark.parametrize(
-    "table", [SOME, *(pytest.param(each, marks=pytest.mark.slow, id=each[0][0]) for each in REST)]
-)
+@pytest.mark.parametrize("table", [SOME, *(pytest.param(each, marks=pytest.mark.slow, id=each[0][0]) for each in REST)])
 def test_another_process_computes_the_same_bits(tmp_path, table):
     subjects = [write(tmp_path / f"{name}-{kind}", name, kind) for name, kind in table]
     for proof in prove(*subjects):
@@ -122,9 +117,7 @@ def test_weights_are_packed(tmp_path):
     params = transformed("function", "int4")
     assert same(load_file(tmp_path / "e" / "weights.safetensors"), flat({"params": params}))
     assert params["up"].values.dtype == jnp.uint8
-    assert (tmp_path / "e" / "weights.safetensors").stat().st_mode == (
-        tmp_path / "e" / "model.json"
-    ).stat().st_mode
+    assert (tmp_path / "e" / "weights.safetensors").stat().st_mode == (tmp_path / "e" / "model.json").stat().st_mode
 
 
 def test_what_is_read_computes_what_was_written(gpt):
@@ -139,9 +132,7 @@ def test_what_is_read_computes_what_was_written(gpt):
     positions = np.where(segments == 2, np.arange(16) - 6, np.arange(16)).astype(np.int32)
     packed = {"tokens": tokens, "segments": segments, "positions": positions}
     for batch in ({"tokens": tokens}, {"tokens": tokens[:1, :5], "mask": tokens[:1, :5] > 9}, packed):
-        found, want = (
-            jax.jit(m.apply)(p, batch) for m, p in ((loaded.model, loaded.params), (model, params))
-        )
+        found, want = (jax.jit(m.apply)(p, batch) for m, p in ((loaded.model, loaded.params), (model, params)))
         assert list(found.values) == ["logits"]
         assert jnp.array_equal(found["logits"], want["logits"])
 
@@ -153,15 +144,12 @@ def test_an_export_generates_what_its_checkpoint_does(tmp_path, kind):
     with Checkpointer(tmp_path, subject.model) as checkpointer:
         checkpointer.save(3, TrainState(jnp.int32(3), subject.params, (), {}))
     exported, checkpoint = load(subject.directory), load(tmp_path)
-    assert kind == "dense" or any(
-        array.dtype in (jnp.int8, jnp.uint8) for array in jax.tree.leaves(exported.params)
-    )
+    assert kind == "dense" or any(array.dtype in (jnp.int8, jnp.uint8) for array in jax.tree.leaves(exported.params))
     prompts = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3]]
     hows: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.9, "top_k": 40, "seed": 1}]
     for how in hows:
         found, want = (
-            generate(held.model, held.params, prompts, max_new_tokens=12, **how)
-            for held in (exported, checkpoint)
+            generate(held.model, held.params, prompts, max_new_tokens=12, **how) for held in (exported, checkpoint)
         )
         assert found == want and len({tuple(text) for text in want}) == len(prompts)
 
@@ -172,26 +160,15 @@ def test_what_an_export_refuses(gpt):
     cases = [
         (lambda: model.init(jax.random.key(0)), "cannot make new ones"),
         (lambda: model.apply(params, {"tokens": tokens}, train=True), "does not train"),
-        (
-            lambda: model.apply(params, {"tokens": jnp.zeros((1, 33), jnp.int32)}),
-            "a length of 33 is more than the 32",
-        ),
+        (lambda: model.apply(params, {"tokens": jnp.zeros((1, 33), jnp.int32)}), "a length of 33 is more than the 32"),
         (lambda: model.start(1, 33), "a capacity of 33 is more than the 32"),
-        (
-            lambda: model.apply(params, {"mask": tokens > 0}),
-            "tokens is missing: the model reads tokens int32",
-        ),
+        (lambda: model.apply(params, {"mask": tokens > 0}), "tokens is missing: the model reads tokens int32"),
         (lambda: model.apply(params, {"tokens": tokens[0]}), r"tokens is int32\[4\], the model reads int32"),
         (lambda: model.apply(params, {"tokens": tokens / 2}), "tokens is float"),
-        (
-            lambda: model.apply(params, {"tokens": tokens, "mask": tokens[:, 1:] > 0}),
-            "mask is bool.* make them",
-        ),
+        (lambda: model.apply(params, {"tokens": tokens, "mask": tokens[:, 1:] > 0}), "mask is bool.* make them"),
         (lambda: model.apply(params, {"tokens": tokens, "segments": tokens}), "lacks 'positions'"),
         (
-            lambda: model.apply(
-                params, {"tokens": tokens, "segments": tokens, "positions": tokens}, model.start(1, 8)
-            ),
+            lambda: model.apply(params, {"tokens": tokens, "segments": tokens, "positions": tokens}, model.start(1, 8)),
             "one sequence a row",
         ),
     ]
@@ -251,22 +228,10 @@ def test_what_is_damaged_or_newer_is_said(tmp_path):
 
     for name, change, words in (
         ("newer", newer, "was exported by jaxmodel .*: upgrade"),
-        (
-            "torn",
-            lambda copy: (copy / "model.json").write_text("{"),
-            r"damaged export: model\.json: .*export again",
-        ),
-        (
-            "other",
-            lambda copy: (copy / "model.json").write_text("{}"),
-            "damaged export: model.json: 'schema'",
-        ),
+        ("torn", lambda copy: (copy / "model.json").write_text("{"), r"damaged export: model\.json: .*export again"),
+        ("other", lambda copy: (copy / "model.json").write_text("{}"), "damaged export: model.json: 'schema'"),
         ("flipped", flipped, r"damaged export: weights\.safetensors is not as it was written; export again"),
-        (
-            "gone",
-            lambda copy: (copy / "weights.safetensors").unlink(),
-            "weights.safetensors is not as it was",
-        ),
+        ("gone", lambda copy: (copy / "weights.safetensors").unlink(), "weights.safetensors is not as it was"),
     ):
         with pytest.raises(InputError, match=words):
             load(broken(name, change))

@@ -186,10 +186,7 @@ DAMAGED = {
     "overlap": ({"a": HALF, "b": HALF | {"data_offsets": [2, 6]}}, "'b' begins at byte 2, where 4 was to be"),
     "the same": ({"a": HALF, "b": HALF}, "'b' begins at byte 0, where 4 was to be"),
     "hole": ({"a": HALF, "b": HALF | {"data_offsets": [6, 10]}}, "'b' begins at byte 6, where 4 was to be"),
-    "cut short": (
-        {"a": HALF | {"shape": [4], "data_offsets": [0, 8]}},
-        r"it has 73 bytes, and 77 by its header",
-    ),
+    "cut short": ({"a": HALF | {"shape": [4], "data_offsets": [0, 8]}}, r"it has 73 bytes, and 77 by its header"),
     "too long": ({}, "it has 14 bytes, and 10 by its header"),
 }
 
@@ -223,9 +220,7 @@ def test_other_files_that_are_not_weights(tmp_path):
     raw(tmp_path, {"a": HALF | {"dtype": "F4", "shape": [8]}}, bytes(4))
     with pytest.raises(InputError, match="'a' is F4: convert it to one of BOOL, U8, "):
         open_weights(tmp_path)
-    (tmp_path / "model.safetensors").write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-    )
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(InputError, match="is a pointer of Git LFS, not the weights: run git lfs pull"):
         open_weights(tmp_path)
 
@@ -246,9 +241,7 @@ def test_a_directory_without_weights_says_what_was_looked_for(tmp_path):
         open_weights(tmp_path)
     for name in ("a.ckpt", "model.pt", "pytorch_model.bin"):
         (tmp_path / name).write_text("pickle")
-        with pytest.raises(
-            InputError, match=rf"{words}, but a\.ckpt, a pickle, which can run code .*save_pretrained"
-        ):
+        with pytest.raises(InputError, match=rf"{words}, but a\.ckpt, a pickle, which can run code .*save_pretrained"):
             open_weights(tmp_path)
     raw(tmp_path, {}, name="model.fp16.safetensors")
     with pytest.raises(InputError, match=rf"{words}, but model\.fp16\.safetensors: rename it"):
@@ -278,15 +271,11 @@ def test_an_index_and_its_files_must_agree(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "sub/two.safetensors"}}))
     raw(tmp_path, {"a": HALF, "unnamed": HALF | {"data_offsets": [4, 8]}}, bytes(8), "one.safetensors")
-    with pytest.raises(
-        InputError, match=r"names 'sub/two\.safetensors', which is not in .*: download that file"
-    ):
+    with pytest.raises(InputError, match=r"names 'sub/two\.safetensors', which is not in .*: download that file"):
         open_weights(tmp_path)
     (tmp_path / "sub").mkdir()
     raw(tmp_path / "sub", {"c": HALF}, bytes(4), "two.safetensors")
-    with pytest.raises(
-        InputError, match=r"two\.safetensors lacks 'b', which model\.safetensors\.index\.json says"
-    ):
+    with pytest.raises(InputError, match=r"two\.safetensors lacks 'b', which model\.safetensors\.index\.json says"):
         open_weights(tmp_path)
     raw(tmp_path / "sub", {"b": HALF}, b"1234", "two.safetensors")
     assert open_weights(tmp_path)["b"].view().tobytes() == b"1234"

@@ -17,9 +17,7 @@ from tests.contract import same
     [(1, 2, (3, 4)), (3, 1, (5, 7)), (3, 2, (3, 4)), (7, 2, (3, 4)), (2, 2, (2, 3)), (4, 4, (1, 1))],
 )
 def test_windows_are_those_of_a_convolution(size, stride, shape):
-    x, kernel = (
-        jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 5, 7, 3), (size, size, 3, 4)])
-    )
+    x, kernel = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 5, 7, 3), (size, size, 3, 4)]))
     pad = 0 if size == stride else (size - 1) // 2
     expected = jax.lax.conv_general_dilated(
         *(x, kernel, (stride, stride), ((pad, pad), (pad, pad))), dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -30,9 +28,7 @@ def test_windows_are_those_of_a_convolution(size, stride, shape):
 
 
 def test_maximum_of_every_second_window():
-    x = -1.0 - jax.random.uniform(
-        jax.random.key(0), (1, 5, 4, 2)
-    )  # beyond the border there is nothing, not zero
+    x = -1.0 - jax.random.uniform(jax.random.key(0), (1, 5, 4, 2))  # beyond the border there is nothing, not zero
     found = max_pool(x)
     assert found.shape == (1, 3, 2, 2)
     np.testing.assert_array_equal(found[0, 1, 0], jnp.max(x[0, 1:4, :2], axis=(0, 1)))
@@ -53,18 +49,12 @@ def test_what_does_not_fit_is_refused(make, words):
 
 
 def test_images_without_a_single_window_are_refused():
-    model = ConvNet(
-        3, 1, widths=(4, 8), stem=ConvStem(size=4, stride=4), block="inverted", norm="layer"
-    ).build()
+    model = ConvNet(3, 1, widths=(4, 8), stem=ConvStem(size=4, stride=4), block="inverted", norm="layer").build()
     params = model.init(jax.random.key(0))
     assert model.start() == {}
-    with pytest.raises(
-        InputError, match=r"images are too small: \(3, 9\) is left of them for windows of 4 x 4"
-    ):
+    with pytest.raises(InputError, match=r"images are too small: \(3, 9\) is left of them for windows of 4 x 4"):
         model.apply(params, {"images": jnp.zeros((1, 3, 9, 1))})
-    with pytest.raises(
-        InputError, match=r"images are too small: \(1, 2\) is left of them for windows of 2 x 2"
-    ):
+    with pytest.raises(InputError, match=r"images are too small: \(1, 2\) is left of them for windows of 2 x 2"):
         model.apply(params, {"images": jnp.zeros((1, 4, 9, 1))})
 
 

@@ -116,9 +116,7 @@ def test_learns_to_write_what_the_source_says():
 
     params = params_of(TEXT)
     keys = jax.random.split(jax.random.key(0), 200)
-    (params, _), losses = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))(
-        (params, optimizer.init(params))
-    )
+    (params, _), losses = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))((params, optimizer.init(params)))
     assert np.mean(losses[-10:]) < 0.1 * losses[0]
     prompts = np.asarray(drawn(jax.random.key(7))["tokens"][:4]).tolist()
     assert generate(model, prepared(model, params), prompts, max_new_tokens=4) == prompts

@@ -43,11 +43,7 @@ WRONG = [
         "images is missing: the model reads images float32[batch, height, width, 1], the batch holds tokens",
     ),
     ("conv", {"images": IMAGES[0]}, "images is float32[8, 8, 1], the model reads float32[batch, height"),
-    (
-        "conv",
-        {"images": IMAGES.repeat(3, -1)},
-        "images is float32[2, 8, 8, 3], the model reads float32[batch,",
-    ),
+    ("conv", {"images": IMAGES.repeat(3, -1)}, "images is float32[2, 8, 8, 3], the model reads float32[batch,"),
     ("conv", {"images": np.uint8(IMAGES)}, "images is uint8[2, 8, 8, 1], the model reads float32[batch, "),
 ]
 
@@ -66,9 +62,7 @@ def test_a_wrong_batch_is_found_while_tracing():
     with pytest.raises(InputError, match=r"tokens is int32\[16\], the model reads"):
         jax.vmap(lambda row: gpt.apply(params, {"tokens": row})["logits"])(TOKENS)
     with pytest.raises(InputError, match=r"mask is bool\[2, 15\], and tokens has length 16"):
-        jax.grad(lambda p: gpt.apply(p, {"tokens": TOKENS, "mask": TOKENS[:, 1:] > 0})["logits"].sum())(
-            params
-        )
+        jax.grad(lambda p: gpt.apply(p, {"tokens": TOKENS, "mask": TOKENS[:, 1:] > 0})["logits"].sum())(params)
 
 
 def test_a_wrong_batch_of_a_composition():

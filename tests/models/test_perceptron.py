@@ -24,9 +24,7 @@ def rows(facts, size=5):
     rng = np.random.default_rng(1)
     arrays = {
         "features": rng.normal(size=(size, facts["num_features"])).astype(np.float32),
-        "categories": np.stack([rng.integers(0, n, size) for n in facts["categories"] or (1,)], 1).astype(
-            np.int32
-        ),
+        "categories": np.stack([rng.integers(0, n, size) for n in facts["categories"] or (1,)], 1).astype(np.int32),
     }
     return {name: arrays[name] for name in facts["inputs"]}
 
@@ -58,8 +56,7 @@ def nudged(params):
 
 @pytest.mark.parametrize("facts", [TABLE, NUMBERS, {**TABLE, "inputs": ("categories",), "num_features": 0}])
 @pytest.mark.parametrize(
-    "overrides",
-    [{}, {"hidden": ()}, {"hidden": (6, 5), "norm": "layer"}, {"norm": "batch", "category_dim": 3}],
+    "overrides", [{}, {"hidden": ()}, {"hidden": (6, 5), "norm": "layer"}, {"norm": "batch", "category_dim": 3}]
 )
 def test_formula(facts, overrides):
     model = config.replace(PRESETS["mlp"], overrides).fitted(facts).build()
@@ -124,36 +121,15 @@ def test_sizes_that_are_left_open_come_from_the_data():
         (lambda: Perceptron().build(), "model.num_features is not known: set it, or let the data tell"),
         (lambda: Perceptron(3, ()).build(), "model.num_outputs is not known"),
         (lambda: ConvNet(channels=1).build(), "model.num_classes is not known"),
-        (
-            lambda: Perceptron(5).fitted(TABLE),
-            "--model.num_features=5, and the data have 4: leave --model.num_fea",
-        ),
+        (lambda: Perceptron(5).fitted(TABLE), "--model.num_features=5, and the data have 4: leave --model.num_fea"),
         (lambda: ConvNet(3).fitted(IMAGES), "--model.num_classes=3, and the data have 10"),
-        (
-            lambda: Perceptron().fitted(IMAGES),
-            "data are images, and --model reads features and categories: choose one",
-        ),
-        (
-            lambda: PRESETS["tiny"].fitted(TABLE),
-            "data are features, and --model reads tokens: .* as in --model=mlp",
-        ),
-        (
-            lambda: ConvNet().fitted(TEXT),
-            "the data are tokens, and --model reads images: .* as in --model=tiny",
-        ),
+        (lambda: Perceptron().fitted(IMAGES), "data are images, and --model reads features and categories: choose one"),
+        (lambda: PRESETS["tiny"].fitted(TABLE), "data are features, and --model reads tokens: .* as in --model=mlp"),
+        (lambda: ConvNet().fitted(TEXT), "the data are tokens, and --model reads images: .* as in --model=tiny"),
         (lambda: Perceptron().fitted(IMAGES), "as in --model=resnet-tiny"),
-        (
-            lambda: PRESETS["tiny"].fitted({**TEXT, "length": 999}),
-            "--data.length=999 is longer than --model.max_len",
-        ),
-        (
-            lambda: PRESETS["tiny"].fitted({**TEXT, "vocab_size": 9999}),
-            "the tokenizer has 9999 tokens, --model.vocab",
-        ),
-        (
-            lambda: Perceptron(0, ()).check(),
-            "model.num_features=0 and no model.categories: the model would read",
-        ),
+        (lambda: PRESETS["tiny"].fitted({**TEXT, "length": 999}), "--data.length=999 is longer than --model.max_len"),
+        (lambda: PRESETS["tiny"].fitted({**TEXT, "vocab_size": 9999}), "the tokenizer has 9999 tokens, --model.vocab"),
+        (lambda: Perceptron(0, ()).check(), "model.num_features=0 and no model.categories: the model would read"),
         (lambda: Perceptron(dropout=1.0).check(), "drops everything"),
         (lambda: Perceptron(hidden=(0,)).check(), "model.hidden=0: must be a whole number of at least 1"),
         (lambda: Perceptron(activation="swiglu").check(), "model.activation=swiglu: must be one of relu"),

@@ -22,10 +22,7 @@ def test_patches_are_a_convolution_in_reading_order():
     dims = ("NHWC", "HWIO", "NHWC")
     patches = jax.lax.conv_general_dilated(images, kernel, (2, 2), "VALID", dimension_numbers=dims)
     x = jnp.concatenate(
-        [
-            jnp.broadcast_to(params["stem"]["class_token"], (2, 1, 32)),
-            patches.reshape(2, 16, 32) + jnp.arange(32.0),
-        ],
+        [jnp.broadcast_to(params["stem"]["class_token"], (2, 1, 32)), patches.reshape(2, 16, 32) + jnp.arange(32.0)],
         axis=1,
     )
     x = x + params["stem"]["positions"]
@@ -158,9 +155,7 @@ def test_ends_that_do_not_fit_are_refused(config, overrides, words):
 def test_the_data_say_how_many_classes():
     facts = {"inputs": ["images"], "num_outputs": 7, "channels": 1}
     assert replace(VISION, {"head.outputs": None}).fitted(facts).head == Head(outputs=7, bias=True)
-    with pytest.raises(
-        InputError, match=r"--model.head.outputs=10, and the data have 7: leave --model.head.outputs"
-    ):
+    with pytest.raises(InputError, match=r"--model.head.outputs=10, and the data have 7: leave --model.head.outputs"):
         VISION.fitted(facts)
     with pytest.raises(InputError, match="the data are tokens, and --model reads images"):
         VISION.fitted({"inputs": ["tokens"]})
@@ -168,7 +163,5 @@ def test_the_data_say_how_many_classes():
 
 def test_images_of_another_size_are_named():
     images = np.zeros((2, 6, 6, 1), np.float32)
-    with pytest.raises(
-        InputError, match=r"images is float32\[2, 6, 6, 1\], the model reads float32\[batch, 8, 8, 1\]"
-    ):
+    with pytest.raises(InputError, match=r"images is float32\[2, 6, 6, 1\], the model reads float32\[batch, 8, 8, 1\]"):
         built("vision").apply(params_of("vision"), {"images": images})

@@ -77,9 +77,7 @@ def test_texts_of_different_lengths_are_continued_as_alone(built):
 def test_a_prompt_does_not_end_with_an_image(built):
     model, params = built
     batch = batch_of(((1,),), length=1 + PLACES)
-    with pytest.raises(
-        InputError, match=f"a prompt ends with the token of an image, {IMAGE}: put words behind it"
-    ):
+    with pytest.raises(InputError, match=f"a prompt ends with the token of an image, {IMAGE}: put words behind it"):
         generate(model, params, batch, max_new_tokens=4)
 
 

@@ -20,12 +20,7 @@ from jaxmodel.tasks import ctc
 from tests.contract import relative
 
 WAVEFORM = Waveform(
-    dims=(16, 16, 24),
-    kernels=(10, 3, 2),
-    strides=(5, 2, 2),
-    norm="layer",
-    position_kernel=8,
-    position_groups=4,
+    dims=(16, 16, 24), kernels=(10, 3, 2), strides=(5, 2, 2), norm="layer", position_kernel=8, position_groups=4
 )
 SPEECH = Transformer(
     vocab_size=None,
@@ -81,10 +76,7 @@ def test_training_hides_spans_of_frames():
     ("overrides", "words"),
     [
         ({"waveform.strides": (5, 2)}, "model.waveform.dims, kernels and strides differ in length"),
-        (
-            {"waveform.position_groups": 5},
-            "model.embed_dim=32 is no multiple of model.waveform.position_groups=5",
-        ),
+        ({"waveform.position_groups": 5}, "model.embed_dim=32 is no multiple of model.waveform.position_groups=5"),
         ({"vocab_size": 8}, "model.vocab_size=8 beside model.images=none beside model.waveform=Waveform"),
     ],
 )

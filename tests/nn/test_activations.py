@@ -20,10 +20,7 @@ def sigmoid(x):
 
 def of_sigmoid(scale):
     """x * sigmoid(scale x), and its slope."""
-    return (
-        lambda x: x * sigmoid(scale * x),
-        lambda x: sigmoid(scale * x) * (1 + scale * x * sigmoid(-scale * x)),
-    )
+    return (lambda x: x * sigmoid(scale * x), lambda x: sigmoid(scale * x) * (1 + scale * x * sigmoid(-scale * x)))
 
 
 def inner(x):
@@ -46,10 +43,7 @@ def sech2(x):
 REFERENCES = {  # name -> (value, slope)
     "relu": (lambda x: np.maximum(x, 0), lambda x: (x > 0) * 1.0),
     "leaky_relu": (lambda x: np.where(x > 0, x, 0.01 * x), lambda x: np.where(x > 0, 1, 0.01)),
-    "elu": (
-        lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-        lambda x: np.exp(np.minimum(x, 0)),
-    ),
+    "elu": (lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))), lambda x: np.exp(np.minimum(x, 0))),
     "gelu": (
         lambda x: 0.5 * x * erfc(-x / math.sqrt(2)),
         lambda x: 0.5 * erfc(-x / math.sqrt(2)) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi),
@@ -60,10 +54,7 @@ REFERENCES = {  # name -> (value, slope)
     ),
     "quick_gelu": of_sigmoid(1.702),
     "silu": of_sigmoid(1),
-    "mish": (
-        lambda x: x * np.tanh(softplus(x)),
-        lambda x: np.tanh(softplus(x)) + x * sech2(softplus(x)) * sigmoid(x),
-    ),
+    "mish": (lambda x: x * np.tanh(softplus(x)), lambda x: np.tanh(softplus(x)) + x * sech2(softplus(x)) * sigmoid(x)),
     "tanh": (np.tanh, sech2),
     "sigmoid": (sigmoid, lambda x: sigmoid(x) * sigmoid(-x)),
     "softplus": (softplus, sigmoid),

@@ -67,14 +67,8 @@ def test_pieces_of_queries_change_nothing(name):
 @pytest.mark.parametrize("window", [None, 5])
 def test_a_narrow_vector_a_token_is_all_that_a_cache_keeps(window):
     """Tokens one by one against all at once: on one device, on a mesh and with packed weights."""
-    changes = {
-        "attention.latent.kv_rank": 12,
-        "attention.latent.rope_dim": 4,
-        "attention.latent.value_dim": 6,
-    }
-    config = replace(
-        GPT, {**changes, "attention.rotary": True, "attention.head_dim": 8, "attention.window": window}
-    )
+    changes = {"attention.latent.kv_rank": 12, "attention.latent.rope_dim": 4, "attention.latent.value_dim": 6}
+    config = replace(GPT, {**changes, "attention.rotary": True, "attention.head_dim": 8, "attention.window": window})
     model, split = config.build(), sharded(config.build(), make_mesh({"data": 4, "tensor": 2}))
     params = jax.jit(model.init)(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (4, 9), 0, 64)
@@ -95,18 +89,9 @@ def test_a_narrow_vector_a_token_is_all_that_a_cache_keeps(window):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (
-            {"attention.head_dim": None},
-            "model.attention.head_dim=none beside model.attention.latent.rope_dim=4",
-        ),
-        (
-            {"attention.head_dim": 4},
-            "the turned part of a head has an even width, and is less than all of it",
-        ),
-        (
-            {"attention.num_kv_heads": 2},
-            "model.attention.num_kv_heads=2 does not go with model.attention.latent",
-        ),
+        ({"attention.head_dim": None}, "model.attention.head_dim=none beside model.attention.latent.rope_dim=4"),
+        ({"attention.head_dim": 4}, "the turned part of a head has an even width, and is less than all of it"),
+        ({"attention.num_kv_heads": 2}, "model.attention.num_kv_heads=2 does not go with model.attention.latent"),
         ({"attention.qk_norm": "head"}, "model.attention.qk_norm=head does not go with"),
         ({"attention.rotary": False}, "set it to true"),
     ],

@@ -150,9 +150,7 @@ def test_packed_documents_do_not_see_each_other(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_scanned_and_unrolled_they_share_parameters_and_agree(kind):
-    scanned, unrolled = (
-        config_of(kind, num_layers=4, execution=Execution(scan=s)).build() for s in (True, False)
-    )
+    scanned, unrolled = (config_of(kind, num_layers=4, execution=Execution(scan=s)).build() for s in (True, False))
     params = jax.jit(scanned.init)(jax.random.key(0))
     text = tokens(2, 9)
 

@@ -48,10 +48,7 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only(rope):
 def test_each_pair_turns_by_its_own_angle():
     x = jax.random.normal(jax.random.key(0), (1, 2, 1, 8))
     angles = np.array([3, 5])[:, None] * 100.0 ** -(np.arange(4) / 4)
-    for rope, pairs in (
-        (Rope(), np.arange(8).reshape(2, 4)),
-        (Rope(interleaved=True), np.arange(8).reshape(4, 2).T),
-    ):
+    for rope, pairs in ((Rope(), np.arange(8).reshape(2, 4)), (Rope(interleaved=True), np.arange(8).reshape(4, 2).T)):
         low, high = np.asarray(x, np.float64)[0, :, 0][:, pairs].transpose(1, 0, 2)
         whole = (low + 1j * high) * np.exp(1j * angles)
         found = np.asarray(turn(x, [3, 5], rope))[0, :, 0][:, pairs].transpose(1, 0, 2)

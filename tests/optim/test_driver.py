@@ -15,9 +15,7 @@ from jaxmodel.options import Optimizer
 from jaxmodel.weights import LowRank, partition
 
 LAYOUT = {"w": "embed -> mlp", "table": "vocab <- embed", "scale": "embed", "held": "frozen: embed -> mlp"}
-OPTIONS = Optimizer(
-    learning_rate=0.02, warmup=2, weight_decay=0.3, clip_norm=0.5, beta1=0.8, beta2=0.9, epsilon=1e-6
-)
+OPTIONS = Optimizer(learning_rate=0.02, warmup=2, weight_decay=0.3, clip_norm=0.5, beta1=0.8, beta2=0.9, epsilon=1e-6)
 STEPS = 5
 
 
@@ -202,9 +200,7 @@ def test_bytes_of_the_state():
     layout = {"w": "layers; embed -> mlp", "bias": "layers; mlp"}
 
     def size(name, **said):
-        return state_bytes(
-            jax.eval_shape(make_optimizer(Optimizer(name=name, **said), 9, layout).init, params)
-        )
+        return state_bytes(jax.eval_shape(make_optimizer(Optimizer(name=name, **said), 9, layout).init, params))
 
     matrix, vector = 6 * 512 * 512, 6 * 512
     count, vectors = 4, 4 * vector

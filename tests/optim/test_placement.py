@@ -127,9 +127,7 @@ def test_what_is_kept_is_saved_and_comes_back_on_any_mesh(name, tmp_path):
 
 def test_the_shape_tells_a_weight_from_a_part_of_the_state():
     mesh = make_mesh({"fsdp": 8})
-    row, column, whole = (
-        NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("fsdp",), (None, "fsdp"), ())
-    )
+    row, column, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("fsdp",), (None, "fsdp"), ()))
     shape = jax.ShapeDtypeStruct
     params = {"mean": shape((8, 3), "float32"), "w": {"scale": shape((3, 8), "float32")}, "scale": None}
     shardings = {"mean": row, "w": {"scale": column}, "scale": None}
@@ -150,9 +148,7 @@ def test_the_learning_rate_that_is_logged_is_the_effective_one():
     said = {"window": 1, "patience": 2, "decay_rate": 0.5}
     options = Optimizer(name="sgd", learning_rate=1.0, clip_norm=None, schedule="plateau", **said)
     optimizer, schedule = make_optimizer(options, 9, {"w": "dim"}), make_schedule(options, 9)
-    still = from_function(
-        lambda key: {"w": jnp.zeros(2)}, lambda params, batch: params["w"], layout={"w": "dim"}
-    )
+    still = from_function(lambda key: {"w": jnp.zeros(2)}, lambda params, batch: params["w"], layout={"w": "dim"})
 
     def constant(params, batch, state, key, train):
         weight = jnp.sum(batch["weights"])
@@ -160,17 +156,7 @@ def test_the_learning_rate_that_is_logged_is_the_effective_one():
 
     state = make_state(still, optimizer, KEY)
     step, rates = make_step(still, constant, optimizer, schedule=schedule), []
-    for weight in (
-        1,
-        1,
-        0,
-        1,
-        0,
-        0,
-        1,
-        1,
-        1,
-    ):  # where nothing counts there is no loss, and nothing to learn from it
+    for weight in (1, 1, 0, 1, 0, 0, 1, 1, 1):  # where nothing counts there is no loss, and nothing to learn from it
         state, metrics = step(state, {"weights": np.full(2, weight, np.float32)}, KEY)
         rates.append(pairs.finish(metrics)["learning_rate"])
     assert rates == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]

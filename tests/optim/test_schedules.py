@@ -40,17 +40,9 @@ ROWS = [
     ("linear", {}, lambda s: fallen(0.1, 1 - s / 60)),
     ("linear", {"final_learning_rate": 0.0, "decay_steps": 40}, lambda s: max(0, 1 - s / 40)),
     ("cosine", {}, lambda s: fallen(0.1, cosine(s / 60))),
-    (
-        "cosine",
-        {"final_learning_rate": 0.3, "decay_steps": 50},
-        lambda s: fallen(0.3, cosine(min(s / 50, 1))),
-    ),
+    ("cosine", {"final_learning_rate": 0.3, "decay_steps": 50}, lambda s: fallen(0.3, cosine(min(s / 50, 1)))),
     ("cosine_restarts", {}, lambda s: fallen(0.1, cosine(s % 15 / 15))),
-    (
-        "cosine_restarts",
-        {"cycle_steps": 8, "cycle_growth": 2.0, "final_learning_rate": 0.2},
-        restarts,
-    ),
+    ("cosine_restarts", {"cycle_steps": 8, "cycle_growth": 2.0, "final_learning_rate": 0.2}, restarts),
     ("wsd", {}, lambda s: min(1, (60 - s) / 12)),
     ("wsd", {"decay_steps": 30, "final_learning_rate": 0.5}, lambda s: fallen(0.5, min(1, (60 - s) / 30))),
     ("inverse_sqrt", {"decay_steps": 5}, lambda s: (1 + s / 5) ** -0.5),
@@ -58,11 +50,7 @@ ROWS = [
     ("exponential", {"decay_rate": 0.5, "decay_steps": 7}, lambda s: 2 ** (-s / 7)),
     ("step", {}, lambda s: 0.1 ** (s // 20)),
     ("step", {"decay_rate": 0.5, "decay_steps": 7}, lambda s: 0.5 ** (s // 7)),
-    (
-        "one_cycle",
-        {},
-        lambda s: 1 - 24 / 25 * cosine(s / 18) if s < 18 else fallen(4e-6, cosine((s - 18) / 42)),
-    ),
+    ("one_cycle", {}, lambda s: 1 - 24 / 25 * cosine(s / 18) if s < 18 else fallen(4e-6, cosine((s - 18) / 42))),
     (
         "one_cycle",
         {"rise_steps": 30, "final_learning_rate": 0.1},
@@ -80,9 +68,7 @@ def test_the_rate_is_its_closed_form(name, said, shape, warmup):
     steps = warmup + LEFT
     options = Optimizer(learning_rate=2.0, warmup=warmup, schedule=name, **said)
     found = jax.jit(jax.vmap(make_schedule(options, steps)))(jnp.arange(steps))
-    wanted = [2 * shape(0) * (step + 1) / warmup for step in range(warmup)] + [
-        2 * shape(s) for s in range(LEFT)
-    ]
+    wanted = [2 * shape(0) * (step + 1) / warmup for step in range(warmup)] + [2 * shape(s) for s in range(LEFT)]
     np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-6)
 
 
@@ -99,9 +85,7 @@ def test_the_final_rate_is_reached_and_kept(name):
 def test_the_inverse_root_of_a_warmup_is_that_of_the_first_transformer():
     rate = make_schedule(Optimizer(learning_rate=1.0, schedule="inverse_sqrt", warmup=8), 50)
     np.testing.assert_allclose(
-        [rate(i) for i in range(50)],
-        [min((i + 1) / 8, (max(i, 8) / 8) ** -0.5) for i in range(50)],
-        rtol=1e-6,
+        [rate(i) for i in range(50)], [min((i + 1) / 8, (max(i, 8) / 8) ** -0.5) for i in range(50)], rtol=1e-6
     )
 
 
@@ -109,11 +93,7 @@ def test_the_inverse_root_of_a_warmup_is_that_of_the_first_transformer():
 def test_steps_are_taken_on_time(length):
     """In float32, 49 * (1 / 49) is below 1: whole steps are counted in whole numbers."""
     rate = jax.jit(
-        jax.vmap(
-            make_schedule(
-                Optimizer(schedule="step", learning_rate=1.0, decay_rate=0.9, decay_steps=length), 400
-            )
-        )
+        jax.vmap(make_schedule(Optimizer(schedule="step", learning_rate=1.0, decay_rate=0.9, decay_steps=length), 400))
     )
     np.testing.assert_allclose(rate(jnp.arange(400)), 0.9 ** (np.arange(400) // length), rtol=1e-5)
 

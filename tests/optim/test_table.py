@@ -45,9 +45,7 @@ def tree(seed, names: Any = LAYOUT) -> Any:
 
 
 def options_of(name, **changes: Any) -> Optimizer:
-    said: dict[str, Any] = {
-        option: value for option, value in SAID.items() if option in OPTIMIZER_TAKES[name]
-    }
+    said: dict[str, Any] = {option: value for option, value in SAID.items() if option in OPTIMIZER_TAKES[name]}
     said |= {"learning_rate": 0.02, "schedule": "constant", "clip_norm": None}
     return Optimizer(name=name, **(said | changes))
 
@@ -191,9 +189,7 @@ def referred(name):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_three_steps_are_those_of_float64(name):
-    found = run(
-        make_optimizer(options_of(name), STEPS, LAYOUT), tree(0), [tree(t) for t in range(1, STEPS + 1)]
-    )
+    found = run(make_optimizer(options_of(name), STEPS, LAYOUT), tree(0), [tree(t) for t in range(1, STEPS + 1)])
     wanted = referred(name)
     for path in LAYOUT:
         np.testing.assert_allclose(found[path], wanted[path], rtol=0, atol=TOLERANCE.get(name, 1e-6))
@@ -222,9 +218,7 @@ def test_steps_are_those_of_optax(name):
     layout = {path: LAYOUT[path] for path in FLAT}
     decay = SAID["weight_decay"] if "weight_decay" in OPTIMIZER_TAKES[name] else 0.0
     theirs = optax.chain(
-        OPTAX[name],
-        optax.add_decayed_weights(decay, lambda params: decays(layout, params)),
-        optax.scale(-0.02),
+        OPTAX[name], optax.add_decayed_weights(decay, lambda params: decays(layout, params)), optax.scale(-0.02)
     )
     options = options_of(name, **({"epsilon": 0.0} if name == "adagrad" else {}))
     grads = [tree(t, FLAT) for t in range(1, STEPS + 1)]
@@ -241,9 +235,7 @@ def test_what_each_keeps():
     }
     kept = {
         name: {
-            key: {path for path in LAYOUT if each[path] is not None}
-            for key, each in state.items()
-            if key != "count"
+            key: {path for path in LAYOUT if each[path] is not None} for key, each in state.items() if key != "count"
         }
         for name, state in states.items()
     }

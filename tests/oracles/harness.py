@@ -44,30 +44,8 @@ GIVEN = {  # what theirs gives -> our name
 }
 # A third of the families, of every kind of computation; the golden values of all others are compared every day, too.
 DAILY = {
-    *(
-        "gpt2",
-        "llama",
-        "qwen3",
-        "gemma3_text",
-        "stablelm",
-        "cohere2",
-        "bert",
-        "distilbert",
-        "modernbert",
-        "vit",
-    ),
-    *(
-        "resnet",
-        "convnext",
-        "qwen3_moe",
-        "gpt_oss",
-        "deepseek_v3",
-        "t5",
-        "whisper",
-        "clip",
-        "siglip",
-        "llava",
-    ),
+    *("gpt2", "llama", "qwen3", "gemma3_text", "stablelm", "cohere2", "bert", "distilbert", "modernbert", "vit"),
+    *("resnet", "convnext", "qwen3_moe", "gpt_oss", "deepseek_v3", "t5", "whisper", "clip", "siglip", "llava"),
     *("wav2vec2", "mamba2", "qwen3_5_text", "falcon_h1"),
 }
 NEW = 32  # tokens that greedy generation must give alike
@@ -280,33 +258,20 @@ def round_trip(case: Case, theirs: Any, batch: Mapping[str, np.ndarray], folder:
     for other in others:
         assert set(first) == set(other), (case.id, set(first) ^ set(other))
         for name, tensor in first.items():
-            assert tensor.dtype == other[name].dtype and tensor.tobytes() == other[name].tobytes(), (
-                case.id,
-                name,
-            )
+            assert tensor.dtype == other[name].dtype and tensor.tobytes() == other[name].tobytes(), (case.id, name)
     said = [json.loads((folder / each / "config.json").read_text()) for each in "ab"]
     assert said[0] == said[1], case.id
     anew = folder / "c" / "config.json"
     anew.write_text(json.dumps({"pad_token_id": PAD, **json.loads(anew.read_text())}))  # no tokenizer said so
     again, info = reloaded(case, folder / "c")
-    assert not any(info.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), (
-        case.id,
-        info,
-    )
+    assert not any(info.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), (case.id, info)
     expected, found = theirs_of(theirs, batch), theirs_of(again, batch)
     for name, value in expected.items():
-        np.testing.assert_allclose(
-            found[name], value, rtol=0, atol=1e-6 * np.max(np.abs(value)), err_msg=case.id
-        )
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-6 * np.max(np.abs(value)), err_msg=case.id)
 
 
 def gradients(
-    case: Case,
-    theirs: Any,
-    loaded: Loaded,
-    batch: Mapping[str, np.ndarray],
-    folder: Path,
-    train: bool = False,
+    case: Case, theirs: Any, loaded: Loaded, batch: Mapping[str, np.ndarray], folder: Path, train: bool = False
 ) -> float:
     """Of a weighted sum of the logits, by every weight: by the names on disk, relative to the largest of a tensor.
 

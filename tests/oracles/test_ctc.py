@@ -17,14 +17,11 @@ def test_loss_and_gradient_are_torchs():
     targets = np.where(np.arange(6) < counts[:, None], rng.integers(1, 11, (4, 6)), 0).astype(np.int32)
     targets[0, 1] = targets[0, 0]
     model = from_function(
-        lambda key: {"logits": jnp.asarray(logits)},
-        lambda params, batch: {**params, "lengths": jnp.asarray(lengths)},
+        lambda key: {"logits": jnp.asarray(logits)}, lambda params, batch: {**params, "lengths": jnp.asarray(lengths)}
     )
     loss = ctc(model, Task(name="ctc"))
     params = model.init(jax.random.key(0))
-    found, gradient = jax.value_and_grad(
-        lambda params: loss(params, {"targets": targets}, {}, None, True).sum
-    )(params)
+    found, gradient = jax.value_and_grad(lambda params: loss(params, {"targets": targets}, {}, None, True).sum)(params)
     theirs = torch.tensor(logits, requires_grad=True)
     logs = theirs.log_softmax(-1).transpose(0, 1)
     expected = torch.nn.functional.ctc_loss(

@@ -29,9 +29,7 @@ def case(name: str, family: str, architecture: str, options: dict, sizes: dict =
     return Case(name, family, architecture, {**sizes, **options}, **more)
 
 
-LLAMA3 = rope(
-    "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
-)
+LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=16)
 LONG = rope("longrope", factor=4.0, original_max_position_embeddings=8, short_factor=[1.0, 1.1, 1.2, 1.3],
             long_factor=[1.0, 2.0, 3.0, 4.0])  # fmt: skip

@@ -12,9 +12,7 @@ DINOV2 = {key: value for key, value in VIT.items() if key != "intermediate_size"
 
 TEXT = [
     Case("plain", "bert", "BertForMaskedLM", BERT, gradients=True),
-    Case(
-        "relu, odd width", "bert", "BertForMaskedLM", {**BERT, "hidden_act": "relu", "intermediate_size": 37}
-    ),
+    Case("relu, odd width", "bert", "BertForMaskedLM", {**BERT, "hidden_act": "relu", "intermediate_size": 37}),
     Case("pooled", "bert", "BertModel", BERT),
     Case("bfloat16", "bert", "BertModel", BERT, dtype="bfloat16"),
     Case("classes", "bert", "BertForSequenceClassification", {**BERT, "num_labels": 5}, gradients=True),
@@ -22,9 +20,7 @@ TEXT = [
 ]
 IMAGES = [
     Case("plain", "vit", "ViTForImageClassification", {**VIT, "num_labels": 5}, gradients=True),
-    Case(
-        "no biases, grey", "vit", "ViTForImageClassification", {**VIT, "num_channels": 1, "qkv_bias": False}
-    ),
+    Case("no biases, grey", "vit", "ViTForImageClassification", {**VIT, "num_channels": 1, "qkv_bias": False}),
     Case("pooled, bfloat16", "vit", "ViTModel", VIT, dtype="bfloat16"),
     Case(
         *("plain", "dinov2", "Dinov2ForImageClassification"),
@@ -36,13 +32,7 @@ IMAGES = [
         {**DINOV2, "num_channels": 1, "use_swiglu_ffn": True, "qkv_bias": False, "layerscale_value": 0.1},
     ),
     Case("masked", "dinov2", "Dinov2Model", {**DINOV2, "mlp_ratio": 2}),
-    Case(
-        "masked, gated, bfloat16",
-        "dinov2",
-        "Dinov2Model",
-        {**DINOV2, "use_swiglu_ffn": True},
-        dtype="bfloat16",
-    ),
+    Case("masked, gated, bfloat16", "dinov2", "Dinov2Model", {**DINOV2, "use_swiglu_ffn": True}, dtype="bfloat16"),
 ]
 
 

@@ -4,13 +4,7 @@ import pytest
 
 from tests.oracles.harness import Case, check, pictures, rows
 
-RESNET = {
-    "embedding_size": 8,
-    "hidden_sizes": [8, 16],
-    "depths": [1, 2],
-    "layer_type": "basic",
-    "num_labels": 5,
-}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic", "num_labels": 5}
 DEEP = {**RESNET, "embedding_size": 6, "hidden_sizes": [16, 32, 48], "depths": [2, 1, 2]}
 BOTTLENECK = {**DEEP, "layer_type": "bottleneck"}
 CONVNEXT = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 2, 2, 1], "num_labels": 5}
@@ -46,12 +40,7 @@ CASES = [
         {**CONVNEXT, "patch_size": 3, "num_channels": 1, "hidden_act": "relu"},
         gradients=True,
     ),
-    Case(
-        "no scale",
-        "convnext",
-        CLASSES[1],
-        {**CONVNEXT, "layer_scale_init_value": 0.0, "layer_norm_eps": 1e-5},
-    ),
+    Case("no scale", "convnext", CLASSES[1], {**CONVNEXT, "layer_scale_init_value": 0.0, "layer_norm_eps": 1e-5}),
     Case("bfloat16", "convnext", CLASSES[1], CONVNEXT, dtype="bfloat16"),
     Case(
         "no head, three stages",

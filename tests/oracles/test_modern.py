@@ -11,13 +11,7 @@ MODERN = {**SIZES, "vocab_size": 67, "max_position_embeddings": 64, "pad_token_i
 MODERN |= {"cls_token_id": 1, "bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2}
 BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
 CLASSES = {**MODERN, "num_labels": 5}
-ELECTRA = {
-    **SIZES,
-    "num_hidden_layers": 3,
-    "vocab_size": 67,
-    "max_position_embeddings": 64,
-    "embedding_size": 16,
-}
+ELECTRA = {**SIZES, "num_hidden_layers": 3, "vocab_size": 67, "max_position_embeddings": 64, "embedding_size": 16}
 ALL, LOCAL = "full_attention", "sliding_attention"
 
 CASES = [

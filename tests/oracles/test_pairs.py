@@ -59,9 +59,7 @@ def test_agrees(case, tmp_path):
     batch = pair(67)
     if "Encoder" in case.architecture:
         batch.pop("decoder_tokens")
-    if (
-        "Classification" in case.architecture
-    ):  # each row ends with its one end; the target is the row, moved on
+    if "Classification" in case.architecture:  # each row ends with its one end; the target is the row, moved on
         batch["tokens"][:, -1] = 2
         batch["decoder_tokens"] = np.roll(batch["tokens"], 1, axis=1)
     if bands := case.options.get("num_mel_bins"):

@@ -45,13 +45,7 @@ def test_a_run_is_what_transformers_runs(tmp_path, capsys):
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 CASES = [
-    Case(
-        "a classifier, bfloat16",
-        "llama",
-        "LlamaForSequenceClassification",
-        {**SMALL, "vocab_size": 61},
-        "bfloat16",
-    ),
+    Case("a classifier, bfloat16", "llama", "LlamaForSequenceClassification", {**SMALL, "vocab_size": 61}, "bfloat16"),
     Case("the body", "bert", "BertModel", {**SMALL, "vocab_size": 61}),
     Case("images", "vit", "ViTForImageClassification", {**SMALL, "image_size": 16, "patch_size": 8}),
 ]
@@ -61,9 +55,7 @@ CASES = [
 def test_a_directory_of_theirs(case, tmp_path, capsys):
     made(case).to(getattr(torch, case.dtype)).save_pretrained(tmp_path / "theirs")
     capsys.readouterr()
-    assert exported(tmp_path / "theirs", tmp_path / "export", capsys)["consumer"].startswith(
-        case.architecture
-    )
+    assert exported(tmp_path / "theirs", tmp_path / "export", capsys)["consumer"].startswith(case.architecture)
 
 
 def test_other_tensors_are_found_out(tmp_path):

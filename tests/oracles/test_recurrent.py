@@ -88,6 +88,4 @@ def test_prompts_padded_left_continue_as_those_of_transformers(case: Case, tmp_p
     given = torch.as_tensor(np.where(mask, tokens, PAD)).long(), torch.as_tensor(mask).long()
     expected = theirs.generate(given[0], attention_mask=given[1], **how)[:, 11:].tolist()
     prompts = [row[real] for row, real in zip(tokens, mask, strict=True)]
-    assert (
-        generate(loaded.model, prepared(loaded.model, loaded.params), prompts, max_new_tokens=NEW) == expected
-    )
+    assert generate(loaded.model, prepared(loaded.model, loaded.params), prompts, max_new_tokens=NEW) == expected

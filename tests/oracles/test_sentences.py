@@ -36,13 +36,9 @@ def test_minilm_agrees_and_is_written_back(tmp_path):
         mean /= np.linalg.norm(mean, axis=1, keepdims=True)
         assert np.max(np.abs(np.asarray(ours["embedding"]) - mean)) < 1e-5 * np.max(np.abs(mean))
 
-    was, found = (
-        safetensors.numpy.load_file(each / "model.safetensors") for each in (minilm.DIRECTORY, tmp_path)
-    )
+    was, found = (safetensors.numpy.load_file(each / "model.safetensors") for each in (minilm.DIRECTORY, tmp_path))
     assert set(was) - set(found) == {"embeddings.position_ids"}
-    assert all(
-        np.array_equal(was[name], each) and was[name].dtype == each.dtype for name, each in found.items()
-    )
+    assert all(np.array_equal(was[name], each) and was[name].dtype == each.dtype for name, each in found.items())
     for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "tokenizer.json"):
         assert (tmp_path / name).read_bytes() == (minilm.DIRECTORY / name).read_bytes()
     was = json.loads((minilm.DIRECTORY / "config.json").read_text())

@@ -25,16 +25,11 @@ CASES = [
     Case("classes of tokens", "roberta", "RobertaForTokenClassification", {**ROBERTA, "num_labels": 5}),
     Case("plain", "distilbert", "DistilBertForMaskedLM", DISTILBERT, gradients=True),
     Case(
-        "relu, odd width",
-        "distilbert",
-        "DistilBertForMaskedLM",
-        {**DISTILBERT, "activation": "relu", "hidden_dim": 37},
+        "relu, odd width", "distilbert", "DistilBertForMaskedLM", {**DISTILBERT, "activation": "relu", "hidden_dim": 37}
     ),
     Case("bare, bfloat16", "distilbert", "DistilBertModel", DISTILBERT, dtype="bfloat16"),
     Case("classes", "distilbert", "DistilBertForSequenceClassification", {**DISTILBERT, "num_labels": 5}),
-    Case(
-        "classes of tokens", "distilbert", "DistilBertForTokenClassification", {**DISTILBERT, "num_labels": 5}
-    ),
+    Case("classes of tokens", "distilbert", "DistilBertForTokenClassification", {**DISTILBERT, "num_labels": 5}),
 ]
 
 

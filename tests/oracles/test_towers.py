@@ -12,14 +12,7 @@ from tests.oracles.harness import Case, check, inputs, made, near, pictures, row
 END = 66  # ends a text, and is of all ids the highest
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 TEXT = {**SIZES, "vocab_size": 67, "max_position_embeddings": 16, "eos_token_id": END, "projection_dim": 20}
-IMAGE = {
-    **SIZES,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "image_size": 12,
-    "patch_size": 4,
-    "projection_dim": 20,
-}
+IMAGE = {**SIZES, "hidden_size": 24, "num_hidden_layers": 2, "image_size": 12, "patch_size": 4, "projection_dim": 20}
 CLIP = {"text_config": TEXT, "vision_config": IMAGE, "projection_dim": 20}
 OLD = {
     "text_config": {**TEXT, "eos_token_id": 2, "hidden_act": "gelu"},
@@ -28,19 +21,8 @@ OLD = {
 
 CLIPS = [
     Case("plain", "clip", "CLIPModel", CLIP, gradients=True),
-    Case(
-        "exact gelu, ends at the highest id, odd projection",
-        "clip",
-        "CLIPModel",
-        {**OLD, "projection_dim": 7},
-    ),
-    Case(
-        "grey, bfloat16",
-        "clip",
-        "CLIPModel",
-        {**CLIP, "vision_config": {**IMAGE, "num_channels": 1}},
-        "bfloat16",
-    ),
+    Case("exact gelu, ends at the highest id, odd projection", "clip", "CLIPModel", {**OLD, "projection_dim": 7}),
+    Case("grey, bfloat16", "clip", "CLIPModel", {**CLIP, "vision_config": {**IMAGE, "num_channels": 1}}, "bfloat16"),
     Case("plain", "clip_text_model", "CLIPTextModel", TEXT),
     Case("no end", "clip_text_model", "CLIPTextModel", {**TEXT, "eos_token_id": 65}),
     Case("projected", "clip_text_model", "CLIPTextModelWithProjection", TEXT),

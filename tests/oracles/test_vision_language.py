@@ -6,13 +6,7 @@ from tests.oracles.harness import Case, check, pictures, rows, text
 
 IMAGE_TOKEN = 66
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-TEXT = {
-    **SIZES,
-    "model_type": "llama",
-    "vocab_size": 67,
-    "max_position_embeddings": 96,
-    "num_key_value_heads": 2,
-}
+TEXT = {**SIZES, "model_type": "llama", "vocab_size": 67, "max_position_embeddings": 96, "num_key_value_heads": 2}
 IMAGE = {**SIZES, "hidden_size": 24, "image_size": 12, "patch_size": 4, "model_type": "clip_vision_model"}
 LLAVA = {"text_config": TEXT, "vision_config": IMAGE, "image_token_index": IMAGE_TOKEN}
 LENGTHS = (26, 20, 14)

@@ -85,18 +85,12 @@ def test_all_that_was_held_out_is_evaluated_exactly(call, workdir, heldout):
     assert (found["step"], found["bytes"], found["tokens"]) == (5, len(text), len(text) + len(heldout))
     assert found["data"]["path"] == str(workdir / "texts")
     line = next(line for line in out.splitlines() if line.startswith("loss "))
-    for number in (
-        f"{found['loss']:.4f}",
-        f"{found['bits_per_byte']:.3f}",
-        f"{found['gzip_bits_per_byte']:.3f}",
-    ):
+    for number in (f"{found['loss']:.4f}", f"{found['bits_per_byte']:.3f}", f"{found['gzip_bits_per_byte']:.3f}"):
         assert number in line
     assert str(workdir / "eval.json") in out and "python -m recipes.generate" in out
 
 
-@pytest.mark.parametrize(
-    "args", [["--batch_size=3"], ["--batch_size=8", "--mesh.data=8"]], ids=["batch", "mesh"]
-)
+@pytest.mark.parametrize("args", [["--batch_size=3"], ["--batch_size=8", "--mesh.data=8"]], ids=["batch", "mesh"])
 def test_neither_batch_nor_mesh_changes_a_number(call, workdir, heldout, tmp_path, args):
     step = workdir / "checkpoints" / "5"
     before = sorted(path.name for path in step.iterdir())
@@ -166,9 +160,7 @@ def test_what_has_no_tokenizer_is_refused(call, tmp_path):
 
 
 def test_help_does_not_wait_for_jax():
-    code = (
-        "import sys, runpy; sys.argv[1:] = ['--help']; runpy.run_module('recipes.eval', run_name='__main__')"
-    )
+    code = "import sys, runpy; sys.argv[1:] = ['--help']; runpy.run_module('recipes.eval', run_name='__main__')"
     check = f"try:\n {code}\nexcept SystemExit as end:\n assert not end.code and 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

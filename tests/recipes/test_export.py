@@ -22,12 +22,7 @@ from recipes._flags import run
 from tests.contract import batch_of
 from tests.saved import classifier, language_model
 
-RECIPES = {
-    "eval": eval_recipe,
-    "export": export_recipe,
-    "generate": generate_recipe,
-    "predict": predict_recipe,
-}
+RECIPES = {"eval": eval_recipe, "export": export_recipe, "generate": generate_recipe, "predict": predict_recipe}
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +85,7 @@ def test_a_classifier(call, tmp_path, unproved):
     np.savez(tmp_path / "batch.npz", images=batch_of("conv")["images"])
     found = []
     for path in (workdir, output):
-        flags = (
-            f"--checkpoint={path}",
-            f"--input={tmp_path / 'batch.npz'}",
-            f"--output={tmp_path / 'out.npz'}",
-        )
+        flags = (f"--checkpoint={path}", f"--input={tmp_path / 'batch.npz'}", f"--output={tmp_path / 'out.npz'}")
         assert call("predict", *flags)[::2] == (0, "")
         found.append(dict(np.load(tmp_path / "out.npz")))
     assert found[0].keys() - {"hidden"} == found[1].keys() == {"embedding", "logits"}

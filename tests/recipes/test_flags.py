@@ -86,19 +86,12 @@ def test_nothing_said_gives_the_defaults():
 
 
 def test_what_is_said_lies_over_the_defaults_and_the_preset():
-    parsed = parse(
-        "--model=big-toy", "--train.steps=7", "--optimizer.clip_norm=none", "--model.heads.count", "4"
-    )
+    parsed = parse("--model=big-toy", "--train.steps=7", "--optimizer.clip_norm=none", "--model.heads.count", "4")
     assert parsed.flags.train == options.Train(steps=7)
     assert parsed.flags.optimizer.clip_norm is None
     assert parsed.model == dataclasses.replace(TOYS["big-toy"], heads=Heads(4))
     assert parsed.model_name == "big-toy"
-    assert parsed.said == {
-        "model": "big-toy",
-        "train.steps": 7,
-        "optimizer.clip_norm": None,
-        "model.heads.count": 4,
-    }
+    assert parsed.said == {"model": "big-toy", "train.steps": 7, "optimizer.clip_norm": None, "model.heads.count": 4}
 
 
 def test_the_type_of_model_flags_is_that_of_the_preset():
@@ -164,25 +157,16 @@ def test_the_model_may_be_named_in_a_nested_flag_file(tmp_path):
 
 
 ERRORS = [
-    (
-        ["--optimizer.learning_rat=1"],
-        "unknown flag --optimizer.learning_rat: did you mean --optimizer.learning_rate?",
-    ),
+    (["--optimizer.learning_rat=1"], "unknown flag --optimizer.learning_rat: did you mean --optimizer.learning_rate?"),
     (["--learning_rate=1"], "unknown flag --learning_rate: did you mean --optimizer.learning_rate?"),
     (["--zzz"], "unknown flag --zzz: see --help"),
     (["--modle=toy", "--model.depth=3"], "unknown flag --modle: did you mean --model?"),
-    (
-        ["--model.depth=3"],
-        "--model.depth changes a named model: give --model too, one of toy, big-toy, other",
-    ),
+    (["--model.depth=3"], "--model.depth changes a named model: give --model too, one of toy, big-toy, other"),
     (["--model=toi"], "--model=toi: did you mean toy?"),
     (["--model=llm"], "--model=llm: choose from toy, big-toy, other"),
     (["--model=toy", "--model.dept=3"], "unknown flag --model.dept: did you mean --model.depth?"),
     (["--model=toy", "--model.depth=0"], "--model.depth=0: must be a whole number of at least 1"),
-    (
-        ["--model=toy", "--model.kinds=a,c"],
-        "--model.kinds=a,c: must be one of a, b, or several with commas between",
-    ),
+    (["--model=toy", "--model.kinds=a,c"], "--model.kinds=a,c: must be one of a, b, or several with commas between"),
     (["--model=toy", "--model.depth=3"], "model.depth=3 and model.heads.count=2 do not fit"),
     (["--train.steps=many"], "--train.steps=many: must be a whole number of at least 1"),
     (
@@ -191,17 +175,11 @@ ERRORS = [
     ),
     (["--train.steps"], "Missing value for flag --train.steps"),
     (["--train.steps=9", "more"], "unexpected 'more': every value belongs to a flag, as in --flag=value"),
-    (
-        ["--train.batch_size=6", "--train.accumulate=4"],
-        "train.batch_size=6 does not divide into train.accumulate=4",
-    ),
+    (["--train.batch_size=6", "--train.accumulate=4"], "train.batch_size=6 does not divide into train.accumulate=4"),
     (["--optimizer.warmup=9", "--train.steps=9"], "optimizer.warmup=9 takes up all of train.steps=9"),
     (["--mesh.data=0"], "mesh.data=0: must be at least 1, or -1"),
     (["--flagfile=/no/such.flags"], "--flagfile=/no/such.flags: No such file or directory"),
-    (
-        ["--flagfile=flags/quikstart.flags"],
-        "No such file or directory: did you mean recipes/flags/quickstart.flags?",
-    ),
+    (["--flagfile=flags/quikstart.flags"], "No such file or directory: did you mean recipes/flags/quickstart.flags?"),
     (["--flagfile"], "--flagfile with no argument"),
     ([f"--flagfile={sys.executable}"], "--flagfile: not a text file"),
 ]
@@ -265,21 +243,9 @@ def raises(error):
     ("error", "code", "words"),
     [
         (InputError("two\nlines"), 2, "error: two lines\n"),
-        (
-            OSError(errno.ENOSPC, "No space left on device", "/x"),
-            2,
-            "error: /x: No space left on device: free some",
-        ),
-        (
-            PermissionError(errno.EACCES, "Permission denied", "/x"),
-            2,
-            "error: /x: Permission denied: check its perm",
-        ),
-        (
-            OSError(errno.EROFS, "Read-only file system"),
-            2,
-            "error: writing: Read-only file system: write elsewhere",
-        ),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 2, "error: /x: No space left on device: free some"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "error: /x: Permission denied: check its perm"),
+        (OSError(errno.EROFS, "Read-only file system"), 2, "error: writing: Read-only file system: write elsewhere"),
         (Retryable("a peer was lost"), 42, "interrupted, run the same command again: a peer was lost\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],

@@ -40,9 +40,7 @@ def expected(workdir: Path, *prompts: str, **options) -> list[str]:
     """The texts, by the library."""
     loaded, tokenizer = load(workdir), ByteTokenizer()
     ids = [tokenizer.encode(prompt).tolist() or [tokenizer.separator_id] for prompt in prompts]
-    new = generate(
-        loaded.model, loaded.params, ids, max_new_tokens=NEW, stop=[tokenizer.separator_id], **options
-    )
+    new = generate(loaded.model, loaded.params, ids, max_new_tokens=NEW, stop=[tokenizer.separator_id], **options)
     return [prompt + tokenizer.decode(each) for prompt, each in zip(prompts, new, strict=True)]
 
 
@@ -50,9 +48,7 @@ def test_prompts_are_continued_and_written(call, workdir, tmp_path):
     prompts = ["Document, 7", "", "é "]
     texts = expected(workdir, *prompts, temperature=0.8, seed=3, top_k=20, top_p=0.9)
     said = [f"--prompt={prompts[0]}", "--prompt", prompts[1], f"--prompt={prompts[2]}"]
-    code, out, err = call(
-        *said, "--seed=3", "--top_k=20", "--top_p=0.9", f"--output={tmp_path / 'texts.jsonl'}"
-    )
+    code, out, err = call(*said, "--seed=3", "--top_k=20", "--top_p=0.9", f"--output={tmp_path / 'texts.jsonl'}")
     assert (code, err) == (0, "")
     assert out == "\n---\n".join(texts) + "\n"
     lines = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
@@ -64,10 +60,7 @@ def test_unsaid_is_what_the_model_has_room_for(call, workdir, capsys):
     loaded = load(workdir)
     prompt = "x" * (loaded.model.config.max_length - 3)
     with_flag = call(f"--prompt={prompt}", "--max_new_tokens=3", "--temperature=0")
-    assert (
-        run(main, COMMAND, ["generate", f"--checkpoint={workdir}", f"--prompt={prompt}", "--temperature=0"])
-        == 0
-    )
+    assert run(main, COMMAND, ["generate", f"--checkpoint={workdir}", f"--prompt={prompt}", "--temperature=0"]) == 0
     assert with_flag[0] == 0 and capsys.readouterr().out == with_flag[1]
 
 

@@ -67,9 +67,7 @@ def test_weights_are_cast_as_they_are_loaded(which, runs, call, tmp_path, corpus
     assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.params)} == {dtype}
     tokens = np.random.default_rng(0).integers(0, 250, (3, 9))
     np.savez(tmp_path / "in.npz", tokens=tokens)
-    assert call("predict", *flags, f"--input={tmp_path / 'in.npz'}", f"--output={tmp_path / 'out.npz'}")[
-        ::2
-    ] == (0, "")
+    assert call("predict", *flags, f"--input={tmp_path / 'in.npz'}", f"--output={tmp_path / 'out.npz'}")[::2] == (0, "")
     expected = jax.jit(loaded.model.apply)(loaded.params, {"tokens": jnp.asarray(tokens, "int32")})["logits"]
     written = np.load(tmp_path / "out.npz")["logits"]
     np.testing.assert_allclose(written, expected, rtol=1e-5, atol=1e-5)
@@ -87,9 +85,7 @@ def test_weights_are_cast_as_they_are_loaded(which, runs, call, tmp_path, corpus
         assert (code, err) == (0, "")
         losses[each] = json.loads(output.read_text())["loss"]
     assert losses["float32"] == pytest.approx(losses["bfloat16"], rel=1e-2)
-    assert (losses["float32"] == losses["bfloat16"]) == (
-        which == "theirs"
-    )  # whose weights are bfloat16 anyway
+    assert (losses["float32"] == losses["bfloat16"]) == (which == "theirs")  # whose weights are bfloat16 anyway
 
 
 @pytest.mark.parametrize("which", ["theirs", "ours"])
@@ -112,10 +108,7 @@ def test_a_type_that_no_weight_has_is_refused(recipe, llama, call, tmp_path):
     more["predict"] = [*more["export"], "--input=in.npz"]
     code, out, err = call(recipe, f"--checkpoint={llama}", "--dtype=float64", *more.get(recipe, []))
     assert (code, out) == (2, "") and not (tmp_path / "o").exists()
-    assert (
-        err
-        == "error: --dtype=float64: must be one of float32, bfloat16, float16, or none (did you mean float16?)\n"
-    )
+    assert err == "error: --dtype=float64: must be one of float32, bfloat16, float16, or none (did you mean float16?)\n"
 
 
 # --init_from
@@ -165,10 +158,7 @@ def test_hidden_tokens_are_the_mask_token_of_the_directory(call, tmp_path, corpu
     assert call("train", *flags, "--task.name=masked_language_model")[0] == 0
     assert losses_of(workdir)[-1] < losses_of(workdir)[0]
     for each in (checkpoint, workdir):
-        assert call("eval", f"--checkpoint={each}", *corpus, f"--output={tmp_path / 'e.json'}")[::2] == (
-            0,
-            "",
-        )
+        assert call("eval", f"--checkpoint={each}", *corpus, f"--output={tmp_path / 'e.json'}")[::2] == (0, "")
         assert json.loads((tmp_path / "e.json").read_text())["task"] == "masked_language_model"
 
 
@@ -217,11 +207,7 @@ def test_what_a_directory_gives_is_predicted_in_pieces(path, call, tmp_path):
     times = 3
     arrays: dict[str, Any] = {name: np.concatenate([a] * times) for name, a in golden.batch.items()}
     np.savez(tmp_path / "in.npz", **arrays)
-    flags = (
-        f"--checkpoint={tmp_path / 'dir'}",
-        f"--input={tmp_path / 'in.npz'}",
-        f"--output={tmp_path / 'out.npz'}",
-    )
+    flags = (f"--checkpoint={tmp_path / 'dir'}", f"--input={tmp_path / 'in.npz'}", f"--output={tmp_path / 'out.npz'}")
     size = len(next(iter(golden.batch.values()))) + 1  # the last piece is filled up
     code, _, err = call("predict", *flags, f"--batch_size={size}")
     assert (code, err) == (0, "")
@@ -390,12 +376,7 @@ def test_a_decoder_writes_while_it_looks_at_the_prompt(call, tmp_path):
     assert tokenizer is not None
     ids = [tokenizer.encode_input(text).tolist() for text in ("line", "says more")]
     expected = generate(loaded.model, loaded.params, ids, max_new_tokens=6, stop=tokenizer.stop_ids)
-    flags = (
-        f"--checkpoint={folder}",
-        "--temperature=0",
-        "--max_new_tokens=6",
-        f"--output={tmp_path / 'a.jsonl'}",
-    )
+    flags = (f"--checkpoint={folder}", "--temperature=0", "--max_new_tokens=6", f"--output={tmp_path / 'a.jsonl'}")
     code, out, err = call("generate", *flags, "--prompt=line", "--prompt=says more")
     assert (code, err) == (0, "")
     texts = [tokenizer.decode(each) for each in expected]
@@ -440,10 +421,7 @@ WRONG = {
         lambda folder: said(folder, model_type="lama"),
         "config.json: model_type lama is not supported: there are llama, ",
     ),
-    "no family": (
-        lambda folder: (folder / "config.json").write_text("{}"),
-        "config.json lacks model_type: take the",
-    ),
+    "no family": (lambda folder: (folder / "config.json").write_text("{}"), "config.json lacks model_type: take the"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON ("),
     "another architecture": (
         lambda folder: said(folder, architectures=["LlamaForQuestionAnswering"]),
@@ -483,9 +461,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_directory_that_is_wrong_is_one_line_and_nothing_is_written(
-    name, llama, call, tmp_path, corpus, one_device
-):
+def test_a_directory_that_is_wrong_is_one_line_and_nothing_is_written(name, llama, call, tmp_path, corpus, one_device):
     harm, words = WRONG[name]
     folder = copied(llama, tmp_path / "dir")
     harm(folder)

@@ -32,11 +32,7 @@ def call(runs, monkeypatch, capsys, tmp_path):
 
     def call(name: str, arrays, *args: str):
         np.savez(tmp_path / "in.npz", **arrays)
-        flags = [
-            f"--checkpoint={runs[name]}",
-            f"--input={tmp_path / 'in.npz'}",
-            f"--output={tmp_path / 'out'}",
-        ]
+        flags = [f"--checkpoint={runs[name]}", f"--input={tmp_path / 'in.npz'}", f"--output={tmp_path / 'out'}"]
         code = run(main, COMMAND, ["predict", *flags, *args])
         written = dict(np.load(tmp_path / "out")) if (tmp_path / "out").exists() else {}
         return code, written, capsys.readouterr().err

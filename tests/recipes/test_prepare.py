@@ -38,9 +38,7 @@ def texts(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(20):
-        (folder / f"{i:02}.txt").write_text(
-            f"Some words of document {i}, größer.\n" * (i + 1), encoding="utf-8"
-        )
+        (folder / f"{i:02}.txt").write_text(f"Some words of document {i}, größer.\n" * (i + 1), encoding="utf-8")
     return folder
 
 
@@ -54,17 +52,13 @@ def test_training_and_evaluation_see_what_they_see_of_the_text(call, texts, tmp_
         f"--input={texts}", f"--output={out}", "--tokenizer=byte", "--shard_mb=0.002", "--heldout=0.2"
     )
     assert (code, err) == (0, "")
-    assert "text: train: " in said and said.endswith(
-        f"next: python -m recipes.train --data.path={out} --workdir=DIR\n"
-    )
+    assert "text: train: " in said and said.endswith(f"next: python -m recipes.train --data.path={out} --workdir=DIR\n")
     common = [
         "--model=tiny", "--data.length=16", "--train.batch_size=8", "--train.steps=2", "--train.log_every=1",
     ]  # fmt: skip
     raw = [f"--data.path={texts}", "--data.tokenizer=byte", "--data.heldout=0.2", f"--data.cache={tmp_path}"]
     for name, flags in (("raw", raw), ("made", [f"--data.path={out}"])):
-        code, said, err = call(
-            *common, *flags, f"--workdir={tmp_path / name}", recipe=(train.main, train.COMMAND)
-        )
+        code, said, err = call(*common, *flags, f"--workdir={tmp_path / name}", recipe=(train.main, train.COMMAND))
         assert code == 0, err
     assert len(losses(tmp_path / "raw")) > 2
     assert losses(tmp_path / "made") == losses(tmp_path / "raw")
@@ -96,9 +90,7 @@ def test_a_killed_command_goes_on(tmp_path):
 
     def noted() -> list[str]:
         journal = out / "journal.jsonl"
-        return (
-            [line for line in journal.read_text().splitlines() if "files" in line] if journal.exists() else []
-        )
+        return [line for line in journal.read_text().splitlines() if "files" in line] if journal.exists() else []
 
     process = subprocess.Popen([*command, f"--output={out}"], cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -107,8 +99,7 @@ def test_a_killed_command_goes_on(tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     kept = {
-        name: os.stat(out / f"{name}.tokens").st_mtime_ns
-        for name in (json.loads(line)["name"] for line in noted())
+        name: os.stat(out / f"{name}.tokens").st_mtime_ns for name in (json.loads(line)["name"] for line in noted())
     }
     assert len(kept) >= 3
 
@@ -124,10 +115,7 @@ def test_a_killed_command_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (
-            ["--input=missing"],
-            "error: input: 'missing' does not exist; give a text file, a folder",
-        ),
+        (["--input=missing"], "error: input: 'missing' does not exist; give a text file, a folder"),
         (["--vocab_size=5"], "error: --vocab_size=5: must be a whole number of at least 257"),
         (["--tokenizer=bpee"], "error: tokenizer=bpee: give byte, bpe, or the place of a tokenizer.json"),
         (["--normalize=NFD"], "error: --normalize=NFD"),
@@ -158,7 +146,5 @@ from recipes.prepare import COMMAND, main
 print(run(main, COMMAND, ["prepare", "--input={texts}", "--output={tmp_path / "out"}", "--tokenizer=byte"]))
 print("jax" not in sys.modules)
 """
-    said = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert said.stdout.splitlines()[-2:] == ["0", "True"]

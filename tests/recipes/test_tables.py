@@ -70,20 +70,13 @@ def test_a_table_is_learnt_and_every_row_seen_in_every_epoch(workdir):
     assert found["step"] == 313  # ceil(10 * 1000 / 32)
     assert found["accuracy"] > 0.93 and found["roc_auc"] > 0.98
     last = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()][-2]
-    assert (last["step"], last["tokens"]) == (
-        313,
-        10 * 1000 - 312 * 32,
-    )  # what fills the last batch counts nothing
+    assert (last["step"], last["tokens"]) == (313, 10 * 1000 - 312 * 32)  # what fills the last batch counts nothing
 
 
 def test_another_file_is_evaluated_as_in_training(workdir, files, tmp_path, capsys):
     output = tmp_path / "numbers.json"
     code = call(
-        evaluate,
-        f"--checkpoint={workdir}",
-        f"--data.path={files / 'test.csv'}",
-        f"--output={output}",
-        "--batch_size=7",
+        evaluate, f"--checkpoint={workdir}", f"--data.path={files / 'test.csv'}", f"--output={output}", "--batch_size=7"
     )
     assert code == 0 and "on 200 rows" in capsys.readouterr().out
     found, before = json.loads(output.read_text()), evaluated(workdir)
@@ -126,10 +119,7 @@ def test_an_export_answers_a_raw_table_too(workdir, files, tmp_path):
     assert call(export, f"--checkpoint={workdir}", "--quantize=none", f"--output={folder}") == 0
     outputs = [tmp_path / "a.csv", tmp_path / "b.csv"]
     for checkpoint, output in zip((workdir, folder), outputs, strict=True):
-        assert (
-            call(predict, f"--checkpoint={checkpoint}", f"--input={files / 'new.csv'}", f"--output={output}")
-            == 0
-        )
+        assert call(predict, f"--checkpoint={checkpoint}", f"--input={files / 'new.csv'}", f"--output={output}") == 0
     first, second = map(answers, outputs)
     assert [row["prediction"] for row in first] == [row["prediction"] for row in second]
 
@@ -142,13 +132,7 @@ def test_an_export_answers_a_raw_table_too(workdir, files, tmp_path):
 def test_the_flag_files_learn_what_they_say(name, bounds, tmp_path):
     workdir = tmp_path / "run"
     assert (
-        call(
-            train,
-            f"--flagfile={FLAGS / f'{name}.flags'}",
-            f"--workdir={workdir}",
-            "--mesh.data=1",
-            "--mesh.fsdp=8",
-        )
+        call(train, f"--flagfile={FLAGS / f'{name}.flags'}", f"--workdir={workdir}", "--mesh.data=1", "--mesh.fsdp=8")
         == 0
     )
     found = evaluated(workdir)
@@ -224,10 +208,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(edit, args, words, files, tmp_
 )
 def test_what_does_not_fit_the_training_is_refused(edit, words, workdir, files, tmp_path, capsys):
     path = changed(files, tmp_path, edit)
-    assert (
-        call(evaluate, f"--checkpoint={workdir}", f"--data.path={path}", f"--output={tmp_path / 'o.json'}")
-        == 2
-    )
+    assert call(evaluate, f"--checkpoint={workdir}", f"--data.path={path}", f"--output={tmp_path / 'o.json'}") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and all(word in err for word in words), err
     assert not (tmp_path / "o.json").exists()
@@ -295,10 +276,7 @@ def test_a_run_ends_with_its_best_step_and_says_so(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (
-            ["--train.monitor=acuracy"],
-            "--train.monitor=acuracy is no metric of binary: did you mean accuracy?",
-        ),
+        (["--train.monitor=acuracy"], "--train.monitor=acuracy is no metric of binary: did you mean accuracy?"),
         (["--train.patience=3"], "train.patience=3 needs a metric: set train.monitor"),
         (["--train.spike=3"], "train.spike=3 says when to go back: set train.rollback"),
         (["--train.profile=5"], "train.profile=5: give the first and the last step"),
@@ -322,23 +300,13 @@ def test_a_number_is_predicted_in_the_units_of_its_column(loss, tmp_path):
     with open(tmp_path / "prices.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["a", "b", "c", "price"])
-        writer.writerows(
-            [*(f"{v:.4f}" for v in x), f"{y:.3f}"] for x, y in zip(features, prices, strict=True)
-        )
+        writer.writerows([*(f"{v:.4f}" for v in x), f"{y:.3f}"] for x, y in zip(features, prices, strict=True))
     workdir, output = tmp_path / "run", tmp_path / "out.csv"
-    flags = [
-        "--model=mlp",
-        f"--data.path={tmp_path / 'prices.csv'}",
-        "--data.label=price",
-        "--train.epochs=20",
-    ]
+    flags = ["--model=mlp", f"--data.path={tmp_path / 'prices.csv'}", "--data.label=price", "--train.epochs=20"]
     task = ["--task.name=regression", f"--task.loss={loss}", "--mesh.data=8"]
     assert call(train, *flags, *task, f"--workdir={workdir}") == 0
     assert evaluated(workdir)["mae_in_units"] < 3 and evaluated(workdir)["r2"] > 0.95
-    assert (
-        call(predict, f"--checkpoint={workdir}", f"--input={tmp_path / 'prices.csv'}", f"--output={output}")
-        == 0
-    )
+    assert call(predict, f"--checkpoint={workdir}", f"--input={tmp_path / 'prices.csv'}", f"--output={output}") == 0
     found = np.array([[float(v) for v in row.values()] for row in answers(output)])
     assert found.shape == (400, 3 if loss == "quantile" else 1)
     assert np.abs(found[:, found.shape[1] // 2] - prices).mean() < 3

@@ -261,9 +261,7 @@ def test_a_trial_and_one_batch_find_their_size_too(corpus, tmp_path, capsys):
     """With the memory that this machine has, from weights that there are."""
     first = tmp_path / "first"
     assert run(train.main, train.COMMAND, command(first, corpus, "--train.steps=1")) == 0
-    asked = command(
-        tmp_path / "run", corpus, "--train.batch_size=auto", f"--init_from={first}", "--train.steps=1"
-    )
+    asked = command(tmp_path / "run", corpus, "--train.batch_size=auto", f"--init_from={first}", "--train.steps=1")
     for more in ("--train.fast_dev_run=true", "--train.overfit_one_batch=true"):
         capsys.readouterr()
         assert run(train.main, train.COMMAND, [*asked, more]) == 0

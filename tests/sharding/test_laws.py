@@ -156,9 +156,7 @@ def check_collectives(name: str, mesh: str, text: str) -> None:
         assert not whole & set(gathers)
     if mesh == "fsdp":
         # Models made from code whose dims no rule names are whole on every device: there is nothing to gather.
-        specs = jax.tree.leaves(
-            Partitioning(make_mesh(MESHES[mesh])).specs(built(name).layout, params_of(name))
-        )
+        specs = jax.tree.leaves(Partitioning(make_mesh(MESHES[mesh])).specs(built(name).layout, params_of(name)))
         assert bool(gathers) == any(any(spec) for spec in specs)
         assert set(gathers) <= whole_weights(name, mesh), "only weights are gathered"
     assert not shapes_of(text, "all-to-all")
@@ -166,7 +164,5 @@ def check_collectives(name: str, mesh: str, text: str) -> None:
 
 def _pairs(name: str):
     found = []
-    weights.map_weights(
-        lambda layout, array: found.append((layout, array)), built(name).layout, params_of(name)
-    )
+    weights.map_weights(lambda layout, array: found.append((layout, array)), built(name).layout, params_of(name))
     return found

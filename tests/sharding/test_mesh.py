@@ -34,9 +34,7 @@ def test_what_does_not_fit(sizes, words):
 
 def test_a_dim_that_does_not_divide_is_named_with_its_weight():
     model = replace(GPT, {"embed_dim": 36, "attention.num_heads": 2}).build()
-    with pytest.raises(
-        InputError, match=r"mesh.fsdp=8 does not divide embed = 36 of stack/0/block/attention/key"
-    ):
+    with pytest.raises(InputError, match=r"mesh.fsdp=8 does not divide embed = 36 of stack/0/block/attention/key"):
         sharded(model, make_mesh({"fsdp": 8}))
 
 

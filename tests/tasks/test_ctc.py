@@ -19,9 +19,7 @@ V = 5
 def given(logits, lengths=None):
     """A model that gives these logits, and perhaps lengths."""
     more = {} if lengths is None else {"lengths": jnp.asarray(lengths)}
-    return from_function(
-        lambda key: {"logits": jnp.asarray(logits)}, lambda params, batch: {**params, **more}
-    )
+    return from_function(lambda key: {"logits": jnp.asarray(logits)}, lambda params, batch: {**params, **more})
 
 
 def run(model, batch, train=False, **options):
@@ -64,15 +62,11 @@ def test_the_loss_is_that_of_all_paths(blank):
 
 def test_padding_and_rows_without_weight_change_nothing():
     rng = np.random.default_rng(1)
-    logits, targets = (
-        rng.normal(size=(3, 6, V)).astype(np.float32),
-        rng.integers(1, V, (3, 2)).astype(np.int32),
-    )
+    logits, targets = (rng.normal(size=(3, 6, V)).astype(np.float32), rng.integers(1, V, (3, 2)).astype(np.int32))
     short = run(given(logits, [6, 5, 6]), {"targets": targets, "weights": jnp.array([1.0, 2.0, 0.0])})
     longer = np.pad(logits, ((0, 0), (0, 3), (0, 0)), constant_values=7.0)
     padded = run(
-        given(longer[:2], [6, 5]),
-        {"targets": np.pad(targets, ((0, 0), (0, 2)))[:2], "weights": jnp.array([1.0, 2.0])},
+        given(longer[:2], [6, 5]), {"targets": np.pad(targets, ((0, 0), (0, 2)))[:2], "weights": jnp.array([1.0, 2.0])}
     )
     found = [metrics.finish(each.metrics) for each in (short, padded)]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
@@ -113,7 +107,5 @@ def test_edit_distance_is_levenshteins():
     first, second = rng.integers(0, 3, (200, 7)), rng.integers(0, 3, (200, 5))
     sizes = rng.integers(0, 8, 200), rng.integers(0, 6, 200)
     found = jax.jit(edit_distance)(first, sizes[0], second, sizes[1])
-    expected = [
-        plain_distance(a[:n], b[:m]) for a, n, b, m in zip(first, sizes[0], second, sizes[1], strict=True)
-    ]
+    expected = [plain_distance(a[:n], b[:m]) for a, n, b, m in zip(first, sizes[0], second, sizes[1], strict=True)]
     assert found.tolist() == expected

@@ -74,9 +74,7 @@ def test_classification_measures_classes():
     prediction, share = logits.argmax(-1), weights / weights.sum()
     assert found["accuracy"] == pytest.approx(((prediction == targets) * share).sum(), rel=1e-6)
     best = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
-    assert found["top5_accuracy"] == pytest.approx(
-        ((best == targets[:, None]).any(-1) * share).sum(), rel=1e-6
-    )
+    assert found["top5_accuracy"] == pytest.approx(((best == targets[:, None]).any(-1) * share).sum(), rel=1e-6)
     three = metrics.precision_recall_f1(prediction, targets, weights)
     assert [found[name] for name in ("precision", "recall", "f1")] == pytest.approx(three, rel=1e-6)
 
@@ -192,13 +190,9 @@ def test_regression(loss, targets, outputs, weighed, value):
     assert found == pytest.approx(wanted, rel=1e-6)
     examples = {name: np.asarray(array) for name, array in result.examples.items()}
     assert task.collect(examples) == pytest.approx({"r2": r2}, rel=1e-6)  # pyright: ignore[reportOptionalCall]
-    slope = jax.grad(
-        lambda p: regression(model, options)(p, {"targets": y, "weights": weights}, {}, None, True).sum
-    )
+    slope = jax.grad(lambda p: regression(model, options)(p, {"targets": y, "weights": weights}, {}, None, True).sum)
     assert np.isfinite(slope({"scale": jnp.ones(())})["scale"])
-    predicted = task.predict(Outputs({value: jnp.asarray(prediction.reshape(outputs))}), options)[
-        "prediction"
-    ]
+    predicted = task.predict(Outputs({value: jnp.asarray(prediction.reshape(outputs))}), options)["prediction"]
     assert np.array_equal(predicted, prediction)
 
 
@@ -238,9 +232,7 @@ def test_contrastive_measures_the_whole_batch():
     model, options = given(image_embedding=a, text_embedding=b), Task(temperature=0.5)
     result, found = measured(contrastive(model, options), {"weights": weights})
     kept = weights > 0
-    x, y = (
-        each[kept] / np.linalg.norm(each[kept].astype(np.float64), axis=-1, keepdims=True) for each in (a, b)
-    )
+    x, y = (each[kept] / np.linalg.norm(each[kept].astype(np.float64), axis=-1, keepdims=True) for each in (a, b))
     logs = [s - np.log(np.exp(s).sum(-1, keepdims=True)) for s in (x @ y.T / 0.5, y @ x.T / 0.5)]
     nats = -np.mean([np.diagonal(each) for each in logs], axis=0)
     assert found["loss"] == pytest.approx(np.average(nats, weights=weights[kept]), rel=1e-5)
@@ -269,9 +261,7 @@ def test_contrastive_takes_the_logits_of_a_model_that_has_its_own(pairs):
         nats = (each.sum(1) + each.sum(0)) / 2
     assert found["loss"] == pytest.approx(np.average(nats, weights=weights[kept]), rel=1e-5)
     small = given(image_embedding=a, text_embedding=b, logits=logits[:, :2])
-    with pytest.raises(
-        InputError, match=r"logits \[12, 2\] for 12 rows: a contrastive task has one for every pair"
-    ):
+    with pytest.raises(InputError, match=r"logits \[12, 2\] for 12 rows: a contrastive task has one for every pair"):
         measured(contrastive(small), {"weights": weights})
 
 
@@ -295,21 +285,13 @@ def test_predicted_classes():
     found = TASKS["classification"].predict(Outputs({"logits": jnp.asarray(logits, jnp.bfloat16)}), Task())
     assert found["probabilities"].dtype == jnp.float32 and found["prediction"].dtype == jnp.int32
     exact = np.asarray(jnp.asarray(logits, jnp.bfloat16), np.float64)
-    np.testing.assert_allclose(
-        found["probabilities"], np.exp(exact) / np.exp(exact).sum(-1, keepdims=True), rtol=1e-6
-    )
+    np.testing.assert_allclose(found["probabilities"], np.exp(exact) / np.exp(exact).sum(-1, keepdims=True), rtol=1e-6)
     np.testing.assert_array_equal(found["prediction"], exact.argmax(-1))
 
 
 WRONG = [
     (binary, {"logits": np.zeros((B, 2))}, (B,), {}, "a binary task has one logit an example"),
-    (
-        multilabel,
-        {"logits": np.zeros((B, 2))},
-        (B, 3),
-        {},
-        r"gives \[12, 2\] for targets \[12, 3\]: a multilabel",
-    ),
+    (multilabel, {"logits": np.zeros((B, 2))}, (B, 3), {}, r"gives \[12, 2\] for targets \[12, 3\]: a multilabel"),
     (regression, {"prediction": np.zeros((B, 2))}, (B,), {}, "a regression has one output a target"),
     (
         regression,

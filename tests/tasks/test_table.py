@@ -30,9 +30,7 @@ def linear(name: str, size: int, **others: int):
     def apply(params, batch):
         return {name: batch["features"] @ params[name] for name in sizes}
 
-    return from_function(
-        lambda key: {n: jax.random.normal(key, (D, size)) for n, size in sizes.items()}, apply
-    )
+    return from_function(lambda key: {n: jax.random.normal(key, (D, size)) for n, size in sizes.items()}, apply)
 
 
 def table(read: str):
@@ -95,9 +93,7 @@ def test_a_task_measures_and_predicts_what_it_says(name):
     arrays = {k: v for k, v in data.items() if k in ("features", "tokens", "decoder_tokens")}
     post = predict(model, params, arrays, batch_size=4, postprocess=lambda out: task.predict(out, options))
     assert {key: value.shape for key, value in post.items()} == outputs
-    assert jax.grad(lambda p: loss(p, jax.tree.map(jnp.asarray, data), {}, jax.random.key(0), True).sum)(
-        params
-    )
+    assert jax.grad(lambda p: loss(p, jax.tree.map(jnp.asarray, data), {}, jax.random.key(0), True).sum)(params)
 
 
 def test_every_task_can_be_named():

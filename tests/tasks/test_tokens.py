@@ -30,9 +30,7 @@ def test_language_model_measures():
     found = metrics.finish(result.metrics)
     assert found["loss"] == pytest.approx(nats / tokens, rel=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-6)
-    assert found["accuracy"] == pytest.approx(
-        ((logits.argmax(-1) == data["targets"]) * data["weights"]).sum() / tokens
-    )
+    assert found["accuracy"] == pytest.approx(((logits.argmax(-1) == data["targets"]) * data["weights"]).sum() / tokens)
     assert (result.sum, result.weight) == result.metrics["loss"]
 
 
@@ -197,10 +195,7 @@ def test_masked_language_model_predicts_what_was_chosen(where):
     model = dataclasses.replace(GPT, attention=dataclasses.replace(GPT.attention, causal=False)).build()
     params = jax.jit(model.init)(jax.random.key(0))
     tokens, real = rows_of(rows=8, length=12)
-    data: Any = {
-        "tokens": tokens,
-        where: real.astype({"mask": bool, "segments": np.int32}.get(where, np.float32)),
-    }
+    data: Any = {"tokens": tokens, where: real.astype({"mask": bool, "segments": np.int32}.get(where, np.float32))}
     data["targets"] = np.full_like(tokens, -1)  # those of a language model are not read
     loss = masked_language_model(model, mask_id=MASK, vocab_size=VOCAB, chunk=16)
     found = jax.jit(lambda p: loss(p, data, {}, None, False))(params)

@@ -34,8 +34,7 @@ def test_half_an_arrow_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["embed -> mlp", "experts; embed -> mlp", "frozen: embed", "frozen: a; b -> c", "trained: a; b -> c"],
+    "text", ["embed -> mlp", "experts; embed -> mlp", "frozen: embed", "frozen: a; b -> c", "trained: a; b -> c"]
 )
 def test_stacking_and_unstacking_are_inverse(text):
     stacked = weights.stacked(text, "layers")

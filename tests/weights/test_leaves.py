@@ -29,18 +29,7 @@ def make(kind: str, shape: tuple[int, ...], table: bool = False):
     return weight
 
 
-KINDS = [
-    "dense",
-    "int8",
-    "int8g16",
-    "int4",
-    "int4g64",
-    "asymmetric",
-    "lora",
-    "int4+lora",
-    "observed",
-    "int8+observed",
-]
+KINDS = ["dense", "int8", "int8g16", "int4", "int4g64", "asymmetric", "lora", "int4+lora", "observed", "int8+observed"]
 
 
 @pytest.mark.parametrize("table", [False, True])
@@ -87,9 +76,7 @@ def test_grouped_is_one_product_a_group(kind):
     assert relative(weights.grouped(x, weight, sizes), expected) < 1e-6
     cotangent = jax.random.normal(jax.random.key(7), expected.shape)
     _, pull = jax.vjp(lambda x: weights.grouped(x, weight, sizes), x)
-    assert (
-        relative(pull(cotangent)[0], jnp.einsum("no,nio->ni", cotangent, weights.dense(weight)[group])) < 1e-6
-    )
+    assert relative(pull(cotangent)[0], jnp.einsum("no,nio->ni", cotangent, weights.dense(weight)[group])) < 1e-6
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -106,9 +93,7 @@ def sqnr(weight, quantized) -> float:
     return float(10 * np.log10((exact**2).sum() / ((exact - back) ** 2).sum()))
 
 
-@pytest.mark.parametrize(
-    ("kind", "group", "least"), [("int8", None, 42.0), ("int4", 32, 21.7), ("int4", 128, 20.2)]
-)
+@pytest.mark.parametrize(("kind", "group", "least"), [("int8", None, 42.0), ("int4", 32, 21.7), ("int4", 128, 20.2)])
 def test_quantization_error_on_gaussian_weights(kind, group, least):
     """42.5 dB for int8 per channel; the searched scale is worth 1.6 dB over the largest magnitude for int4."""
     weight = jax.random.normal(jax.random.key(0), (512, 512))
@@ -147,10 +132,7 @@ def test_zeros_stay_zero():
         (lambda w: weights.quantize(w, "in -> out", "int4", group=3), "even number of inputs"),
         (lambda w: weights.quantize(weights.quantize(w, "i -> o"), "i -> o"), "quantized already"),
         (lambda w: weights.lora({"a": w}, {"a": "in -> out"}, rank=0, key=jax.random.key(0)), "at least 1"),
-        (
-            lambda w: weights.lora({"a": w}, {"a": "in -> out"}, rank=2, key=jax.random.key(0)),
-            "matches no weight",
-        ),
+        (lambda w: weights.lora({"a": w}, {"a": "in -> out"}, rank=2, key=jax.random.key(0)), "matches no weight"),
     ],
 )
 def test_bad_requests_say_what_to_do(call, words):

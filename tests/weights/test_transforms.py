@@ -55,9 +55,7 @@ def test_lora_starts_at_its_base_and_merges(name):
 
 def test_qlora_trains_its_factors_only():
     layout = built("gpt").layout
-    adapted = weights.lora(
-        weights.quantize(params_of("gpt"), layout, "int4"), layout, rank=2, key=jax.random.key(1)
-    )
+    adapted = weights.lora(weights.quantize(params_of("gpt"), layout, "int4"), layout, rank=2, key=jax.random.key(1))
     trainable, rest = weights.partition(adapted, layout)
     names = {path[-1].name for path, _ in jax.tree_util.tree_leaves_with_path(trainable)}
     assert names == {"a", "b"}
@@ -65,9 +63,7 @@ def test_qlora_trains_its_factors_only():
     grads = jax.grad(lambda t: loss_of("gpt", weights.join(t, rest)))(trainable)
     assert jax.tree.structure(grads) == jax.tree.structure(trainable)
     moving = [
-        float(jnp.max(jnp.abs(g)))
-        for path, g in jax.tree_util.tree_leaves_with_path(grads)
-        if path[-1].name == "b"
+        float(jnp.max(jnp.abs(g))) for path, g in jax.tree_util.tree_leaves_with_path(grads) if path[-1].name == "b"
     ]
     assert moving and min(moving) > 0
 
@@ -108,10 +104,7 @@ def test_a_new_head_trains_beside_adapters():
     model = trained(config.build(), "head/*")
     params = jax.jit(config.build().init)(jax.random.key(0))
     adapted = weights.lora(
-        weights.quantize(params, model.layout, "int8", select="stack/*"),
-        model.layout,
-        rank=2,
-        key=jax.random.key(1),
+        weights.quantize(params, model.layout, "int8", select="stack/*"), model.layout, rank=2, key=jax.random.key(1)
     )
     moving, rest = weights.partition(adapted, model.layout)
     names = {weights.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(moving)}
@@ -171,9 +164,7 @@ class Spy(Leaf):
 @pytest.mark.parametrize(
     ("name", "execution"),
     [
-        pytest.param(
-            name, how, marks=[] if (name, i) in (("pattern", 1), ("mixture", 0)) else pytest.mark.slow
-        )
+        pytest.param(name, how, marks=[] if (name, i) in (("pattern", 1), ("mixture", 0)) else pytest.mark.slow)
         for name in ("pattern", "mixture")
         for i, how in enumerate(({}, {"execution.remat": True}, {"execution.scan": False}))
     ],
@@ -206,9 +197,7 @@ def test_observed_yields_every_layers_xtx(name, execution):
 
 def test_describe_and_abstract_are_inverse():
     layout = built("mixture").layout
-    params = weights.lora(
-        weights.quantize(params_of("mixture"), layout, "int4"), layout, rank=2, key=jax.random.key(0)
-    )
+    params = weights.lora(weights.quantize(params_of("mixture"), layout, "int4"), layout, rank=2, key=jax.random.key(0))
     rebuilt = weights.abstract(json.loads(json.dumps(weights.describe(params))))
     assert jax.tree.structure(rebuilt) == jax.tree.structure(params)
     assert all(

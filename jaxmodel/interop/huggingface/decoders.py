@@ -49,20 +49,13 @@ def decoder_rows(**norms: str) -> tuple[Row, ...]:
         *linear(f"{attention}.o_proj", "stack/attention/output"),
         Row(f"{attention}.q_norm.weight", "stack/attention/query_norm"),
         Row(f"{attention}.k_norm.weight", "stack/attention/key_norm"),
-        *(
-            row
-            for name in ("gate", "up", "down")
-            for row in linear(f"{mlp}.{name}_proj", f"stack/mlp/{name}")
-        ),
+        *(row for name in ("gate", "up", "down") for row in linear(f"{mlp}.{name}_proj", f"stack/mlp/{name}")),
         *(row for ours, name in norms.items() for row in norm(f"layers.{{i}}.{name}", f"stack/{ours}")),
     )
 
 
 def sizes(
-    tied: bool = False,
-    activation: str = "hidden_act",
-    head_dim: Any = None,
-    gates: Mapping[str, str] = GATED,
+    tied: bool = False, activation: str = "hidden_act", head_dim: Any = None, gates: Mapping[str, str] = GATED
 ) -> tuple[Key | Group, ...]:
     """The keys that nearly every decoder has.
 
@@ -126,9 +119,7 @@ def qwen_layers(types: Callable[[Json], list[str]] = _sliding) -> Group:
 
     def read(json: Json) -> Overrides:
         used = json.get("use_sliding_window")
-        return plain.read(
-            json if used else {**json, "layer_types": ["full_attention"] * json["num_hidden_layers"]}
-        )
+        return plain.read(json if used else {**json, "layer_types": ["full_attention"] * json["num_hidden_layers"]})
 
     def write(config: Transformer) -> dict[str, Any]:
         said = plain.write(config)
@@ -139,9 +130,7 @@ def qwen_layers(types: Callable[[Json], list[str]] = _sliding) -> Group:
 
 def qk_epsilon() -> Group:
     """Queries and keys are normalised as everything is."""
-    return Group(
-        lambda json: {"attention.qk_norm_epsilon": json.get("rms_norm_eps", 1e-6)}, lambda config: {}
-    )
+    return Group(lambda json: {"attention.qk_norm_epsilon": json.get("rms_norm_eps", 1e-6)}, lambda config: {})
 
 
 ROTARY = Attention(num_heads=1, rotary=True)
@@ -229,9 +218,7 @@ GEMMA2 = LLAMA._replace(
     keys=(
         *_gemma(),
         rotary(),
-        layer_types(
-            lambda json: [("sliding", "full")[i % 2] + "_attention" for i in range(json["num_hidden_layers"])]
-        ),
+        layer_types(lambda json: [("sliding", "full")[i % 2] + "_attention" for i in range(json["num_hidden_layers"])]),
     ),
     rows=decoder_rows(**GEMMA_NORMS),
     heads=decoder_heads("Gemma2"),
@@ -288,19 +275,12 @@ def _gemma4_layers() -> Group:
 GEMMA4 = GEMMA3._replace(
     name="gemma4_text",
     base=transformer(
-        attention=Attention(
-            **{"num_heads": 1, "rotary": True, "qk_norm": "head", "value_norm": True, "scale": 1.0}
-        ),
+        attention=Attention(**{"num_heads": 1, "rotary": True, "qk_norm": "head", "value_norm": True, "scale": 1.0}),
         norm=Norm(kind="rms", placement="both"),
         block_scale=True,
     ),
     keys=(
-        *(
-            *sizes(tied=True, activation="hidden_activation", head_dim=256),
-            _SCALED,
-            both_biases(),
-            qk_epsilon(),
-        ),
+        *(*sizes(tied=True, activation="hidden_activation", head_dim=256), _SCALED, both_biases(), qk_epsilon()),
         *(Key("final_logit_softcapping", "head.softcap", None), _gemma4_layers()),
         *(Fixed("hidden_size_per_layer_input", 0), Fixed("num_kv_shared_layers", 0)),
         *(Fixed("enable_moe_block", False), Fixed("use_bidirectional_attention", None)),

@@ -110,14 +110,10 @@ def _bound(found: Found, tensors: Mapping[str, Any], flat: Mapping[str, Any]) ->
     return max([usual, *others], key=lambda each: sum(one.name in tensors for one in each))
 
 
-def _check(
-    directory: Path, bound: list[Bound], tensors: Mapping[str, files.Lazy], ignored: tuple[str, ...]
-) -> None:
+def _check(directory: Path, bound: list[Bound], tensors: Mapping[str, files.Lazy], ignored: tuple[str, ...]) -> None:
     """InputError where the tensors are not those of the model."""
     wanted = {each.name: each for each in bound}
-    problems = [
-        f"{name} {list(each.shape)} is missing" for name, each in wanted.items() if name not in tensors
-    ]
+    problems = [f"{name} {list(each.shape)} is missing" for name, each in wanted.items() if name not in tensors]
     for name, tensor in tensors.items():
         if name in wanted:
             if tensor.shape != wanted[name].shape:
@@ -157,9 +153,7 @@ def _placed(
                 return each.form.read(tensor.view(), each.shapes)[nth]
 
             readers[path][index] = part
-            types[path] = (
-                np.promote_types(types[path], tensor.dtype) if types[path] != tensor.dtype else tensor.dtype
-            )
+            types[path] = np.promote_types(types[path], tensor.dtype) if types[path] != tensor.dtype else tensor.dtype
     left = [path for path in flat if path not in readers]
     assert not left, f"no row of the table has {left}"
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -171,9 +165,7 @@ def _placed(
 
     def place(name: str, shape: Any, sharding: Any, wanted: Any) -> jax.Array:
         makers = readers[name].tolist() if readers[name].ndim else readers[name][()]
-        return placing.place(
-            shape.shape, wanted, sharding, lambda index: placing.stacked(makers, index, wanted)
-        )
+        return placing.place(shape.shape, wanted, sharding, lambda index: placing.stacked(makers, index, wanted))
 
     def param(path: Any, shape: Any, sharding: Any) -> jax.Array:
         name = weights.path_name(path)
@@ -219,9 +211,7 @@ def write(
     directory, kept = Path(directory), dict((info or {}).get("huggingface") or {})
     config, sentence = model.config, sentences.written(kept.get("sentence"), model.config)
     if sentence:
-        config, kept["config"] = sentences.plain(
-            config, FAMILIES[kept["config"]["model_type"]], kept["config"]
-        )
+        config, kept["config"] = sentences.plain(config, FAMILIES[kept["config"]["model_type"]], kept["config"])
     of, said = _written(config, kept, family)
     architecture = said["architectures"][0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=weights.is_leaf):

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmodel.interop.huggingface.keys import (
-    ACTIVATIONS,
-    body,
-    classifier,
-    named,
-)
+from jaxmodel.interop.huggingface.keys import ACTIVATIONS, body, classifier, named
 from jaxmodel.interop.huggingface.rows import LAYER_NORM, heads_of, linear, norm, transformer
 from jaxmodel.interop.huggingface.table import (
     BATCHED,
@@ -85,10 +80,7 @@ BERT_BODY = (
     Row("embeddings.token_type_embeddings.weight", "stem/types"),
     *norm("embeddings.LayerNorm", "stem/norm"),
     *encoder_rows(
-        "encoder.layer.{i}",
-        "self",
-        attention_norm="attention.output.LayerNorm",
-        mlp_norm="output.LayerNorm",
+        "encoder.layer.{i}", "self", attention_norm="attention.output.LayerNorm", mlp_norm="output.LayerNorm"
     ),
 )
 BERT = Family(
@@ -115,9 +107,7 @@ BERT = Family(
     heads={
         "BertForMaskedLM": masked(
             masked_rows(
-                "cls.predictions.transform.dense",
-                "cls.predictions.transform.LayerNorm",
-                "cls.predictions.bias",
+                "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"
             ),
             "hidden_act",
         ),
@@ -135,10 +125,7 @@ def _offset_positions() -> Group:
 
     def read(json: Json) -> Overrides:
         offset = json.get("pad_token_id", 1) + 1
-        return {
-            "stem.position_offset": offset,
-            "max_length": json.get("max_position_embeddings", 512) - offset,
-        }
+        return {"stem.position_offset": offset, "max_length": json.get("max_position_embeddings", 512) - offset}
 
     def write(config: Transformer) -> dict[str, Any]:
         offset = config.stem.position_offset
@@ -236,15 +223,11 @@ _PATCHES = (
 VIT = Family(
     name="vit",
     prefix="vit.",
-    base=transformer(
-        attention=TWO_WAYS, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=Stem(positions="learned")
-    ),
+    base=transformer(attention=TWO_WAYS, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=Stem(positions="learned")),
     keys=(*ENCODER_KEYS, images(), Key("qkv_bias", "attention.bias", True), Fixed("pooler_act", "tanh")),
     rows=(
         *_PATCHES,
-        *encoder_rows(
-            "encoder.layer.{i}", "attention", attention_norm="layernorm_before", mlp_norm="layernorm_after"
-        ),
+        *encoder_rows("encoder.layer.{i}", "attention", attention_norm="layernorm_before", mlp_norm="layernorm_after"),
         *norm("layernorm", "norm"),
         *POOLER,
     ),
@@ -280,9 +263,7 @@ def _by_ratio() -> Group:
 def _dinov2_rows(config: Transformer) -> tuple[Row, ...]:
     mlp = "encoder.layer.{i}.mlp"
     if config.mlp.activation in GATED:
-        pair = {
-            suffix: tuple(f"stack/mlp/{name}{suffix}" for name in ("gate", "up")) for suffix in ("", "_bias")
-        }
+        pair = {suffix: tuple(f"stack/mlp/{name}{suffix}" for name in ("gate", "up")) for suffix in ("", "_bias")}
         halves = (
             Row(f"{mlp}.weights_in.weight", pair[""], TRANSPOSED),
             Row(f"{mlp}.weights_in.bias", pair["_bias"]),
@@ -308,11 +289,7 @@ DINOV2 = VIT._replace(
     name="dinov2",
     prefix="dinov2.",
     keys=(
-        *(
-            key
-            for key in ENCODER_KEYS
-            if key.key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-        ),
+        *(key for key in ENCODER_KEYS if key.key in ("hidden_size", "num_hidden_layers", "num_attention_heads")),
         Key("layer_norm_eps", "norm.epsilon", 1e-6),
         _by_ratio(),
         images(patch=14),

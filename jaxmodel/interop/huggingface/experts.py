@@ -13,15 +13,7 @@ from jaxmodel.interop.huggingface.decoders import (
     qwen_layers,
     sizes,
 )
-from jaxmodel.interop.huggingface.keys import (
-    GATED,
-    body,
-    causal,
-    decoder_heads,
-    layer_types,
-    named,
-    rotary,
-)
+from jaxmodel.interop.huggingface.keys import GATED, body, causal, decoder_heads, layer_types, named, rotary
 from jaxmodel.interop.huggingface.kin import OLMO_ATTENTION, WINDOW, paths, without
 from jaxmodel.interop.huggingface.rows import linear, transformer
 from jaxmodel.interop.huggingface.table import (
@@ -70,9 +62,7 @@ def experts(count: int, top: int, dim: str = "intermediate_size") -> tuple[Key |
         return {"moe.num_experts": json.get("num_local_experts", json.get("num_experts", count))}
 
     def write(config: Transformer) -> dict[str, int]:
-        return dict.fromkeys(
-            ("num_experts", "num_local_experts"), config.moe.num_experts if config.moe else 0
-        )
+        return dict.fromkeys(("num_experts", "num_local_experts"), config.moe.num_experts if config.moe else 0)
 
     return (
         Group(read, write),
@@ -86,9 +76,7 @@ def _switched_window() -> Group:
     """A window of all layers, with a switch that turns it off."""
 
     def read(json: Json) -> Overrides:
-        return {
-            "attention.window": json.get("sliding_window", 4096) if json.get("use_sliding_window") else None
-        }
+        return {"attention.window": json.get("sliding_window", 4096) if json.get("use_sliding_window") else None}
 
     def write(config: Transformer) -> dict[str, int | bool | None]:
         window = config.attention.window
@@ -168,9 +156,7 @@ QWEN2_MOE = LLAMA._replace(
 
 def _in_turn(axis: int) -> Callable[[Transformer], Form]:
     """Of gates and what they multiply, one number each in turn."""
-    return lambda config: fused(
-        lambda x: x, lambda x, shape: x, axis=axis, groups=config.moe.dim if config.moe else 1
-    )
+    return lambda config: fused(lambda x: x, lambda x, shape: x, axis=axis, groups=config.moe.dim if config.moe else 1)
 
 
 _BOTH = paths("moe", "gate", "up")
@@ -193,9 +179,7 @@ GPT_OSS = LLAMA._replace(
         Key("swiglu_limit", "moe.limit", 7.0),
         *(rotary(_OSS_ROPE, theta=1.5e5), both_biases(True)),
         layer_types(
-            lambda json: [
-                ("sliding", "full")[i % 2] + "_attention" for i in range(json["num_hidden_layers"])
-            ],
+            lambda json: [("sliding", "full")[i % 2] + "_attention" for i in range(json["num_hidden_layers"])],
             usual=128,
         ),
     ),

@@ -31,9 +31,7 @@ def _heads(name: str, layer: str) -> dict[str, Heads]:
 
     rows = Row(f"{layer}.weight", "classes", TRANSPOSED), Row(f"{layer}.bias", "classes_bias")
     return {
-        f"{name}ForImageClassification": Heads(
-            lambda json: {"num_classes": labels(json)}, rows, write_classes
-        ),
+        f"{name}ForImageClassification": Heads(lambda json: {"num_classes": labels(json)}, rows, write_classes),
         f"{name}Model": Heads(
             lambda json: {"num_classes": 0}, (), lambda config: None if config.num_classes else {}, base=True
         ),
@@ -138,17 +136,14 @@ def _patch_stem() -> Group:
 def layer_scale(key: str, default: float) -> Group:
     """Its initial value, which at 0 says that there is none."""
     return Group(
-        lambda json: {"layer_scale": json.get(key, default) or None},
-        lambda config: {key: config.layer_scale or 0.0},
+        lambda json: {"layer_scale": json.get(key, default) or None}, lambda config: {key: config.layer_scale or 0.0}
     )
 
 
 CONVNEXT = Family(
     name="convnext",
     prefix="convnext.",
-    base=ConvNet(
-        num_classes=0, block="inverted", kernel=7, norm="layer", epsilon=1e-6, bias=True, activation="gelu"
-    ),
+    base=ConvNet(num_classes=0, block="inverted", kernel=7, norm="layer", epsilon=1e-6, bias=True, activation="gelu"),
     keys=(
         *_sizes((96, 192, 384, 768), (3, 3, 9, 3)),
         _patch_stem(),

@@ -92,12 +92,7 @@ def read_rope(
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         if said.get("factor") is None and length:
             values["factor"] = length / values["original_length"]
-    if (
-        kind == "yarn"
-        and "attention_factor" not in values
-        and said.get("mscale")
-        and said.get("mscale_all_dim")
-    ):
+    if kind == "yarn" and "attention_factor" not in values and said.get("mscale") and said.get("mscale_all_dim"):
         values["attention_factor"] = sharper(values["factor"], said["mscale"]) / sharper(
             values["factor"], said["mscale_all_dim"]
         )
@@ -107,12 +102,7 @@ def read_rope(
         turned = float(said.get("partial_rotary_factor", turned))
     scaling = "none" if kind == "default" else kind
     theta = said.get("rope_theta", json.get("rope_theta", theta))
-    return float(theta), Rope(
-        scaling=scaling,
-        fraction=turned,
-        interleaved=interleaved,
-        **values,
-    )
+    return float(theta), Rope(scaling=scaling, fraction=turned, interleaved=interleaved, **values)
 
 
 def sharper(factor: float, scale: float) -> float:
@@ -165,12 +155,7 @@ def rotary(scaling: Json = {}, **usual: Any) -> Group:  # noqa: B006  # it is no
 
 def layers(config: Transformer) -> list[Transformer]:
     """Each layer's variant, in order."""
-    return [
-        config.variant(kind)
-        for pattern, repeats in config.segments
-        for _ in range(repeats)
-        for kind in pattern
-    ]
+    return [config.variant(kind) for pattern, repeats in config.segments for _ in range(repeats) for kind in pattern]
 
 
 def patterned(kinds: Sequence[str], variants: Mapping[str, Overrides]) -> Overrides:
@@ -206,10 +191,7 @@ def layer_types(
         for kind in kinds:
             if kind not in known:
                 raise InputError(f"layer_types: {kind} is not supported: there are {', '.join(known)}")
-        variants: dict[str, Overrides] = {
-            "global": {},
-            "local": {"attention.window": json.get(window, usual)},
-        }
+        variants: dict[str, Overrides] = {"global": {}, "local": {"attention.window": json.get(window, usual)}}
         return patterned([known[kind] for kind in kinds], variants)
 
     def write(config: Transformer) -> dict[str, Any]:
@@ -221,10 +203,7 @@ def layer_types(
 
 
 def rotary_by_layer(
-    every: int,
-    theta: float,
-    local_theta: float | None = None,
-    of_global: Callable[[Json], Overrides] = lambda json: {},
+    every: int, theta: float, local_theta: float | None = None, of_global: Callable[[Json], Overrides] = lambda json: {}
 ) -> Group:
     """`layer_types`, and an entry of `rope_parameters` for each of them; how long a text may be.
 
@@ -292,9 +271,7 @@ def nested(key: str, field: str, family: Family, usual: Json | None = None) -> G
         old = json.get(f"{key}_dict")  # in the first configs, and then it counts
         said = {**(usual or {}), **(json.get(key) or {}), **(old or {})}
         if said.get("model_type", family.name) != family.name:
-            raise ValueError(
-                f"{key} of model_type {said['model_type']} is not supported: only {family.name} is"
-            )
+            raise ValueError(f"{key} of model_type {said['model_type']} is not supported: only {family.name} is")
         return {f"{field}.{path}": value for path, value in read_keys(family.keys, said, key).items()}
 
     def write(config: Any) -> dict[str, Any]:

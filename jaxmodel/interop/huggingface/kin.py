@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxmodel.interop.huggingface.decoders import (
-    GEMMA,
-    LLAMA,
-    ROTARY,
-    both_biases,
-    decoder_rows,
-    qk_epsilon,
-    sizes,
-)
+from jaxmodel.interop.huggingface.decoders import GEMMA, LLAMA, ROTARY, both_biases, decoder_rows, qk_epsilon, sizes
 from jaxmodel.interop.huggingface.keys import (
     ACTIVATIONS,
     body,
@@ -69,9 +61,7 @@ def but(rows: Sequence[Row], *ours: str) -> tuple[Row, ...]:
 # How long texts were before positions were stretched stands outside of them, too.
 _TRAINED = Group(
     lambda json: {},
-    lambda config: {
-        "original_max_position_embeddings": config.attention.rope.original_length or config.max_length
-    },
+    lambda config: {"original_max_position_embeddings": config.attention.rope.original_length or config.max_length},
 )
 PHI3 = LLAMA._replace(
     name="phi3",
@@ -98,15 +88,11 @@ OLMO2 = LLAMA._replace(
     name="olmo2",
     base=transformer(attention=OLMO_ATTENTION, norm=OLMO_NORM),
     keys=(*sizes(), rotary(), both_biases(), qk_epsilon()),
-    rows=decoder_rows(
-        attention_output_norm="post_attention_layernorm", mlp_output_norm="post_feedforward_layernorm"
-    ),
+    rows=decoder_rows(attention_output_norm="post_attention_layernorm", mlp_output_norm="post_feedforward_layernorm"),
     heads=_of_texts("Olmo2"),
 )
 OLMO3 = OLMO2._replace(
-    name="olmo3",
-    keys=(*sizes(), rotary_by_layer(4, 5e5), both_biases(), qk_epsilon()),
-    heads=_of_texts("Olmo3"),
+    name="olmo3", keys=(*sizes(), rotary_by_layer(4, 5e5), both_biases(), qk_epsilon()), heads=_of_texts("Olmo3")
 )
 
 
@@ -243,9 +229,7 @@ def by_head(config: Transformer) -> Form:
 
 def biases_by_head(config: Transformer) -> Form:
     """Their biases, likewise."""
-    return fused(
-        lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape), groups=config.attention.num_heads
-    )
+    return fused(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape), groups=config.attention.num_heads)
 
 
 GPT_NEOX = LLAMA._replace(
@@ -331,14 +315,8 @@ COHERE2 = LLAMA._replace(
 
 GLM4 = LLAMA._replace(
     name="glm4",
-    base=transformer(
-        attention=Attention(num_heads=1, rotary=True, bias=True), norm=Norm(kind="rms", placement="both")
-    ),
-    keys=(
-        *sizes(head_dim=128),
-        Key("attention_bias", "attention.bias", True),
-        rotary(fraction=0.5, interleaved=True),
-    ),
+    base=transformer(attention=Attention(num_heads=1, rotary=True, bias=True), norm=Norm(kind="rms", placement="both")),
+    keys=(*sizes(head_dim=128), Key("attention_bias", "attention.bias", True), rotary(fraction=0.5, interleaved=True)),
     rows=(
         *but(
             decoder_rows(

@@ -10,17 +10,7 @@ from jaxmodel.interop.huggingface.experts import expert_rows
 from jaxmodel.interop.huggingface.keys import GATED, body, causal, decoder_heads, named, rotary, sharper
 from jaxmodel.interop.huggingface.kin import QKV, but, by_head, paths
 from jaxmodel.interop.huggingface.rows import linear, transformer
-from jaxmodel.interop.huggingface.table import (
-    FLAT,
-    REQUIRED,
-    TRANSPOSED,
-    Fixed,
-    Group,
-    Json,
-    Key,
-    Overrides,
-    Row,
-)
+from jaxmodel.interop.huggingface.table import FLAT, REQUIRED, TRANSPOSED, Fixed, Group, Json, Key, Overrides, Row
 from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import MoE
 
@@ -58,9 +48,7 @@ def _turned() -> Group:
         a, said = config.attention, rotary().write(config)
         sharpened = math.sqrt((a.scale or 0.0) * math.sqrt(a.head_dim or 1))
         if a.scale and a.rope.factor > 1:
-            said["rope_parameters"]["mscale_all_dim"] = round(
-                (sharpened - 1) / (0.1 * math.log(a.rope.factor)), 6
-            )
+            said["rope_parameters"]["mscale_all_dim"] = round((sharpened - 1) / (0.1 * math.log(a.rope.factor)), 6)
         return {**said, "rope_interleave": a.rope.interleaved}
 
     return Group(read, write)
@@ -114,9 +102,7 @@ def _top_method() -> Group:
     def read(json: Json) -> Overrides:
         method = json.get("topk_method", "greedy")
         if method not in ("greedy", "group_limited_greedy"):
-            raise ValueError(
-                f"topk_method={method!r} is not supported: there are greedy, group_limited_greedy"
-            )
+            raise ValueError(f"topk_method={method!r} is not supported: there are greedy, group_limited_greedy")
         return {"moe.num_groups": 1, "moe.groups_per_token": 1} if method == "greedy" else {}
 
     def write(config: Transformer) -> dict[str, Any]:
@@ -166,17 +152,12 @@ DEEPSEEK_V3 = LLAMA._replace(
     keys=(*_LATENT, _dense_first(3), *_routed(2.5, True, (8, 4))),
     rows=_rows,
     heads=decoder_heads("DeepseekV3"),
-    ignored=(
-        *LLAMA.ignored,
-        "model.layers.61.*",
-    ),  # further tokens at once, which transformers leaves out too
+    ignored=(*LLAMA.ignored, "model.layers.61.*"),  # further tokens at once, which transformers leaves out too
 )
 DEEPSEEK_V2 = DEEPSEEK_V3._replace(
     name="deepseek_v2",
     base=transformer(
-        attention=ROTARY,
-        norm=RMS,
-        moe=MoE(num_experts=2, dim=1, experts_per_token=1, normalize=False, group_best=1),
+        attention=ROTARY, norm=RMS, moe=MoE(num_experts=2, dim=1, experts_per_token=1, normalize=False, group_best=1)
     ),
     keys=(
         *_LATENT,
@@ -195,13 +176,7 @@ GLM4_MOE = DEEPSEEK_V3._replace(
     keys=(
         *(*sizes(), Key("rms_norm_eps", "norm.epsilon", 1e-5), qk_epsilon(), rotary(fraction=0.5)),
         Key("attention_bias", "attention.bias", False),
-        Key(
-            "use_qk_norm",
-            "attention.qk_norm",
-            False,
-            ("none", "head").__getitem__,
-            lambda ours: ours == "head",
-        ),
+        Key("use_qk_norm", "attention.qk_norm", False, ("none", "head").__getitem__, lambda ours: ours == "head"),
         *(_dense_first(1), *_routed(1.0, True)),
     ),
     rows=_EXPERTS,

@@ -101,9 +101,7 @@ MODERNBERT = Family(
     name="modernbert",
     prefix="model.",
     base=transformer(
-        attention=Attention(num_heads=1, causal=False, rotary=True),
-        norm=Norm(kind="layer"),
-        stem=Stem(norm=True),
+        attention=Attention(num_heads=1, causal=False, rotary=True), norm=Norm(kind="layer"), stem=Stem(norm=True)
     ),
     keys=(
         Key("vocab_size", "vocab_size", 50368),
@@ -151,17 +149,12 @@ def _generates(json: Json) -> Head:
 
 
 def _discriminates(json: Json) -> Head:
-    return Head(
-        outputs=1, activation=named(ACTIVATIONS)[0](json.get("hidden_act", "gelu")), bias=True, norm=False
-    )
+    return Head(outputs=1, activation=named(ACTIVATIONS)[0](json.get("hidden_act", "gelu")), bias=True, norm=False)
 
 
 _TABLES = Group(
     lambda json: dict(zip(("embed_dim", "stem.embed_dim"), _widths(json), strict=True)),
-    lambda config: {
-        "hidden_size": config.embed_dim,
-        "embedding_size": config.stem.embed_dim or config.embed_dim,
-    },
+    lambda config: {"hidden_size": config.embed_dim, "embedding_size": config.stem.embed_dim or config.embed_dim},
 )
 _GENERATOR, _DISCRIMINATOR = "generator_predictions", "discriminator_predictions"
 _GELU = Pool("first", activation="gelu")
@@ -184,10 +177,7 @@ ELECTRA = BERT._replace(
         ),
         "ElectraForMaskedLM": headed(
             *(_generates, "generator_lm_head"),
-            more=(
-                *linear(f"{_GENERATOR}.dense", "head/dense"),
-                *norm(f"{_GENERATOR}.LayerNorm", "head/norm"),
-            ),
+            more=(*linear(f"{_GENERATOR}.dense", "head/dense"), *norm(f"{_GENERATOR}.LayerNorm", "head/norm")),
         ),
         "ElectraModel": body(),
         "ElectraForSequenceClassification": classifier(

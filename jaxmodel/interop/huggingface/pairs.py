@@ -30,9 +30,7 @@ from jaxmodel.models.parts import MLP, Attention, Head, Norm, Pool, Relative, Sp
 ENDLESS = 1 << 20  # tokens, where no position is ever out of reach
 
 
-def several(
-    key: str, fields: str, default: Any = None, read: Any = None, write: Any = None
-) -> tuple[Key, ...]:
+def several(key: str, fields: str, default: Any = None, read: Any = None, write: Any = None) -> tuple[Key, ...]:
     """A key that is several fields at once, given with spaces between them."""
     return tuple(Key(key, each, default, read, write) for each in fields.split())
 
@@ -47,10 +45,7 @@ def _layers(encoder: str, decoder: str) -> Group:
 
     def read(json: Json) -> Overrides:
         count = json.get(decoder)
-        return {
-            "encoder.num_layers": json[encoder],
-            "decoder.num_layers": json[encoder] if count is None else count,
-        }
+        return {"encoder.num_layers": json[encoder], "decoder.num_layers": json[encoder] if count is None else count}
 
     def write(config: EncoderDecoder) -> dict[str, Any]:
         return {encoder: config.encoder.num_layers, decoder: config.decoder.num_layers}
@@ -137,10 +132,7 @@ def _t5_rows(config: Any) -> tuple[Row, ...]:
             rows += linear(f"{layer}.DenseReluDense.{name}", f"{side}/stack/mlp/{weight}")[:1]
         rows.append(Row(f"{layer}.layer_norm.weight", f"{side}/stack/mlp_norm/scale"))
         table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        rows += [
-            Row(table, f"{side}/relative/table"),
-            Row(f"{side}.final_layer_norm.weight", f"{side}/norm/scale"),
-        ]
+        rows += [Row(table, f"{side}/relative/table"), Row(f"{side}.final_layer_norm.weight", f"{side}/norm/scale")]
     return tuple(rows)
 
 
@@ -155,9 +147,7 @@ T5 = Family(
     prefix="",
     base=EncoderDecoder(
         encoder=configs.replace(_T5_PART, {"attention.causal": False, "head": None}),
-        decoder=configs.replace(
-            _T5_PART, {"cross": Attention(num_heads=1, causal=False, scale=1.0), **_CROSSED}
-        ),
+        decoder=configs.replace(_T5_PART, {"cross": Attention(num_heads=1, causal=False, scale=1.0), **_CROSSED}),
     ),
     keys=(
         *both("vocab_size", "vocab_size", REQUIRED),
@@ -192,17 +182,12 @@ def _sides(*more: Row) -> tuple[Row, ...]:
         layer, stack = f"{side}.layers.{{i}}", f"{side}/stack"
         for name, ours in {"self_attn": "attention", "encoder_attn": "cross"}.items():
             for projection in ("query", "key", "value"):
-                rows += linear(
-                    f"{layer}.{name}.{projection[0]}_proj", f"{stack}/{ours}/{projection}", bias=FLAT
-                )
+                rows += linear(f"{layer}.{name}.{projection[0]}_proj", f"{stack}/{ours}/{projection}", bias=FLAT)
             rows += linear(f"{layer}.{name}.out_proj", f"{stack}/{ours}/output")
             rows += norm(f"{layer}.{name}_layer_norm", f"{stack}/{ours}_norm")
         rows += [*linear(f"{layer}.fc1", f"{stack}/mlp/up"), *linear(f"{layer}.fc2", f"{stack}/mlp/down")]
         rows += norm(f"{layer}.final_layer_norm", f"{stack}/mlp_norm")
-        rows += [
-            *norm(f"{side}.layernorm_embedding", f"{side}/stem/norm"),
-            *norm(f"{side}.layer_norm", f"{side}/norm"),
-        ]
+        rows += [*norm(f"{side}.layernorm_embedding", f"{side}/stem/norm"), *norm(f"{side}.layer_norm", f"{side}/norm")]
         rows.append(Row(f"{side}.embed_positions.weight", f"{side}/stem/positions"))
     return tuple(rows)
 
@@ -243,9 +228,7 @@ def _writer(name: str, head: Head, *more: Row) -> Heads:
 
     def write(config: EncoderDecoder) -> dict[str, Any] | None:
         decoder = config.decoder
-        return (
-            {"tie_word_embeddings": decoder.tied} if decoder.head == head and decoder.pool is None else None
-        )
+        return {"tie_word_embeddings": decoder.tied} if decoder.head == head and decoder.pool is None else None
 
     def read(json: Json) -> Overrides:
         return {"decoder.head": head, "decoder.tied": json.get("tie_word_embeddings", True)}
@@ -255,9 +238,7 @@ def _writer(name: str, head: Head, *more: Row) -> Heads:
 
 def _last_token(name: str, usual: int) -> Heads:
     """Classes, by the last token of the target: the source again, moved on by one."""
-    inner = classifier(
-        f"{name}.out_proj", Pool("last", activation="tanh"), more=linear(f"{name}.dense", "pool/dense")
-    )
+    inner = classifier(f"{name}.out_proj", Pool("last", activation="tanh"), more=linear(f"{name}.dense", "pool/dense"))
     rows = tuple(row._replace(paths=f"decoder/{row.paths}") for row in inner.rows)
 
     def read(json: Json) -> Overrides:
@@ -319,8 +300,7 @@ def _audio() -> Group:
 
 # Three frames at a time: [out, in, 3] on disk, [3 * in, out] with us.
 _CONVOLUTION = fused(
-    lambda x: x.reshape(3, -1, x.shape[-1]).transpose(2, 1, 0),
-    lambda x, shape: x.transpose(2, 1, 0).reshape(shape),
+    lambda x: x.reshape(3, -1, x.shape[-1]).transpose(2, 1, 0), lambda x, shape: x.transpose(2, 1, 0).reshape(shape)
 )
 WHISPER = Family(
     name="whisper",

@@ -8,15 +8,7 @@ from typing import Any
 
 from jaxmodel.interop.huggingface.decoders import LLAMA, ROTARY, both_biases, decoder_rows, qk_epsilon, sizes
 from jaxmodel.interop.huggingface.experts import QWEN2_MOE, experts
-from jaxmodel.interop.huggingface.keys import (
-    body,
-    causal,
-    classifier,
-    decoder_heads,
-    layers,
-    patterned,
-    rotary,
-)
+from jaxmodel.interop.huggingface.keys import body, causal, classifier, decoder_heads, layers, patterned, rotary
 from jaxmodel.interop.huggingface.kin import biases_by_head, but, by_head, without
 from jaxmodel.interop.huggingface.rows import linear, norm, transformer
 from jaxmodel.interop.huggingface.table import (
@@ -57,10 +49,7 @@ def recurrence_rows(
     """
     at = "stack/recurrence/"
     return (
-        *(
-            Row(f"{prefix}.{name}.weight", tuple(at + each for each in ours), form)
-            for name, ours in inputs.items()
-        ),
+        *(Row(f"{prefix}.{name}.weight", tuple(at + each for each in ours), form) for name, ours in inputs.items()),
         *(
             Row(f"{prefix}.{name}.bias", tuple(f"{at}{each}_bias" for each in ours), FLAT)
             for name, ours in inputs.items()
@@ -228,11 +217,7 @@ QWEN3_5_MOE = QWEN3_5._replace(
 QWEN3_NEXT = QWEN3_5_MOE._replace(
     name="qwen3_next",
     keys=(
-        *(
-            *_MOE_KEYS,
-            *experts(512, 10, "moe_intermediate_size"),
-            Key("norm_topk_prob", "moe.normalize", True),
-        ),
+        *(*_MOE_KEYS, *experts(512, 10, "moe_intermediate_size"), Key("norm_topk_prob", "moe.normalize", True)),
         *(Fixed("decoder_sparse_step", 1), Fixed("mlp_only_layers", [])),
     ),
     rows=(
@@ -241,9 +226,7 @@ QWEN3_NEXT = QWEN3_5_MOE._replace(
             "layers.{i}.linear_attn",
             {"in_proj_qkvz": (*_CONV_ORDER, "gate"), "in_proj_ba": ("strength", "step")},
             _CONV_ORDER,
-            lambda config: fused(
-                lambda x: x.T, lambda x, shape: x.T, groups=(config.recurrence or MAMBA).groups
-            ),
+            lambda config: fused(lambda x: x.T, lambda x, shape: x.T, groups=(config.recurrence or MAMBA).groups),
         ),
     ),
     heads=decoder_heads("Qwen3Next"),

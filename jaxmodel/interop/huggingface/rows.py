@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmodel.interop.huggingface.table import (
-    COPY,
-    FLAT,
-    TRANSPOSED,
-    Family,
-    Form,
-    Row,
-)
+from jaxmodel.interop.huggingface.table import COPY, FLAT, TRANSPOSED, Family, Form, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import MLP, Attention, Norm
 
@@ -39,9 +32,7 @@ def heads_of(prefix: str, query: str, key: str, value: str) -> tuple[Row, ...]:
     """Projections to queries, keys and values."""
     names = {"query": query, "key": key, "value": value}
     return tuple(
-        row
-        for ours, name in names.items()
-        for row in linear(f"{prefix}.{name}", f"stack/attention/{ours}", bias=FLAT)
+        row for ours, name in names.items() for row in linear(f"{prefix}.{name}", f"stack/attention/{ours}", bias=FLAT)
     )
 
 

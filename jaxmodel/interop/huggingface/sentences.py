@@ -14,10 +14,7 @@ from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Pool
 
 MODULES, CONFIG = "modules.json", "config.json"
-OTHERS = (
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-)  # of texts, before they are tokens
+OTHERS = ("sentence_bert_config.json", "config_sentence_transformers.json")  # of texts, before they are tokens
 CHAIN = ("Transformer", "Pooling", "Normalize")  # the last may be left out
 MODE = "pooling_mode"
 KINDS = {"cls_token": "first", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
@@ -33,11 +30,7 @@ def read_files(directory: Path) -> dict[str, str]:
     """modules.json and what belongs to it, by name; {} in a directory of transformers alone."""
     if not (directory / MODULES).is_file():
         return {}
-    names = [
-        MODULES,
-        *OTHERS,
-        *(str(path.relative_to(directory)) for path in directory.glob("*_*/config.json")),
-    ]
+    names = [MODULES, *OTHERS, *(str(path.relative_to(directory)) for path in directory.glob("*_*/config.json"))]
     return {name: (directory / name).read_text("utf-8") for name in names if (directory / name).is_file()}
 
 
@@ -54,26 +47,20 @@ def read_pool(files: Mapping[str, str], where: Path, width: int | None = None) -
         kinds = [str(each["type"]).rpartition(".")[2] for each in modules]
         paths = [str(each["path"]) for each in modules]
     except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{where / MODULES} is no list of modules with path and type: download it again"
-        ) from error
+        raise InputError(f"{where / MODULES} is no list of modules with path and type: download it again") from error
     if kinds not in ([*CHAIN], [*CHAIN[:2]]):
         raise InputError(
             f"{where / MODULES}: {', '.join(kinds)} is not supported: only {CHAIN[0]}, {CHAIN[1]} is, and perhaps "
             f"{CHAIN[2]} behind"
         )
     if paths[0]:
-        raise InputError(
-            f"{where / MODULES}: the Transformer is in {paths[0]!r}: only that beside {MODULES} is read"
-        )
+        raise InputError(f"{where / MODULES}: the Transformer is in {paths[0]!r}: only that beside {MODULES} is read")
     name = f"{paths[1]}/{CONFIG}"
     said = _json(files, name, where)
     short = said.get(MODE)
     names = [short] if isinstance(short, str) else short
     if names is None:
-        names = [
-            key.removeprefix(f"{MODE}_") for key, on in said.items() if key.startswith(f"{MODE}_") and on
-        ]
+        names = [key.removeprefix(f"{MODE}_") for key, on in said.items() if key.startswith(f"{MODE}_") and on]
     known = KINDS | SHORT
     if len(names) != 1 or names[0] not in known:
         has = " and ".join(f"{MODE}_{each}" for each in names) or "no pooling mode"

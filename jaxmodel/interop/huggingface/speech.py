@@ -41,11 +41,7 @@ def _waveform() -> Group:
         if json.get("mask_feature_prob") and not said.get("mask_fraction", 0.05):
             raise ValueError("mask_feature_prob without mask_time_prob is not supported")
         stable = json.get("do_stable_layer_norm", False)
-        return {
-            "waveform": Waveform(**said),
-            "norm.placement": "pre" if stable else "post",
-            "stem.norm": not stable,
-        }
+        return {"waveform": Waveform(**said), "norm.placement": "pre" if stable else "post", "stem.norm": not stable}
 
     def write(config: Transformer) -> dict[str, Any]:
         if config.waveform is None:
@@ -87,9 +83,7 @@ def _rows(config: Transformer) -> tuple[Row, ...]:
         Row(f"{convolution}.bias", f"{place}/positions_bias"),
         Row(f"{convolution}.parametrizations.weight.original0", f"{place}/positions_scale", TOKEN),
         Row(
-            f"{convolution}.parametrizations.weight.original1",
-            f"{place}/positions",
-            _kernel(waveform.position_kernel),
+            f"{convolution}.parametrizations.weight.original1", f"{place}/positions", _kernel(waveform.position_kernel)
         ),
         *norm("encoder.layer_norm", "stem/norm"),
         *norm("encoder.layer_norm", "norm"),

@@ -56,10 +56,7 @@ def _joined(arrays: Sequence[Any], axis: int) -> Any:
 
 
 def fused(
-    flat: Callable[[Any], Any],
-    restored: Callable[[Any, tuple[int, ...]], Any],
-    axis: int = 0,
-    groups: int = 1,
+    flat: Callable[[Any], Any], restored: Callable[[Any, tuple[int, ...]], Any], axis: int = 0, groups: int = 1
 ) -> Form:
     """Several of ours, each as `flat` makes it, one after the other along an axis; one of them is the plain case.
 
@@ -313,11 +310,7 @@ def write_config(family: Family, config: Any) -> dict[str, Any] | None:
             continue
         absent = tuple(f"{each}." for each in submodels(config) if heads.part and each != heads.part)
         keys = [key for key in family.keys if not (isinstance(key, Key) and key.field.startswith(absent))]
-        json = {
-            "model_type": family.name,
-            "architectures": [name],
-            **_merged(write_keys(keys, config), of_heads),
-        }
+        json = {"model_type": family.name, "architectures": [name], **_merged(write_keys(keys, config), of_heads)}
         try:
             again, _ = read_config(family, json, family.name)
         except InputError:
@@ -329,11 +322,7 @@ def write_config(family: Family, config: Any) -> dict[str, Any] | None:
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Both, and so are the objects within them: several groups may write keys of one."""
-    both = {
-        key: _merged(one[key], other[key])
-        for key in one.keys() & other.keys()
-        if isinstance(other[key], dict)
-    }
+    both = {key: _merged(one[key], other[key]) for key in one.keys() & other.keys() if isinstance(other[key], dict)}
     return {**one, **other, **both}
 
 
@@ -388,12 +377,8 @@ def _spelt_out(config: Transformer) -> tuple[Variant, ...]:
     """Variants by name, each with all that any of them has otherwise than the model, whoever said so."""
     kinds = {name: config.variant(name) for name in sorted(each.name for each in config.variants)}
     paths = sorted({path for each in config.variants for path, _ in each.overrides})
-    unlike = [
-        path for path in paths if any(_get(kind, path) != _get(config, path) for kind in kinds.values())
-    ]
-    return tuple(
-        Variant(name, tuple((path, _get(kind, path)) for path in unlike)) for name, kind in kinds.items()
-    )
+    unlike = [path for path in paths if any(_get(kind, path) != _get(config, path) for kind in kinds.values())]
+    return tuple(Variant(name, tuple((path, _get(kind, path)) for path in unlike)) for name, kind in kinds.items())
 
 
 class Bound(NamedTuple):
@@ -415,11 +400,7 @@ class Bound(NamedTuple):
 
 
 def bind(
-    family: Family,
-    architecture: str,
-    config: Any,
-    shapes: Mapping[str, Any],
-    prefix: str | None = None,
+    family: Family, architecture: str, config: Any, shapes: Mapping[str, Any], prefix: str | None = None
 ) -> list[Bound]:
     """Every tensor that a checkpoint of this model has on disk.
 

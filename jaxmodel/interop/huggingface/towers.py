@@ -12,17 +12,7 @@ from jaxmodel.interop.huggingface.decoders import LLAMA
 from jaxmodel.interop.huggingface.encoders import TWO_WAYS, images
 from jaxmodel.interop.huggingface.keys import ACTIVATIONS, named, nested
 from jaxmodel.interop.huggingface.rows import LAYER_NORM, heads_of, linear, norm, transformer, within
-from jaxmodel.interop.huggingface.table import (
-    BATCHED,
-    TRANSPOSED,
-    Family,
-    Group,
-    Heads,
-    Json,
-    Key,
-    Overrides,
-    Row,
-)
+from jaxmodel.interop.huggingface.table import BATCHED, TRANSPOSED, Family, Group, Heads, Json, Key, Overrides, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.multimodal import Towers, VisionLanguage
 from jaxmodel.models.parts import MLP, Attention, Pool, Stem
@@ -49,9 +39,7 @@ _LEARNED = Stem(positions="learned")
 
 
 def _base(attention: Attention, stem: Stem, pool: Pool) -> Transformer:
-    return transformer(
-        attention=attention, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=stem, pool=pool, head=None
-    )
+    return transformer(attention=attention, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=stem, pool=pool, head=None)
 
 
 def _sizes(activation: str, width: int, dim: int, heads: int, epsilon: float) -> tuple[Key, ...]:
@@ -229,9 +217,7 @@ def _read_seen(json: Json) -> Overrides:
     """Which block of the tower is read, with its class token or not; what the text and all around it say together."""
     layer, how = json.get("vision_feature_layer", -2), json.get("vision_feature_select_strategy", "default")
     if not isinstance(layer, int) or how not in ("default", "full"):
-        raise ValueError(
-            f"vision_feature_layer={layer!r}, {how}: only one layer is supported, default or full"
-        )
+        raise ValueError(f"vision_feature_layer={layer!r}, {how}: only one layer is supported, default or full")
     text = json.get("text_config") or {}
     tied = json.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False
     width = text.get("hidden_size", _LLAMA["hidden_size"])

@@ -21,13 +21,7 @@ from jaxmodel.sharding import make_mesh
 from tests.contract import GPT, PATTERN, same
 from tests.golden import families
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-}
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 DECODER = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
 SLIDING = {**DECODER, "sliding_window": 4}
 JSON = {  # the least that config.json must say
@@ -117,9 +111,7 @@ def test_heads_of_a_recurrence_that_contradict_its_width_are_refused():
 
 def test_only_families_that_turn_a_part_of_a_head_say_so(tmp_path):
     """transformers' llama turns all of it, whatever its config.json says: phi3 computes the same, and does not."""
-    config = replace(
-        read_config(FAMILIES["llama"], said("llama"), "here")[0], {"attention.rope.fraction": 0.5}
-    )
+    config = replace(read_config(FAMILIES["llama"], said("llama"), "here")[0], {"attention.rope.fraction": 0.5})
     assert write_config(FAMILIES["llama"], config) is None
     directory.write(tmp_path, config.build(), random(config.build()))
     written_as = json.loads((tmp_path / "config.json").read_text())

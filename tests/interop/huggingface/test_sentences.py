@@ -23,9 +23,7 @@ MODULES = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normal
 
 def sentences(folder, modules=MODULES, name="bert", architecture="BertModel", **pooling):
     """A directory with modules.json."""
-    huggingface(
-        folder, name, architecture, dim=32, n_layers=2, n_heads=4, hidden_dim=48
-    )  # as DistilBERT says them
+    huggingface(folder, name, architecture, dim=32, n_layers=2, n_heads=4, hidden_dim=48)  # as DistilBERT says them
     types = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in modules]
     (folder / "modules.json").write_text(json.dumps([{"idx": i, **each} for i, each in enumerate(types)]))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
@@ -69,13 +67,7 @@ def test_pooled_as_it_says_and_written_back(pooling, kind, tmp_path):
     np.testing.assert_allclose(found["embedding"], expected, rtol=1e-5, atol=1e-6)
 
     directory.write(tmp_path / "b", loaded.model, loaded.params, info=loaded.info)
-    names = (
-        "model.safetensors",
-        "config.json",
-        "modules.json",
-        "1_Pooling/config.json",
-        "sentence_bert_config.json",
-    )
+    names = ("model.safetensors", "config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
     for name in names:
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes(), name
 
@@ -138,11 +130,7 @@ def test_a_damaged_list_of_modules_is_named(text, tmp_path):
 def test_minilm_gives_what_is_published():
     """all-MiniLM-L6-v2, whatever else is in the batch."""
     weights = (minilm.DIRECTORY / "model.safetensors").read_bytes()
-    assert (
-        hashlib.sha256(weights)
-        .hexdigest()
-        .startswith("53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fa")
-    )
+    assert hashlib.sha256(weights).hexdigest().startswith("53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fa")
     loaded = load(minilm.DIRECTORY)
     assert loaded.tokenizer is not None
     ids = [loaded.tokenizer.encode_input(text) for text in minilm.SENTENCES]
