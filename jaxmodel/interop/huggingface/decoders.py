@@ -2,109 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from jaxmodel.interop.huggingface.keys import (
-    ACTIVATIONS,
-    GATED,
-    body,
-    causal,
-    classifier,
-    decoder_heads,
-    layer_types,
-    layers,
-    named,
-    rotary,
-    rotary_by_layer,
-)
-from jaxmodel.interop.huggingface.rows import LAYER_NORM, heads_of, linear, norm, transformer
-from jaxmodel.interop.huggingface.table import (
-    COLUMNS,
-    COPY,
-    FLAT,
-    REQUIRED,
-    Family,
-    Fixed,
-    Group,
-    Json,
-    Key,
-    Overrides,
-    Row,
-)
+from jaxmodel.interop.huggingface import keys as k
+from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer
+from jaxmodel.interop.huggingface.table import Family, Fixed, Group, Json, Key, Overrides, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import MLP, Attention, Norm, Pool, Stem
 
 # Decoders in the manner of Llama
 
-
-def decoder_rows(**norms: str) -> tuple[Row, ...]:
-    """Llama's names; `norms` are those of a layer's norms, by ours."""
-    norms = norms or {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-    attention, mlp = "layers.{i}.self_attn", "layers.{i}.mlp"
-    return (
-        Row("embed_tokens.weight", "stem/tokens"),
-        *norm("norm", "norm"),
-        *heads_of(attention, "q_proj", "k_proj", "v_proj"),
-        *linear(f"{attention}.o_proj", "stack/attention/output"),
-        Row(f"{attention}.q_norm.weight", "stack/attention/query_norm"),
-        Row(f"{attention}.k_norm.weight", "stack/attention/key_norm"),
-        *(row for name in ("gate", "up", "down") for row in linear(f"{mlp}.{name}_proj", f"stack/mlp/{name}")),
-        *(row for ours, name in norms.items() for row in norm(f"layers.{{i}}.{name}", f"stack/{ours}")),
-    )
+NORMS = "norm layers.{i}.(input|post_attention)_layernorm stack/(attention|mlp)_norm"
+LLAMA_ROWS = """
+    copy   embed_tokens.weight                      stem/tokens
+    norm   norm                                     norm
+    linear layers.{i}.self_attn.(q|k|v|o)_proj      stack/attention/(query|key|value|output)
+    copy   layers.{i}.self_attn.(q|k)_norm.weight   stack/attention/(query|key)_norm
+    linear layers.{i}.mlp.(gate|up|down)_proj       stack/mlp/(gate|up|down)
+"""
 
 
 def sizes(
-    tied: bool = False, activation: str = "hidden_act", head_dim: Any = None, gates: Mapping[str, str] = GATED
-) -> tuple[Key | Group, ...]:
-    """The keys that nearly every decoder has.
+    activation: str = "hidden_act:mlp.activation=silu~gated",
+    epsilon: str = "rms_norm_eps:norm.epsilon=1e-6",
+    tied: str = "false",
+    head_dim: int | None = None,
+    inner: str = "intermediate_size:mlp.dim",
+) -> tuple[Key | Fixed | Group, ...]:
+    """The keys that nearly every decoder has; what is said of single ones is what they are where they are otherwise."""
 
-    Args:
-      tied: whether the head is the embedding table where config.json does not say.
-      activation: the key of the gate's non-linearity.
-      head_dim: its width where config.json does not say.
-      gates: what non-linearities are called.
-    """
-    return (
-        Key("vocab_size", "vocab_size", REQUIRED),
-        Key("hidden_size", "embed_dim", REQUIRED),
-        Key("num_hidden_layers", "num_layers", REQUIRED),
-        Key("num_attention_heads", "attention.num_heads", REQUIRED),
-        Group(_read_widths(head_dim), _write_widths),
-        Key("intermediate_size", "mlp.dim", REQUIRED),
-        Key(activation, "mlp.activation", "silu", *named(gates)),
-        Key("rms_norm_eps", "norm.epsilon", 1e-6),
-        Key("tie_word_embeddings", "tied", tied),
-    )
-
-
-def _read_widths(head_dim: int | None) -> Any:
     def read(json: Json) -> Overrides:
         heads = json["num_attention_heads"]
-        return {
-            "attention.num_kv_heads": json.get("num_key_value_heads") or heads,
-            "attention.head_dim": json.get("head_dim", head_dim) or json["hidden_size"] // heads,
-        }
+        width = json.get("head_dim", head_dim) or json["hidden_size"] // heads
+        return {"attention.num_kv_heads": json.get("num_key_value_heads") or heads, "attention.head_dim": width}
 
-    return read
+    def write(config: Transformer) -> dict[str, Any]:
+        a = config.attention
+        width = a.head_dim or config.embed_dim // a.num_heads
+        return {"num_key_value_heads": a.num_kv_heads or a.num_heads, "head_dim": width}
 
-
-def _write_widths(config: Transformer) -> dict[str, Any]:
-    a = config.attention
-    return {
-        "num_key_value_heads": a.num_kv_heads or a.num_heads,
-        "head_dim": a.head_dim or config.embed_dim // a.num_heads,
-    }
+    first = "vocab_size hidden_size:embed_dim num_hidden_layers:num_layers num_attention_heads:attention.num_heads"
+    more = k.keys(f"{inner} {activation} {epsilon} tie_word_embeddings:tied={tied}")
+    return *k.keys(first), Group(read, write), *more
 
 
-def both_biases(default: bool = False) -> Group:
+def both_biases(default: str = "false") -> tuple[Key | Fixed, ...]:
     """`attention_bias`: of all four projections, or of none."""
-
-    def read(json: Json) -> Overrides:
-        bias = bool(json.get("attention_bias", default))
-        return {"attention.bias": bias, "attention.output_bias": bias}
-
-    return Group(read, lambda config: {"attention_bias": config.attention.bias})
+    return k.keys(f"attention_bias:attention.output_bias,attention.bias={default}~bool")
 
 
 def _sliding(json: Json) -> list[str]:
@@ -115,11 +60,11 @@ def _sliding(json: Json) -> list[str]:
 
 def qwen_layers(types: Callable[[Json], list[str]] = _sliding) -> Group:
     """As `layer_types`, with a switch that turns windows off."""
-    plain = layer_types(types)
+    plain = k.layer_types(types)
 
     def read(json: Json) -> Overrides:
-        used = json.get("use_sliding_window")
-        return plain.read(json if used else {**json, "layer_types": ["full_attention"] * json["num_hidden_layers"]})
+        full = ["full_attention"] * json["num_hidden_layers"]
+        return plain.read(json if json.get("use_sliding_window") else {**json, "layer_types": full})
 
     def write(config: Transformer) -> dict[str, Any]:
         said = plain.write(config)
@@ -128,114 +73,82 @@ def qwen_layers(types: Callable[[Json], list[str]] = _sliding) -> Group:
     return Group(read, write)
 
 
-def qk_epsilon() -> Group:
-    """Queries and keys are normalised as everything is."""
-    return Group(lambda json: {"attention.qk_norm_epsilon": json.get("rms_norm_eps", 1e-6)}, lambda config: {})
-
-
+# Queries and keys are normalised as everything is.
+QK_EPSILON = k.implied("attention.qk_norm_epsilon", lambda json: json.get("rms_norm_eps", 1e-6))
 ROTARY = Attention(num_heads=1, rotary=True)
+QK_NORM = Attention(num_heads=1, rotary=True, qk_norm="head")
 RMS = Norm(kind="rms")
+WINDOW = k.keys("sliding_window:attention.window=null")
 
 LLAMA = Family(
     name="llama",
     prefix="model.",
     base=transformer(attention=ROTARY, norm=RMS),
-    keys=(*sizes(), rotary(), both_biases(), Key("mlp_bias", "mlp.bias", False), Fixed("pretraining_tp", 1)),
-    rows=decoder_rows(),
-    heads=decoder_heads("Llama"),
+    keys=(*sizes(), k.rotary(), *both_biases(), *k.keys("mlp_bias:mlp.bias=false pretraining_tp==1")),
+    rows=rows(LLAMA_ROWS + NORMS),
+    heads=k.decoder_heads("Llama"),
     ignored=("*.rotary_emb.inv_freq",),
 )
-
-MISTRAL = LLAMA._replace(
-    name="mistral",
-    keys=(*sizes(), rotary(), Key("sliding_window", "attention.window", None)),
-    heads=decoder_heads("Mistral"),
-)
-
+MISTRAL = LLAMA._replace(name="mistral", keys=(*sizes(), k.rotary(), *WINDOW), heads=k.decoder_heads("Mistral"))
 QWEN2 = LLAMA._replace(
     name="qwen2",
     base=transformer(attention=Attention(num_heads=1, rotary=True, bias=True), norm=RMS),
-    keys=(*sizes(), rotary(), qwen_layers()),
-    heads=decoder_heads("Qwen2"),
+    keys=(*sizes(), k.rotary(), qwen_layers()),
+    heads=k.decoder_heads("Qwen2"),
 )
-
 QWEN3 = LLAMA._replace(
     name="qwen3",
-    base=transformer(attention=Attention(num_heads=1, rotary=True, qk_norm="head"), norm=RMS),
-    keys=(*sizes(head_dim=128), rotary(), qwen_layers(), both_biases(), qk_epsilon()),
-    heads=decoder_heads("Qwen3"),
+    base=transformer(attention=QK_NORM, norm=RMS),
+    keys=(*sizes(head_dim=128), k.rotary(), qwen_layers(), *both_biases(), QK_EPSILON),
+    heads=k.decoder_heads("Qwen3"),
 )
 
 # Gemma: norms that store their scale less one, before and after each half, and embeddings scaled by sqrt(D).
-GEMMA_NORMS = {
-    "attention_norm": "input_layernorm",
-    "attention_output_norm": "post_attention_layernorm",
-    "mlp_norm": "pre_feedforward_layernorm",
-    "mlp_output_norm": "post_feedforward_layernorm",
-}
 
-
+GEMMA_ROWS = f"""{LLAMA_ROWS}
+    norm layers.{{i}}.(input|post_attention)_layernorm             stack/attention_(norm|output_norm)
+    norm layers.{{i}}.(pre_feedforward|post_feedforward)_layernorm stack/mlp_(norm|output_norm)
+"""
 # What the embeddings are scaled by follows from their width.
-_SCALED = Group(lambda json: {"stem.scale": json["hidden_size"] ** 0.5}, lambda config: {})
+_SCALED = k.implied("stem.scale", lambda json: json["hidden_size"] ** 0.5)
 
 
-def _gemma() -> tuple[Key | Fixed | Group, ...]:
-    return (
-        *sizes(tied=True, activation="hidden_activation", head_dim=256),
-        _SCALED,
-        Group(
-            lambda json: {"attention.scale": json.get("query_pre_attn_scalar", 256) ** -0.5},
-            lambda config: {"query_pre_attn_scalar": _inverse_square(config.attention)},
-        ),
-        Key("attn_logit_softcapping", "attention.softcap", None),
-        Key("final_logit_softcapping", "head.softcap", None),
-        both_biases(),
-    )
+def _gemma(*more: Key | Fixed | Group) -> tuple[Key | Fixed | Group, ...]:
+    hidden = "hidden_activation:mlp.activation=silu~gated"
+    return *sizes(hidden, tied="true", head_dim=256), _SCALED, *both_biases(), *more
 
 
-def _inverse_square(attention: Attention) -> float:
-    """What a scale of scores is the inverse root of; whole where it nearly is."""
-    number = attention.scale**-2 if attention.scale else attention.head_dim or 256
-    return round(number) if abs(number - round(number)) < 1e-6 * number else number
+def _inverse_square(config: Transformer) -> dict[str, Any]:
+    """What the scale of scores is the inverse root of; whole where it nearly is."""
+    number = config.attention.scale**-2 if config.attention.scale else config.attention.head_dim or 256
+    return {"query_pre_attn_scalar": round(number) if abs(number - round(number)) < 1e-6 * number else number}
 
 
+_CAPPED = (
+    Group(lambda json: {"attention.scale": json.get("query_pre_attn_scalar", 256) ** -0.5}, _inverse_square),
+    *k.keys("attn_logit_softcapping:attention.softcap=null final_logit_softcapping:head.softcap=null"),
+)
 GEMMA = LLAMA._replace(
     name="gemma",
     base=transformer(attention=ROTARY, norm=Norm(kind="rms", offset=1.0)),
     keys=(
-        *sizes(tied=True, head_dim=256, gates={**GATED, "gelu": "geglu"}),  # the first were said to be exact
-        _SCALED,
-        rotary(),
-        both_biases(),
-        Fixed("use_bidirectional_attention", None),
+        *sizes("hidden_act:mlp.activation=silu~first", tied="true", head_dim=256),
+        *(_SCALED, k.rotary(), *both_biases(), *k.keys("use_bidirectional_attention==null")),
     ),
-    heads=decoder_heads("Gemma"),
+    heads=k.decoder_heads("Gemma"),
 )
-
 GEMMA2 = LLAMA._replace(
     name="gemma2",
     base=transformer(attention=ROTARY, norm=Norm(kind="rms", offset=1.0, placement="both")),
-    keys=(
-        *_gemma(),
-        rotary(),
-        layer_types(lambda json: [("sliding", "full")[i % 2] + "_attention" for i in range(json["num_hidden_layers"])]),
-    ),
-    rows=decoder_rows(**GEMMA_NORMS),
-    heads=decoder_heads("Gemma2"),
+    keys=_gemma(*_CAPPED, k.rotary(), k.layer_types(lambda json: k.every(2, json))),
+    rows=rows(GEMMA_ROWS),
+    heads=k.decoder_heads("Gemma2"),
 )
-
 GEMMA3 = GEMMA2._replace(
     name="gemma3_text",
-    base=transformer(
-        attention=Attention(num_heads=1, rotary=True, qk_norm="head"),
-        norm=Norm(kind="rms", offset=1.0, placement="both"),
-    ),
-    keys=(*_gemma(), rotary_by_layer(6, 1e6, 1e4), qk_epsilon(), Fixed("use_bidirectional_attention", False)),
-    heads={
-        "Gemma3ForCausalLM": causal(),
-        "Gemma3TextModel": body(),
-        "Gemma3TextForSequenceClassification": classifier("score", Pool("last"), bias=False),
-    },
+    base=transformer(attention=QK_NORM, norm=Norm(kind="rms", offset=1.0, placement="both")),
+    keys=_gemma(*(*_CAPPED, k.rotary_by_layer(6, 1e6, 1e4), QK_EPSILON), *k.keys("use_bidirectional_attention==false")),
+    heads=k.decoder_heads("Gemma3", 3, "Gemma3Text"),
 )
 
 
@@ -246,28 +159,22 @@ def _gemma4_layers() -> Group:
         same = bool(json.get("attention_k_eq_v", False))
         few = json.get("num_global_key_value_heads") if same else None
         usual = {"head_dim": json.get("global_head_dim", 512), "num_key_value_heads": few}
-        each = list((json.get("per_layer_config") or {"": usual}).values())
-        if any(one != each[0] for one in each):
+        one, *others = (json.get("per_layer_config") or {"": usual}).values()
+        if any(each != one for each in others):
             raise ValueError("per_layer_config is not supported where global layers differ from each other")
         return {
             "attention.keys_as_values": same,
-            "attention.head_dim": each[0].get("head_dim") or json["head_dim"],
-            "attention.num_kv_heads": each[0].get("num_key_value_heads") or json["num_key_value_heads"],
+            "attention.head_dim": one.get("head_dim") or json["head_dim"],
+            "attention.num_kv_heads": one.get("num_key_value_heads") or json["num_key_value_heads"],
         }
 
-    plain = rotary_by_layer(6, 1e6, 1e4, of_global)
+    plain = k.rotary_by_layer(6, 1e6, 1e4, of_global)
 
     def write(config: Transformer) -> dict[str, Any]:
-        attentions = {str(i): layer.attention for i, layer in enumerate(layers(config))}
-        return {
-            **plain.write(config),
-            "attention_k_eq_v": any(a.keys_as_values for a in attentions.values()),
-            "per_layer_config": {
-                i: {"head_dim": a.head_dim, "num_key_value_heads": a.num_kv_heads}
-                for i, a in attentions.items()
-                if a.window is None
-            },
-        }
+        each = {str(i): layer.attention for i, layer in enumerate(k.layers(config)) if not layer.attention.window}
+        sizes = {i: {"head_dim": a.head_dim, "num_key_value_heads": a.num_kv_heads} for i, a in each.items()}
+        same = any(a.keys_as_values for a in each.values())
+        return {**plain.write(config), "attention_k_eq_v": same, "per_layer_config": sizes}
 
     return Group(plain.read, write)
 
@@ -279,63 +186,46 @@ GEMMA4 = GEMMA3._replace(
         norm=Norm(kind="rms", placement="both"),
         block_scale=True,
     ),
-    keys=(
-        *(*sizes(tied=True, activation="hidden_activation", head_dim=256), _SCALED, both_biases(), qk_epsilon()),
-        *(Key("final_logit_softcapping", "head.softcap", None), _gemma4_layers()),
-        *(Fixed("hidden_size_per_layer_input", 0), Fixed("num_kv_shared_layers", 0)),
-        *(Fixed("enable_moe_block", False), Fixed("use_bidirectional_attention", None)),
+    keys=_gemma(
+        *(QK_EPSILON, *k.keys("final_logit_softcapping:head.softcap=null"), _gemma4_layers()),
+        *k.keys("hidden_size_per_layer_input==0 num_kv_shared_layers==0"),
+        *k.keys("enable_moe_block==false use_bidirectional_attention==null"),
     ),
-    rows=(*decoder_rows(**GEMMA_NORMS), Row("layers.{i}.layer_scalar", "stack/scale")),
-    heads={"Gemma4ForCausalLM": causal(), "Gemma4TextModel": body()},
+    rows=(*rows(GEMMA_ROWS), Row("layers.{i}.layer_scalar", ("stack/scale",))),
+    heads=k.decoder_heads("Gemma4", 2, "Gemma4Text"),
 )
 
 # GPT-2: one projection to queries, keys and values, stored [in, out].
 
-_QKV = tuple(f"stack/attention/{name}" for name in ("query", "key", "value"))
-
+_INNER = Group(
+    lambda json: {"mlp.dim": json.get("n_inner") or 4 * json.get("n_embd", 768)},
+    lambda config: {"n_inner": config.mlp.dim},
+)
 GPT2 = Family(
     name="gpt2",
     prefix="transformer.",
     base=transformer(
         attention=Attention(num_heads=1, bias=True, output_bias=True),
-        mlp=MLP(dim=1, bias=True),
-        norm=LAYER_NORM,
-        stem=Stem(positions="learned"),
+        **{"mlp": MLP(dim=1, bias=True), "norm": LAYER_NORM, "stem": Stem(positions="learned")},
     ),
     keys=(
-        Key("vocab_size", "vocab_size", 50257),
-        Key("n_embd", "embed_dim", 768),
-        Key("n_layer", "num_layers", 12),
-        Key("n_head", "attention.num_heads", 12),
-        Key("n_positions", "max_length", 1024),
-        Group(
-            lambda json: {"mlp.dim": json.get("n_inner") or 4 * json.get("n_embd", 768)},
-            lambda config: {"n_inner": config.mlp.dim},
-        ),
-        Key("activation_function", "mlp.activation", "gelu_new", *named(ACTIVATIONS)),
-        Key("layer_norm_epsilon", "norm.epsilon", 1e-5),
-        Key("tie_word_embeddings", "tied", True),
-        Fixed("scale_attn_weights", True),
-        Fixed("scale_attn_by_inverse_layer_idx", False),
-        Fixed("add_cross_attention", False),
+        *k.keys("vocab_size=50257 n_embd:embed_dim=768 n_layer:num_layers=12 n_head:attention.num_heads=12"),
+        *(_INNER, *k.keys("n_positions:max_length=1024 activation_function:mlp.activation=gelu_new~plain")),
+        *k.keys("layer_norm_epsilon:norm.epsilon=1e-5 tie_word_embeddings:tied=true scale_attn_weights==true"),
+        *k.keys("scale_attn_by_inverse_layer_idx==false add_cross_attention==false"),
     ),
-    rows=(
-        Row("wte.weight", "stem/tokens"),
-        Row("wpe.weight", "stem/positions"),
-        *norm("h.{i}.ln_1", "stack/attention_norm"),
-        Row("h.{i}.attn.c_attn.weight", _QKV, COLUMNS),
-        Row("h.{i}.attn.c_attn.bias", tuple(f"{path}_bias" for path in _QKV), FLAT),
-        *linear("h.{i}.attn.c_proj", "stack/attention/output", COPY),
-        *norm("h.{i}.ln_2", "stack/mlp_norm"),
-        *linear("h.{i}.mlp.c_fc", "stack/mlp/up", COPY),
-        *linear("h.{i}.mlp.c_proj", "stack/mlp/down", COPY),
-        *norm("ln_f", "norm"),
-    ),
+    rows=rows("""
+        copy    w(t|p)e.weight            stem/(tokens|positions)
+        norm    h.{i}.ln_(1|2)            stack/(attention|mlp)_norm
+        columns h.{i}.attn.c_attn         stack/attention/query+key+value
+        plain   h.{i}.attn.c_proj         stack/attention/output
+        plain   h.{i}.mlp.c_(fc|proj)     stack/mlp/(up|down)
+        norm    ln_f                      norm
+    """),
     heads={
-        "GPT2LMHeadModel": causal(),
-        "GPT2Model": body(),
-        "GPT2ForSequenceClassification": classifier("score", Pool("last"), bias=False),
-        "GPT2ForTokenClassification": classifier("classifier", None),
+        **{"GPT2LMHeadModel": k.causal(), "GPT2Model": k.body()},
+        "GPT2ForSequenceClassification": k.classifier("score", Pool("last"), bias=False),
+        "GPT2ForTokenClassification": k.classifier("classifier", None),
     },
     ignored=("*.attn.bias", "*.attn.masked_bias"),
 )

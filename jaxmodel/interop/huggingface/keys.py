@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from json import loads
 from typing import Any
 
-from jaxmodel.errors import InputError
+from jaxmodel.interop.huggingface.rows import rows, spelt
 from jaxmodel.interop.huggingface.table import (
-    TRANSPOSED,
+    REQUIRED,
     Family,
+    Fixed,
     Group,
     Heads,
     Json,
+    Key,
     Overrides,
     Row,
     read_keys,
@@ -45,11 +48,60 @@ def named(names: Mapping[str, str]) -> tuple[Callable[[str], str], Callable[[str
     return read, lambda ours: first.get(ours, ours)
 
 
+_CONVERTED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    **{"plain": named(ACTIVATIONS), "gated": named(GATED), "bool": (bool, bool), "list": (tuple, list)},
+    "first": named({**GATED, "gelu": "geglu"}),  # gated ones of Gemma, the first of which were said to be exact
+    **{"inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, lambda number: number)},
+}
+
+
+def keys(text: str, **converted: Any) -> tuple[Key | Fixed, ...]:
+    """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value (`Fixed`).
+
+    A default is JSON, or else text. Fields with commas between them are all that key's; (a|b) is as in `rows`; a
+    conversion stands last: hidden_act:mlp.activation=gelu~plain.
+
+    Args:
+      text: the words.
+      **converted: further conversions by name, (read, write).
+    """
+    found: list[Key | Fixed] = []
+    for word in text.split():
+        key, fixed, value = word.partition("==")
+        if fixed:
+            found.append(Fixed(key, _value(value)))
+            continue
+        word, _, how = word.partition("~")
+        names, said, default = word.partition("=")
+        key, _, fields = names.partition(":")
+        given = [_value(default) if said else REQUIRED, *((converted.get(how) or _CONVERTED[how]) if how else ())]
+        found += [Key(name, each, *given) for name, path in spelt(key, fields or key) for each in path.split(",")]
+    return tuple(found)
+
+
+def _value(text: str) -> Any:
+    try:
+        return loads(text)
+    except ValueError:
+        return text
+
+
+def without(keys: Sequence[Any], *names: str) -> tuple[Any, ...]:
+    """Keys but for these."""
+    return tuple(each for each in keys if getattr(each, "key", None) not in names)
+
+
+def implied(field: str, value: Callable[[Json], Any]) -> Group:
+    """A field that follows from keys which are written by others."""
+    return Group(lambda json: {field: value(json)}, lambda config: {})
+
+
 # Rotary positions
 
 _COMMON = {"factor": "factor", "original_max_position_embeddings": "original_length"}
 _YARN = {"beta_fast": "beta_fast", "beta_slow": "beta_slow", "truncate": "truncate"}
 _LONG = {"short_factor": "short_factors", "long_factor": "long_factors"}
+_NEEDED = {"default": (), "proportional": (), "longrope": ("short_factor", "long_factor")}
 _ROPES = {  # what a kind of scaling has on disk -> field of ours
     "default": {},
     "linear": {"factor": "factor"},
@@ -78,31 +130,28 @@ def read_rope(
     kind = said.get("rope_type", said.get("type", "default"))
     if kind not in _ROPES:
         raise ValueError(f"rope_type {kind}: there are {', '.join(_ROPES)}")
-    needed = ("factor",) * (kind not in ("default", "proportional"))
-    needed = ("short_factor", "long_factor") if kind == "longrope" else needed
-    if missing := [name for name in needed if said.get(name) is None]:
+    if missing := [name for name in _NEEDED.get(kind, ("factor",)) if said.get(name) is None]:
         raise ValueError(f"rope_type {kind} lacks {missing[0]}")
-    names = {theirs: ours for theirs, ours in _ROPES[kind].items() if said.get(theirs) is not None}
-    values: dict[str, Any] = {ours: said[theirs] for theirs, ours in names.items()}
+    found = {ours: said[theirs] for theirs, ours in _ROPES[kind].items() if said.get(theirs) is not None}
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
     length = json.get("max_position_embeddings")
     if kind == "dynamic":
         values["original_length"] = length
     if kind == "longrope":
         values.setdefault("original_length", json.get("original_max_position_embeddings", length))
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         if said.get("factor") is None and length:
             values["factor"] = length / values["original_length"]
-    if kind == "yarn" and "attention_factor" not in values and said.get("mscale") and said.get("mscale_all_dim"):
-        values["attention_factor"] = sharper(values["factor"], said["mscale"]) / sharper(
-            values["factor"], said["mscale_all_dim"]
-        )
+    scales = said.get("mscale"), said.get("mscale_all_dim")
+    if kind == "yarn" and "attention_factor" not in values and all(scales):
+        one, all_dims = (sharper(values["factor"], each) for each in scales)
+        values["attention_factor"] = one / all_dims
     turned = 1.0
     if fraction is not None or kind == "proportional":
         turned = json.get("partial_rotary_factor", 1.0 if fraction is None else fraction)
         turned = float(said.get("partial_rotary_factor", turned))
     scaling = "none" if kind == "default" else kind
-    theta = said.get("rope_theta", json.get("rope_theta", theta))
-    return float(theta), Rope(scaling=scaling, fraction=turned, interleaved=interleaved, **values)
+    theta = float(said.get("rope_theta", json.get("rope_theta", theta)))
+    return theta, Rope(scaling=scaling, fraction=turned, interleaved=interleaved, **values)
 
 
 def sharper(factor: float, scale: float) -> float:
@@ -155,7 +204,7 @@ def rotary(scaling: Json = {}, **usual: Any) -> Group:  # noqa: B006  # it is no
 
 def layers(config: Transformer) -> list[Transformer]:
     """Each layer's variant, in order."""
-    return [config.variant(kind) for pattern, repeats in config.segments for _ in range(repeats) for kind in pattern]
+    return [config.variant(kind) for pattern, n in config.segments for _ in range(n) for kind in pattern]
 
 
 def patterned(kinds: Sequence[str], variants: Mapping[str, Overrides]) -> Overrides:
@@ -174,6 +223,49 @@ def patterned(kinds: Sequence[str], variants: Mapping[str, Overrides]) -> Overri
     }
 
 
+def every(period: int, json: Json, last: str = "full_attention", others: str = "sliding_attention") -> list[str]:
+    """Kinds of layers, of which the last of so many is another."""
+    return [others if (i + 1) % period else last for i in range(json["num_hidden_layers"])]
+
+
+def by_layer(
+    kinds: Mapping[str, tuple[str, Callable[[Json], Overrides]]],
+    usual: Callable[[Json], Sequence[str]],
+    of: Callable[[Transformer], str],
+    more: Group = Group(lambda json: {}, lambda config: {}),  # noqa: B008
+) -> Group:
+    """`layer_types`, by which layers differ.
+
+    Args:
+      kinds: on disk -> (variant with us, config.json -> its overrides).
+      usual: config.json -> those of the layers, where `layer_types` is not there.
+      of: a layer -> its kind on disk.
+      more: what else is read and written.
+    """
+
+    def read(json: Json) -> Overrides:
+        found = json.get("layer_types") or usual(json)
+        if unknown := [kind for kind in found if kind not in kinds]:
+            raise ValueError(f"layer_types: {unknown[0]} is not supported: there are {', '.join(kinds)}")
+        variants = {name: overrides(json) for kind, (name, overrides) in kinds.items() if kind in found}
+        return {**patterned([kinds[kind][0] for kind in found], variants), **more.read(json)}
+
+    def write(config: Transformer) -> dict[str, Any]:
+        return {"layer_types": [of(layer) for layer in layers(config)], **more.write(config)}
+
+    return Group(read, write)
+
+
+def slides(layer: Transformer) -> str:
+    """Whether a layer has a window, as `layer_types` says it."""
+    return "sliding_attention" if layer.attention.window else "full_attention"
+
+
+def window_of(config: Transformer) -> int | None:
+    """That of the first layer with one."""
+    return next((layer.attention.window for layer in layers(config) if layer.attention.window), None)
+
+
 def layer_types(
     types: Callable[[Json], Sequence[str]], window: str = "sliding_window", usual: int | None = None
 ) -> Group:
@@ -184,74 +276,59 @@ def layer_types(
       window: the key that says how many tokens a sliding layer sees.
       usual: that number, where it does not say or no layer slides.
     """
-
-    def read(json: Json) -> Overrides:
-        kinds = json.get("layer_types") or types(json)
-        known = {"full_attention": "global", "sliding_attention": "local"}
-        for kind in kinds:
-            if kind not in known:
-                raise InputError(f"layer_types: {kind} is not supported: there are {', '.join(known)}")
-        variants: dict[str, Overrides] = {"global": {}, "local": {"attention.window": json.get(window, usual)}}
-        return patterned([known[kind] for kind in kinds], variants)
-
-    def write(config: Transformer) -> dict[str, Any]:
-        windows = [layer.attention.window for layer in layers(config)]
-        kinds = ["sliding_attention" if each else "full_attention" for each in windows]
-        return {"layer_types": kinds, window: next(filter(None, windows), usual)}
-
-    return Group(read, write)
+    kinds: dict[str, tuple[str, Callable[[Json], Overrides]]] = {
+        "full_attention": ("global", lambda json: {}),
+        "sliding_attention": ("local", lambda json: {"attention.window": json.get(window, usual)}),
+    }
+    more = Group(lambda json: {}, lambda config: {window: window_of(config) or usual})
+    return by_layer(kinds, types, slides, more)
 
 
 def rotary_by_layer(
-    every: int, theta: float, local_theta: float | None = None, of_global: Callable[[Json], Overrides] = lambda json: {}
+    period: int,
+    theta: float,
+    local_theta: float | None = None,
+    of_global: Callable[[Json], Overrides] = lambda json: {},
 ) -> Group:
     """`layer_types`, and an entry of `rope_parameters` for each of them; how long a text may be.
 
     Args:
-      every: the last of so many layers is global where config.json does not say.
+      period: the last of so many layers is global where config.json does not say.
       theta: base wavelength of global layers, and of local ones unless they have one of their own.
       local_theta: that.
       of_global: config.json -> what else sets global layers apart.
     """
 
-    def read(json: Json) -> Overrides:
-        kinds = json.get("layer_types")
-        if not kinds:
-            period = json.get("sliding_window_pattern", json.get("_sliding_window_pattern", every))
-            count = json["num_hidden_layers"]
-            kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(count)]
+    def turned(json: Json, kind: str) -> Overrides:
         said = dict(json.get("rope_parameters") or {})
         if "full_attention" not in said:
             base = json.get("rope_theta", theta)
-            local = json.get("rope_local_base_freq", local_theta or base)
             said = {
                 "full_attention": {"rope_theta": base, **(json.get("rope_scaling") or {}), **said},
-                "sliding_attention": {"rope_theta": local},
+                "sliding_attention": {"rope_theta": json.get("rope_local_base_freq", local_theta or base)},
             }
-        ropes = {kind: read_rope(entry, json) for kind, entry in said.items()}
-        variants = {
-            name: {"attention.rope_theta": ropes[kind][0], "attention.rope": ropes[kind][1]}
-            for name, kind in (("local", "sliding_attention"), ("global", "full_attention"))
-        }
-        variants["local"] = {"attention.window": json.get("sliding_window", 4096), **variants["local"]}
-        variants["global"] |= of_global(json)
-        names = {"sliding_attention": "local", "full_attention": "global"}
-        found = patterned([names[kind] for kind in kinds], variants)
-        return {**found, "max_length": json["max_position_embeddings"]}
+        return dict(zip(("attention.rope_theta", "attention.rope"), read_rope(said[kind], json), strict=True))
+
+    def local(json: Json) -> Overrides:
+        return {"attention.window": json.get("sliding_window", 4096), **turned(json, "sliding_attention")}
+
+    def usual(json: Json) -> list[str]:
+        return every(json.get("sliding_window_pattern", json.get("_sliding_window_pattern", period)), json)
 
     def write(config: Transformer) -> dict[str, Any]:
-        each = [layer.attention for layer in layers(config)]
-        kinds = ["sliding_attention" if a.window else "full_attention" for a in each]
-        ropes = {kind: write_rope(a.rope_theta, a.rope) for kind, a in zip(kinds, each, strict=True)}
+        ropes = {slides(each): write_rope(each.attention.rope_theta, each.attention.rope) for each in layers(config)}
         plain = {"rope_theta": local_theta or theta, "rope_type": "default"}
         return {
-            "layer_types": kinds,
-            "sliding_window": next((a.window for a in each if a.window), 4096),
+            "sliding_window": window_of(config) or 4096,
             "rope_parameters": {"sliding_attention": plain, "full_attention": plain, **ropes},
             "max_position_embeddings": config.max_length,
         }
 
-    return Group(read, write)
+    kinds: dict[str, tuple[str, Callable[[Json], Overrides]]] = {
+        "sliding_attention": ("local", local),
+        "full_attention": ("global", lambda json: {**turned(json, "full_attention"), **of_global(json)}),
+    }
+    return by_layer(kinds, usual, slides, Group(lambda json: {"max_length": json["max_position_embeddings"]}, write))
 
 
 # Models within models
@@ -312,11 +389,13 @@ def causal(name: str = "lm_head") -> Heads:
     """One logit a token of the vocabulary, by a layer called `name` or the embedding table."""
 
     def write(config: Transformer) -> dict[str, Any] | None:
-        usual = config.head is not None and config.pool is None and config.head.outputs is None
-        return {} if usual else None
+        return {} if config.head and config.pool is None and config.head.outputs is None else None
 
-    rows = Row(f"{name}.weight", "head/logits", TRANSPOSED), Row(f"{name}.bias", "head/bias")
-    return Heads(lambda json: {}, rows, write)
+    return Heads(lambda json: {}, _logits(name), write)
+
+
+def _logits(name: str) -> tuple[Row, ...]:
+    return rows(f"transposed {name}.weight head/logits\ncopy {name}.bias head/bias")
 
 
 def headed(
@@ -337,28 +416,27 @@ def headed(
       more: tensors beside.
       **overrides: of our config, as all of them have it.
     """
-    rows = Row(f"{logits}.weight", "head/logits", TRANSPOSED), Row(f"{logits}.bias", "head/bias")
-    return Heads(
-        lambda json: {"head": head(json), "pool": pool(json), **overrides},
-        (*rows, *more),
-        lambda config: said(config) if config.head else None,
-    )
+
+    def read(json: Json) -> Overrides:
+        return {"head": head(json), "pool": pool(json), **overrides}
+
+    return Heads(read, (*_logits(logits), *more), lambda config: said(config) if config.head else None)
 
 
 def classifier(name: str, pool: Pool | None, bias: bool = True, more: tuple[Row, ...] = ()) -> Heads:
     """Logits of classes by a layer called `name`: of each token, or of a pooled one."""
-
-    def head(json: Json) -> Head:
-        return Head(outputs=labels(json), bias=bias)
-
-    return headed(head, name, classes, lambda json: pool, more, tied=False)
+    return headed(
+        lambda json: Head(outputs=labels(json), bias=bias), name, classes, lambda json: pool, more, tied=False
+    )
 
 
-def decoder_heads(name: str) -> dict[str, Heads]:
-    """The architectures of a family of decoders: "Llama"."""
-    return {
+def decoder_heads(name: str, count: int = 4, body_name: str = "") -> dict[str, Heads]:
+    """The first so many architectures of a family of decoders, "Llama"; its bare model may have a name of its own."""
+    body_name = body_name or name
+    found = {
         f"{name}ForCausalLM": causal(),
-        f"{name}Model": body(),
-        f"{name}ForSequenceClassification": classifier("score", Pool("last"), bias=False),
-        f"{name}ForTokenClassification": classifier("score", None),
+        f"{body_name}Model": body(),
+        f"{body_name}ForSequenceClassification": classifier("score", Pool("last"), bias=False),
+        f"{body_name}ForTokenClassification": classifier("score", None),
     }
+    return dict(list(found.items())[:count])

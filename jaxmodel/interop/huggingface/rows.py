@@ -1,46 +1,75 @@
-"""What families have in common: layers, norms and heads as rows, and a config whose sizes are still to come."""
+"""The notation of rows, and what families have in common: heads of attention, a config whose sizes are to come."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from jaxmodel.interop.huggingface.table import COPY, FLAT, TRANSPOSED, Family, Form, Row
+from jaxmodel.interop.huggingface import table
+from jaxmodel.interop.huggingface.table import Family, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import MLP, Attention, Norm
 
 LAYER_NORM = Norm(kind="layer", bias=True)
+FORMS: dict[str, Any] = {  # of one tensor; or of a layer's weight and bias
+    **{"copy": table.COPY, "transposed": table.TRANSPOSED, "flat": table.FLAT, "token": table.TOKEN},
+    **{"batched": table.BATCHED, "count": table.COUNT, "patches": table.patches},
+    **{"linear": (table.TRANSPOSED, table.FLAT), "plain": (table.COPY, table.FLAT)},
+    **{"columns": (table.COLUMNS, table.FLAT), "by_head": (table.by_head, table.biases_by_head)},
+}
 
 
 def transformer(**fields: Any) -> Transformer:
     """What a family has in common; sizes come from config.json."""
     sizes: dict[str, Any] = {"vocab_size": 1, "max_length": 1, "embed_dim": 1, "num_layers": 1}
-    parts = {"attention": Attention(num_heads=1), "mlp": MLP(dim=1)}
-    return Transformer(**{**sizes, **parts, **fields})
+    return Transformer(**{**sizes, "attention": Attention(num_heads=1), "mlp": MLP(dim=1), **fields})
 
 
-def linear(name: str, path: str, form: Form = TRANSPOSED, bias: Form = COPY) -> tuple[Row, ...]:
-    """A layer's weight, [out, in] on disk, and its bias."""
-    return Row(f"{name}.weight", path, form), Row(f"{name}.bias", f"{path}_bias", bias)
+def rows(text: str, **forms: Any) -> tuple[Row, ...]:
+    """Rows from lines of three words: a form, a name on disk, a path of ours.
+
+    (a|b) in the name and (x|y) in the path are two rows; of several such all combinations. x+y at the end of a path
+    are arrays that one tensor holds. `norm` and forms that are pairs are of a module: its weight and its bias, which
+    with us is path/scale and path/bias of a norm, and else path and path_bias.
+
+    Args:
+      text: the lines.
+      **forms: further ones by name.
+
+    >>> [(row.name, row.paths) for row in rows("norm ln_(1|2) stack/(attention|mlp)_norm")][::2]
+    [('ln_1.weight', ('stack/attention_norm/scale',)), ('ln_2.weight', ('stack/mlp_norm/scale',))]
+    """
+    found = []
+    for kind, whole, place in filter(None, map(str.split, text.splitlines())):
+        for name, path in spelt(whole, place):
+            folder, slash, last = path.rpartition("/")
+            paths = tuple(f"{folder}{slash}{each}" for each in last.split("+"))
+            if kind == "norm":
+                found += [Row(f"{name}.weight", (f"{path}/scale",)), Row(f"{name}.bias", (f"{path}/bias",))]
+            elif type(form := forms.get(kind) or FORMS[kind]) is tuple:
+                found.append(Row(f"{name}.weight", paths, form[0]))
+                found.append(Row(f"{name}.bias", tuple(f"{each}_bias" for each in paths), form[1]))
+            else:
+                found.append(Row(name, paths, form))
+    return tuple(found)
 
 
-def norm(name: str, path: str) -> tuple[Row, ...]:
-    """A norm's scale, and its bias if it has one."""
-    return Row(f"{name}.weight", f"{path}/scale"), Row(f"{name}.bias", f"{path}/bias")
+def spelt(name: str, path: str) -> list[tuple[str, str]]:
+    """Both, once for each alternative that they offer."""
+    one, other = (re.search(r"\(([^)]*)\)", each) for each in (name, path))
+    if one is None or other is None:
+        assert one is other, f"{name} and {path} offer other alternatives"
+        return [(name, path)]
+    pairs = zip(one[1].split("|"), other[1].split("|"), strict=True)
+    return [each for a, b in pairs for each in spelt(name.replace(one[0], a, 1), path.replace(other[0], b, 1))]
 
 
-def heads_of(prefix: str, query: str, key: str, value: str) -> tuple[Row, ...]:
-    """Projections to queries, keys and values."""
-    names = {"query": query, "key": key, "value": value}
-    return tuple(
-        row for ours, name in names.items() for row in linear(f"{prefix}.{name}", f"stack/attention/{ours}", bias=FLAT)
-    )
+def but(rows: tuple[Row, ...], *ours: str) -> tuple[Row, ...]:
+    """Rows but for those of one of these paths, and their biases."""
+    return tuple(row for row in rows if row.paths[0].removesuffix("_bias") not in ours or len(row.paths) > 1)
 
 
 def within(name: str, part: str, family: Family) -> tuple[Row, ...]:
     """A family's rows of a submodel: its tensors' names begin with `name`, and its paths with that of the part."""
     assert isinstance(family.rows, tuple)
-
-    def inside(paths: tuple[str, ...] | str) -> tuple[str, ...]:
-        return tuple(f"{part}/{path}" for path in ((paths,) if isinstance(paths, str) else paths))
-
-    return tuple(Row(name + row.name, inside(row.paths), row.form) for row in family.rows)
+    return tuple(Row(name + row.name, tuple(f"{part}/{each}" for each in row.paths), row.form) for row in family.rows)

@@ -92,7 +92,7 @@ def has_own_layer(family: Family, config: Any, names: Iterable[str]) -> bool:
     """Whether a dense layer of the bare model's own pool is among the tensors."""
     rows = family.rows if isinstance(family.rows, tuple) else family.rows(config)
     rows = (*rows, *family.heads[architecture_of(family)].rows)
-    own = tuple(row.name for row in rows if row.paths == "pool/dense")
+    own = tuple(row.name for row in rows if row.paths == ("pool/dense",))
     return any(name.endswith(own) for name in names)
 
 

@@ -117,6 +117,16 @@ def patches(config: Transformer) -> Form:
     return windows(config.images.patch)
 
 
+def by_head(config: Transformer) -> Form:
+    """Of each head its part of every one, one after the other."""
+    return fused(lambda x: x.T, lambda x, shape: x.T, groups=config.attention.num_heads)
+
+
+def biases_by_head(config: Transformer) -> Form:
+    """Their biases, likewise."""
+    return fused(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape), groups=config.attention.num_heads)
+
+
 class Row(NamedTuple):
     """A tensor on disk, some arrays of ours, and how they hold the same.
 
@@ -127,7 +137,7 @@ class Row(NamedTuple):
     """
 
     name: str
-    paths: tuple[str, ...] | str
+    paths: tuple[str, ...]
     form: Form | Callable[[Any], Form] = COPY
 
 
@@ -413,9 +423,7 @@ def bind(
     body = family.rows if isinstance(family.rows, tuple) else family.rows(config)
     found = []
     for row, before in [*((row, prefix) for row in body), *((row, "") for row in heads.rows)]:
-        paths = (row.paths,) if isinstance(row.paths, str) else row.paths
-        if heads.part:
-            paths = tuple(path.removeprefix(f"{heads.part}/") for path in paths)
+        paths = [path.removeprefix(f"{heads.part}/") for path in row.paths] if heads.part else row.paths
         part = paths[0].split("/", 1)[0]
         part, of = (f"{part}/", getattr(config, part)) if part in submodels(config) else ("", config)
         form = row.form if isinstance(row.form, Form) else row.form(of)
