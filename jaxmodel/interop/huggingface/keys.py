@@ -95,7 +95,7 @@ def without(keys: Sequence[Any], *names: str) -> tuple[Any, ...]:
 
 def implied(field: str, value: Callable[[Json], Any]) -> Group:
     """A field that follows from keys which are written by others."""
-    return Group(lambda json: {field: value(json)}, lambda config: {})
+    return Group(lambda json: {field: value(json)})
 
 
 # Rotary positions
@@ -234,7 +234,7 @@ def by_layer(
     kinds: Mapping[str, tuple[str, Callable[[Json], Overrides]]],
     usual: Callable[[Json], Sequence[str]],
     of: Callable[[Transformer], str],
-    more: Group = Group(lambda json: {}, lambda config: {}),  # noqa: B008
+    more: Group = Group(),  # noqa: B008
 ) -> Group:
     """`layer_types`, by which layers differ.
 
@@ -284,7 +284,7 @@ def layer_types(
         return {"attention.window": window, **({} if window else full)}
 
     kinds = {"full_attention": ("global", lambda json: dict(full)), "sliding_attention": ("local", local)}
-    more = Group(lambda json: {}, lambda config: {"sliding_window": window_of(config) or usual})
+    more = Group(write=lambda config: {"sliding_window": window_of(config) or usual})
     return by_layer(kinds, types, slides, more)
 
 
