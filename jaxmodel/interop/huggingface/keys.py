@@ -36,13 +36,13 @@ GATED = {
 }
 
 
-def named(names: Mapping[str, str]) -> tuple[Callable[[str], str], Callable[[str], str]]:
+def named(names: Mapping[Any, str]) -> tuple[Callable[[Any], str], Callable[[str], Any]]:
     """(read, write) of a value that goes by other names on disk."""
     first = {ours: theirs for theirs, ours in reversed(list(names.items()))}
 
-    def read(name: str) -> str:
+    def read(name: Any) -> str:
         if name not in names:
-            raise ValueError(f"there are {', '.join(names)}")
+            raise ValueError(f"there are {', '.join(map(str, names))}")
         return names[name]
 
     return read, lambda ours: first.get(ours, ours)
@@ -59,12 +59,13 @@ def keys(text: str, **converted: Any) -> tuple[Key | Fixed, ...]:
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value (`Fixed`).
 
     A default is JSON, or else text. Fields with commas between them are all that key's; (a|b) is as in `rows`; a
-    conversion stands last: hidden_act:mlp.activation=gelu~plain.
+    conversion stands last: hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us.
 
     Args:
       text: the words.
       **converted: further conversions by name, (read, write).
     """
+    conversions = {"": (), **_CONVERTED, **converted}
     found: list[Key | Fixed] = []
     for word in text.split():
         key, fixed, value = word.partition("==")
@@ -74,7 +75,8 @@ def keys(text: str, **converted: Any) -> tuple[Key | Fixed, ...]:
         word, _, how = word.partition("~")
         names, said, default = word.partition("=")
         key, _, fields = names.partition(":")
-        given = [_value(default) if said else REQUIRED, *((converted.get(how) or _CONVERTED[how]) if how else ())]
+        switch = "|" in how and named(dict(zip((False, True), how.split("|"), strict=True)))
+        given = [_value(default) if said else REQUIRED, *(switch or conversions[how])]
         found += [Key(name, each, *given) for name, path in spelt(key, fields or key) for each in path.split(",")]
     return tuple(found)
 
@@ -93,7 +95,7 @@ def without(keys: Sequence[Any], *names: str) -> tuple[Any, ...]:
 
 def implied(field: str, value: Callable[[Json], Any]) -> Group:
     """A field that follows from keys which are written by others."""
-    return Group(lambda json: {field: value(json)}, lambda config: {})
+    return Group(lambda json: {field: value(json)})
 
 
 # Rotary positions
@@ -232,7 +234,7 @@ def by_layer(
     kinds: Mapping[str, tuple[str, Callable[[Json], Overrides]]],
     usual: Callable[[Json], Sequence[str]],
     of: Callable[[Transformer], str],
-    more: Group = Group(lambda json: {}, lambda config: {}),  # noqa: B008
+    more: Group = Group(),  # noqa: B008
 ) -> Group:
     """`layer_types`, by which layers differ.
 
@@ -267,20 +269,22 @@ def window_of(config: Transformer) -> int | None:
 
 
 def layer_types(
-    types: Callable[[Json], Sequence[str]], window: str = "sliding_window", usual: int | None = None
+    types: Callable[[Json], Sequence[str]], usual: int | None = None, full: Mapping[str, Any] = {}
 ) -> Group:
     """`layer_types`: full_attention, or sliding_attention with a window.
 
     Args:
       types: config.json -> what they are where it does not say.
-      window: the key that says how many tokens a sliding layer sees.
-      usual: that number, where it does not say or no layer slides.
+      usual: how many tokens a sliding layer sees, where `sliding_window` does not say or no layer slides.
+      full: what sets layers that see every token apart.
     """
-    kinds: dict[str, tuple[str, Callable[[Json], Overrides]]] = {
-        "full_attention": ("global", lambda json: {}),
-        "sliding_attention": ("local", lambda json: {"attention.window": json.get(window, usual)}),
-    }
-    more = Group(lambda json: {}, lambda config: {window: window_of(config) or usual})
+
+    def local(json: Json) -> Overrides:
+        window = json.get("sliding_window", usual)
+        return {"attention.window": window, **({} if window else full)}
+
+    kinds = {"full_attention": ("global", lambda json: dict(full)), "sliding_attention": ("local", local)}
+    more = Group(write=lambda config: {"sliding_window": window_of(config) or usual})
     return by_layer(kinds, types, slides, more)
 
 
