@@ -50,7 +50,7 @@ def named(names: Mapping[Any, str]) -> tuple[Callable[[Any], str], Callable[[str
 
 _PLAIN = named(ACTIVATIONS)
 read_activation, write_activation = _PLAIN
-_CONVERTED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+_CONVERTED: dict[str, Any] = {  # (read, write)
     **{"plain": _PLAIN, "gated": named(GATED), "bool": (bool, bool), "list": (tuple, list)},
     "first": named({**GATED, "gelu": "geglu"}),  # gated ones of Gemma, the first of which were said to be exact
     **{"inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, lambda number: number)},
@@ -145,7 +145,7 @@ def read_rope(
         values.setdefault("original_length", json.get("original_max_position_embeddings", length))
         if said.get("factor") is None and length:
             values["factor"] = length / values["original_length"]
-    scales = said.get("mscale"), said.get("mscale_all_dim")
+    scales: list[Any] = [said.get("mscale"), said.get("mscale_all_dim")]
     if kind == "yarn" and "attention_factor" not in values and all(scales):
         one, all_dims = (sharper(values["factor"], each) for each in scales)
         values["attention_factor"] = one / all_dims
