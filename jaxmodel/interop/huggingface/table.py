@@ -103,11 +103,14 @@ COLUMNS = fused(lambda x: x, lambda x, shape: x, axis=1)  # stored [in, out], se
 COUNT = COPY._replace(dtype=np.dtype(np.int64))
 
 
-def windows(size: int) -> Form:
-    """A convolution: [out, in, size, size] on disk, [size * size * in, out] with us, or [size, size, out]."""
+def windows(size: int, dims: int = 2) -> Form:
+    """A convolution: [out, in, size, size] on disk, [size * size * in, out] with us, or [size, size, out].
+
+    Over one dim, [out, in, size] and [size * in, out].
+    """
     return fused(
-        lambda x: x.reshape(size, size, -1, x.shape[-1]).transpose(3, 2, 0, 1),
-        lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape),
+        lambda x: x.reshape(*(size,) * dims, -1, x.shape[-1]).transpose(-1, -2, *range(dims)),
+        lambda x, shape: x.transpose(*range(2, dims + 2), 1, 0).reshape(shape),
     )
 
 
