@@ -19,7 +19,7 @@ ENCODER_KEYS = k.keys("""
     intermediate_size:mlp.dim=3072 hidden_act:mlp.activation=gelu~plain layer_norm_eps:norm.epsilon=1e-12
 """)
 TWO_WAYS = Attention(num_heads=1, causal=False, bias=True, output_bias=True)
-_BASE = transformer(attention=TWO_WAYS, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=Stem(positions="learned"))
+BASE = transformer(attention=TWO_WAYS, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=Stem(positions="learned"))
 TANH = Pool("first", activation="tanh")
 POOLER = rows("linear pooler.dense pool/dense")
 CLASSIFIER_POOL = rows("linear classifier.dense pool/dense")
@@ -65,7 +65,7 @@ BERT_BODY = rows("""
 BERT = Family(
     name="bert",
     prefix="bert.",
-    base=configs.replace(_BASE, {"norm.placement": "post", "stem.num_types": 2, "stem.norm": True, "tied": True}),
+    base=configs.replace(BASE, {"norm.placement": "post", "stem.num_types": 2, "stem.norm": True, "tied": True}),
     keys=(
         *(*ENCODER_KEYS, *k.keys("vocab_size tie_word_embeddings==true is_decoder==false add_cross_attention==false")),
         *k.keys("max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2~types", types=(_types, int)),
@@ -146,7 +146,7 @@ _VIT_ROWS = """
 VIT = Family(
     name="vit",
     prefix="vit.",
-    base=_BASE,
+    base=BASE,
     keys=(*ENCODER_KEYS, images(), *k.keys("qkv_bias:attention.bias=true pooler_act==tanh")),
     rows=rows(f"""{_VIT_ROWS}
         linear encoder.layer.{{i}}.(intermediate|output).dense stack/mlp/(up|down)
