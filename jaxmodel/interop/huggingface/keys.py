@@ -37,11 +37,11 @@ GATED = {
 }
 
 
-def named(names: Mapping[Any, str]) -> tuple[Callable[[Any], str], Callable[[str], Any]]:
+def named(names: Mapping[Any, Any]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """(read, write) of a value that goes by other names on disk."""
     first = {ours: theirs for theirs, ours in reversed(list(names.items()))}
 
-    def read(name: Any) -> str:
+    def read(name: Any) -> Any:
         if name not in names:
             raise ValueError(f"there are {', '.join(map(str, names))}")
         return names[name]
@@ -62,7 +62,7 @@ def keys(text: str, **converted: Any) -> tuple[Key | Fixed, ...]:
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value (`Fixed`).
 
     A default is JSON, or else text. Fields with commas between them are all that key's; (a|b) is as in `rows`; a
-    conversion stands last: hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us.
+    conversion stands last: hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us, likewise.
 
     Args:
       text: the words.
@@ -78,7 +78,7 @@ def keys(text: str, **converted: Any) -> tuple[Key | Fixed, ...]:
         word, _, how = word.partition("~")
         names, said, default = word.partition("=")
         key, _, fields = names.partition(":")
-        switch = "|" in how and named(dict(zip((False, True), how.split("|"), strict=True)))
+        switch = "|" in how and named(dict(zip((False, True), map(_value, how.split("|")), strict=True)))
         given = [_value(default) if said else REQUIRED, *(switch or conversions[how])]
         found += [Key(name, each, *given) for name, path in spelt(key, fields or key) for each in path.split(",")]
     return tuple(found)
