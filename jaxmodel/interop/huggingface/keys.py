@@ -36,13 +36,13 @@ GATED = {
 }
 
 
-def named(names: Mapping[str, str]) -> tuple[Callable[[str], str], Callable[[str], str]]:
+def named(names: Mapping[Any, str]) -> tuple[Callable[[Any], str], Callable[[str], Any]]:
     """(read, write) of a value that goes by other names on disk."""
     first = {ours: theirs for theirs, ours in reversed(list(names.items()))}
 
-    def read(name: str) -> str:
+    def read(name: Any) -> str:
         if name not in names:
-            raise ValueError(f"there are {', '.join(names)}")
+            raise ValueError(f"there are {', '.join(map(str, names))}")
         return names[name]
 
     return read, lambda ours: first.get(ours, ours)
@@ -55,7 +55,7 @@ _CONVERTED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 
 
-def keys(text: str, **converted: Any) -> tuple[Key | Fixed, ...]:
+def keys(text: str, within: Sequence[str] = ("",), **converted: Any) -> tuple[Key | Fixed, ...]:
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value (`Fixed`).
 
     A default is JSON, or else text. Fields with commas between them are all that key's; (a|b) is as in `rows`; a
@@ -63,6 +63,7 @@ def keys(text: str, **converted: Any) -> tuple[Key | Fixed, ...]:
 
     Args:
       text: the words.
+      within: what the fields begin with; of several, each key is a field of all: "encoder.", "decoder.".
       **converted: further conversions by name, (read, write).
     """
     found: list[Key | Fixed] = []
@@ -72,10 +73,11 @@ def keys(text: str, **converted: Any) -> tuple[Key | Fixed, ...]:
             found.append(Fixed(key, _value(value)))
             continue
         word, _, how = word.partition("~")
-        names, said, default = word.partition("=")
+        names, optional, default = word.partition("=")
         key, _, fields = names.partition(":")
-        given = [_value(default) if said else REQUIRED, *((converted.get(how) or _CONVERTED[how]) if how else ())]
-        found += [Key(name, each, *given) for name, path in spelt(key, fields or key) for each in path.split(",")]
+        given = [_value(default) if optional else REQUIRED, *((converted.get(how) or _CONVERTED[how]) if how else ())]
+        said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
+        found += [Key(name, start + each, *given) for name, each in said for start in within]
     return tuple(found)
 
 

@@ -16,6 +16,7 @@ FORMS: dict[str, Any] = {  # of one tensor; or of a layer's weight and bias
     **{"batched": table.BATCHED, "count": table.COUNT, "patches": table.patches},
     **{"linear": (table.TRANSPOSED, table.FLAT), "plain": (table.COPY, table.FLAT)},
     **{"columns": (table.COLUMNS, table.FLAT), "by_head": (table.by_head, table.biases_by_head)},
+    "depthwise": (table.DEPTHWISE, table.COPY),
 }
 
 

@@ -101,6 +101,8 @@ COLUMNS = fused(lambda x: x, lambda x, shape: x, axis=1)  # stored [in, out], se
 
 
 COUNT = COPY._replace(dtype=np.dtype(np.int64))
+# A convolution of each channel by itself: [channels, 1, size] on disk, [size, channels] with us.
+DEPTHWISE = fused(lambda x: x.T[:, None], lambda x, shape: x[:, 0].T)
 
 
 def windows(size: int) -> Form:
