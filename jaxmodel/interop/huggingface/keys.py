@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from json import loads
 from typing import Any
 
-from jaxmodel.interop.huggingface.rows import rows, spelt
+from jaxmodel.interop.huggingface.rows import rows, spelt, within
 from jaxmodel.interop.huggingface.table import (
     REQUIRED,
     Family,
@@ -55,7 +55,7 @@ _CONVERTED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 
 
-def keys(text: str, within: Sequence[str] = ("",), **converted: Any) -> tuple[Key | Fixed, ...]:
+def keys(text: str, inside: Sequence[str] = ("",), **converted: Any) -> tuple[Key | Fixed, ...]:
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value (`Fixed`).
 
     A default is JSON, or else text. Fields with commas between them are all that key's; (a|b) is as in `rows`; a
@@ -63,7 +63,7 @@ def keys(text: str, within: Sequence[str] = ("",), **converted: Any) -> tuple[Ke
 
     Args:
       text: the words.
-      within: what the fields begin with; of several, each key is a field of all: "encoder.", "decoder.".
+      inside: what the fields begin with; of several, each key is a field of all: "encoder.", "decoder.".
       **converted: further conversions by name, (read, write).
     """
     found: list[Key | Fixed] = []
@@ -77,7 +77,7 @@ def keys(text: str, within: Sequence[str] = ("",), **converted: Any) -> tuple[Ke
         key, _, fields = names.partition(":")
         given = [_value(default) if optional else REQUIRED, *((converted.get(how) or _CONVERTED[how]) if how else ())]
         said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
-        found += [Key(name, start + each, *given) for name, each in said for start in within]
+        found += [Key(name, start + each, *given) for name, each in said for start in inside]
     return tuple(found)
 
 
@@ -357,6 +357,16 @@ def nested(key: str, field: str, family: Family, usual: Json | None = None) -> G
         return {key: {"model_type": family.name, **write_keys(family.keys, getattr(config, field))}}
 
     return Group(read, write)
+
+
+def inside(part: str, heads: Heads, usual: Json = {}) -> Heads:  # noqa: B006  # it is not changed
+    """Heads of a submodel; `usual` is what keys are where config.json does not say."""
+
+    def read(json: Json) -> Overrides:
+        return {f"{part}.{field}": value for field, value in heads.read({**usual, **json}).items()}
+
+    moved = within("", part, heads.rows)
+    return heads._replace(read=read, rows=moved, write=lambda config: heads.write(getattr(config, part)))
 
 
 # Heads
