@@ -13,13 +13,13 @@ from jaxmodel.models.parts import MLP, Attention, Norm, Pool, Stem
 
 # Decoders in the manner of Llama
 
-NORMS = "norm layers.{i}.(input|post_attention)_layernorm stack/(attention|mlp)_norm"
-LLAMA_ROWS = """
+NORMS = "norm layers.{i}.(input|post_attention)_layernorm stack/(attention|mlp)_norm\n"
+LLAMA_ROWS = f"""{NORMS}
     copy   embed_tokens.weight                      stem/tokens
     norm   norm                                     norm
-    linear layers.{i}.self_attn.(q|k|v|o)_proj      stack/attention/(query|key|value|output)
-    copy   layers.{i}.self_attn.(q|k)_norm.weight   stack/attention/(query|key)_norm
-    linear layers.{i}.mlp.(gate|up|down)_proj       stack/mlp/(gate|up|down)
+    linear layers.{{i}}.self_attn.(q|k|v|o)_proj    stack/attention/(query|key|value|output)
+    copy   layers.{{i}}.self_attn.(q|k)_norm.weight stack/attention/(query|key)_norm
+    linear layers.{{i}}.mlp.(gate|up|down)_proj     stack/mlp/(gate|up|down)
 """
 
 
@@ -85,7 +85,7 @@ LLAMA = Family(
     prefix="model.",
     base=transformer(attention=ROTARY, norm=RMS),
     keys=(*sizes(), k.rotary(), *both_biases(), *k.keys("mlp_bias:mlp.bias=false pretraining_tp==1")),
-    rows=rows(LLAMA_ROWS + NORMS),
+    rows=rows(LLAMA_ROWS),
     heads=k.decoder_heads("Llama"),
     ignored=("*.rotary_emb.inv_freq",),
 )

@@ -17,7 +17,7 @@ RMS = Norm(kind="rms", epsilon=1e-5)
 MOE = MoE(num_experts=2, dim=1, experts_per_token=1)
 SHARED = MoE(num_experts=2, dim=1, experts_per_token=1, shared_dim=1, shared_gate=True)
 EPSILON = "rms_norm_eps:norm.epsilon=1e-5"
-EXPERT_ROWS = f"""{decoders.LLAMA_ROWS}{decoders.NORMS}
+EXPERT_ROWS = f"""{decoders.LLAMA_ROWS}
     transposed layers.{{i}}.mlp.gate.weight                              stack/moe/router
     transposed layers.{{i}}.mlp.experts.{{e}}.(gate|up|down)_proj.weight stack/moe/(gate|up|down)
 """
@@ -72,7 +72,7 @@ MIXTRAL = LLAMA._replace(
     name="mixtral",
     base=transformer(attention=ROTARY, norm=RMS, moe=MOE),
     keys=(*sizes(epsilon=EPSILON), *experts(8, 2), k.rotary(theta=1e6), *WINDOW),
-    rows=rows(f"""{decoders.LLAMA_ROWS}{decoders.NORMS}
+    rows=rows(f"""{decoders.LLAMA_ROWS}
         transposed layers.{{i}}.block_sparse_moe.gate.weight                  stack/moe/router
         transposed layers.{{i}}.block_sparse_moe.experts.{{e}}.w(1|3|2).weight stack/moe/(gate|up|down)
     """),
@@ -133,7 +133,7 @@ GPT_OSS = LLAMA._replace(
     ),
     rows=(
         *rows(
-            f"""{decoders.LLAMA_ROWS}{decoders.NORMS}
+            f"""{decoders.LLAMA_ROWS}
             copy   layers.{{i}}.self_attn.sinks             stack/attention/sinks
             linear layers.{{i}}.mlp.router                  stack/moe/router
             wide   layers.{{i}}.mlp.experts.gate_up_proj      stack/moe/gate+up

@@ -16,7 +16,7 @@ from jaxmodel.interop.huggingface import (
 
 _ALL = (
     *(decoders.GPT2, decoders.LLAMA, decoders.QWEN3, decoders.MISTRAL, decoders.QWEN2),
-    *(decoders.GEMMA3, decoders.GEMMA2, decoders.GEMMA4, *kin.KIN, *experts.EXPERTS),
+    *(decoders.GEMMA3, decoders.GEMMA2, decoders.GEMMA4, decoders.GEMMA, *kin.KIN, *experts.EXPERTS),
     *(*latents.LATENTS, *recurrent.RECURRENT),
     *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT, encoders.DINOV2),
     *(modern.MODERNBERT, modern.ELECTRA, images.RESNET, images.CONVNEXT, *towers.TOWERS),

@@ -59,13 +59,14 @@ def keys(text: str, inside: Sequence[str] = ("",), **converted: Any) -> tuple[Ke
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value (`Fixed`).
 
     A default is JSON, or else text. Fields with commas between them are all that key's; (a|b) is as in `rows`; a
-    conversion stands last: hidden_act:mlp.activation=gelu~plain.
+    conversion stands last: hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us.
 
     Args:
       text: the words.
       inside: what the fields begin with; of several, each key is a field of all: "encoder.", "decoder.".
       **converted: further conversions by name, (read, write).
     """
+    conversions = {"": (), **_CONVERTED, **converted}
     found: list[Key | Fixed] = []
     for word in text.split():
         key, fixed, value = word.partition("==")
@@ -75,7 +76,8 @@ def keys(text: str, inside: Sequence[str] = ("",), **converted: Any) -> tuple[Ke
         word, _, how = word.partition("~")
         names, optional, default = word.partition("=")
         key, _, fields = names.partition(":")
-        given = [_value(default) if optional else REQUIRED, *((converted.get(how) or _CONVERTED[how]) if how else ())]
+        switch = "|" in how and named(dict(zip((False, True), how.split("|"), strict=True)))
+        given = [_value(default) if optional else REQUIRED, *(switch or conversions[how])]
         said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
         found += [Key(name, start + each, *given) for name, each in said for start in inside]
     return tuple(found)
@@ -269,20 +271,22 @@ def window_of(config: Transformer) -> int | None:
 
 
 def layer_types(
-    types: Callable[[Json], Sequence[str]], window: str = "sliding_window", usual: int | None = None
+    types: Callable[[Json], Sequence[str]], usual: int | None = None, full: Mapping[str, Any] = {}
 ) -> Group:
     """`layer_types`: full_attention, or sliding_attention with a window.
 
     Args:
       types: config.json -> what they are where it does not say.
-      window: the key that says how many tokens a sliding layer sees.
-      usual: that number, where it does not say or no layer slides.
+      usual: how many tokens a sliding layer sees, where `sliding_window` does not say or no layer slides.
+      full: what sets layers that see every token apart.
     """
-    kinds: dict[str, tuple[str, Callable[[Json], Overrides]]] = {
-        "full_attention": ("global", lambda json: {}),
-        "sliding_attention": ("local", lambda json: {"attention.window": json.get(window, usual)}),
-    }
-    more = Group(lambda json: {}, lambda config: {window: window_of(config) or usual})
+
+    def local(json: Json) -> Overrides:
+        window = json.get("sliding_window", usual)
+        return {"attention.window": window, **({} if window else full)}
+
+    kinds = {"full_attention": ("global", lambda json: dict(full)), "sliding_attention": ("local", local)}
+    more = Group(lambda json: {}, lambda config: {"sliding_window": window_of(config) or usual})
     return by_layer(kinds, types, slides, more)
 
 

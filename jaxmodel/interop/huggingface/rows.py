@@ -33,7 +33,7 @@ def rows(text: str, **forms: Any) -> tuple[Row, ...]:
     (a|b) in the name and (x|y) in the path are two rows; of several such all combinations; () in the path is what
     stands in the name. x+y at the end of a path are arrays that one tensor holds. `norm` and forms that are pairs are
     of a module: its weight and its bias, which with us is path/scale and path/bias of a norm, and else path and
-    path_bias.
+    path_bias. Of rows that share a path the last counts: a family's own stand after those that it shares.
 
     Args:
       text: the lines.
@@ -54,7 +54,8 @@ def rows(text: str, **forms: Any) -> tuple[Row, ...]:
                 found.append(Row(f"{name}.bias", tuple(f"{each}_bias" for each in paths), form[1]))
             else:
                 found.append(Row(name, paths, form))
-    return tuple(found)
+    last = {path: row for row in found for path in row.paths}
+    return tuple(row for row in found if all(last[path] is row for path in row.paths))
 
 
 def spelt(name: str, path: str) -> list[tuple[str, str]]:
