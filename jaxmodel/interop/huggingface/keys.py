@@ -48,8 +48,10 @@ def named(names: Mapping[Any, str]) -> tuple[Callable[[Any], str], Callable[[str
     return read, lambda ours: first.get(ours, ours)
 
 
+_PLAIN = named(ACTIVATIONS)
+read_activation, write_activation = _PLAIN
 _CONVERTED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    **{"plain": named(ACTIVATIONS), "gated": named(GATED), "bool": (bool, bool), "list": (tuple, list)},
+    **{"plain": _PLAIN, "gated": named(GATED), "bool": (bool, bool), "list": (tuple, list)},
     "first": named({**GATED, "gelu": "geglu"}),  # gated ones of Gemma, the first of which were said to be exact
     **{"inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, lambda number: number)},
 }
