@@ -57,7 +57,7 @@ _CONVERTED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 
 
-def keys(text: str, inside: Sequence[str] = ("",), **converted: Any) -> tuple[Key | Fixed, ...]:
+def keys(text: str, of: Sequence[str] = ("",), **converted: Any) -> tuple[Key | Fixed, ...]:
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value (`Fixed`).
 
     A default is JSON, or else text. Fields with commas between them are all that key's; (a|b) is as in `rows`; a
@@ -65,7 +65,7 @@ def keys(text: str, inside: Sequence[str] = ("",), **converted: Any) -> tuple[Ke
 
     Args:
       text: the words.
-      inside: what the fields begin with; of several, each key is a field of all: "encoder.", "decoder.".
+      of: what the fields begin with; of several, each key is a field of all: "encoder.", "decoder.".
       **converted: further conversions by name, (read, write).
     """
     conversions = {"": (), **_CONVERTED, **converted}
@@ -81,7 +81,7 @@ def keys(text: str, inside: Sequence[str] = ("",), **converted: Any) -> tuple[Ke
         switch = "|" in how and named(dict(zip((False, True), how.split("|"), strict=True)))
         given = [_value(default) if optional else REQUIRED, *(switch or conversions[how])]
         said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
-        found += [Key(name, start + each, *given) for name, each in said for start in inside]
+        found += [Key(name, start + each, *given) for name, each in said for start in of]
     return tuple(found)
 
 

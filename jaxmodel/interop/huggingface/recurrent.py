@@ -7,8 +7,8 @@ from typing import Any
 
 from jaxmodel.interop.huggingface import experts
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.decoders import LLAMA, LLAMA_ROWS, NORMS, QK_EPSILON, ROTARY, both_biases, sizes
-from jaxmodel.interop.huggingface.rows import but, rows, transformer
+from jaxmodel.interop.huggingface.decoders import LLAMA, LLAMA_ROWS, QK_EPSILON, ROTARY, both_biases, sizes
+from jaxmodel.interop.huggingface.rows import rows, transformer
 from jaxmodel.interop.huggingface.table import FLAT, WHOLE, Family, Form, Group, Json, Overrides, Row, fused
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Attention, Norm, Recurrence
@@ -94,13 +94,13 @@ _DELTA = (
 
 def _qwen_rows(text: str, inputs: str) -> tuple[Row, ...]:
     """A decoder's rows, but that its queries have gates beside them, and those of recurrences."""
-    state = STATE_ROWS.replace("mixer", "linear_attn")
-    more = f"""{state}{inputs}
+    more = f"""
         norm      layers.{{i}}.input_layernorm    stack/recurrence_norm
         by_head   layers.{{i}}.self_attn.q_proj   stack/attention/query+gate
         depthwise layers.{{i}}.linear_attn.conv1d stack/recurrence/query_conv+key_conv+value_conv
+        {inputs}
     """
-    return *but(rows(text), "stack/attention/query"), *rows(more, by_group=(_by_group, FLAT))
+    return rows(text + STATE_ROWS.replace("mixer", "linear_attn") + more, by_group=(_by_group, FLAT))
 
 
 def _by_group(config: Transformer) -> Form:
@@ -120,7 +120,7 @@ QWEN3_5 = LLAMA._replace(
     name="qwen3_5_text",
     base=transformer(**_BASE),
     keys=(*sizes(head_dim=256), *_DELTA),
-    rows=_qwen_rows(LLAMA_ROWS + NORMS, _SEPARATE),
+    rows=_qwen_rows(LLAMA_ROWS, _SEPARATE),
     heads=k.decoder_heads("Qwen3_5", 3, "Qwen3_5Text"),
     ignored=("mtp.*",),
 )
@@ -179,20 +179,16 @@ FALCON_H1 = LLAMA._replace(
         *(*sizes(epsilon=experts.EPSILON), k.rotary(), *both_biases(), _LIMITS),
         *k.keys("mamba_n_heads:num_heads=128 mamba_d_state:state_dim=256 mamba_n_groups:num_groups=1", _OF),
         *k.keys("mamba_d_conv:kernel=4 mamba_chunk_size:chunk=256 mamba_norm_before_gate:norm_first=true", _OF),
-        *k.keys("mamba_conv_bias:conv_bias=true mamba_proj_bias:bias=false ssm_out_multiplier:output_scale=1.0", _OF),
-        *k.keys("mamba_rms_norm:norm=false~norm", _OF, norm=k.named({True: "group", False: "none"})),
+        *k.keys("mamba_conv_bias:conv_bias=true mamba_proj_bias:bias=false mamba_rms_norm:norm=false~none|group", _OF),
         *k.keys("key_multiplier:attention.key_scale=1.0 attention_out_multiplier:attention.output_scale=1.0"),
-        *k.keys("embedding_multiplier:stem.scale=1.0 lm_head_multiplier:head.scale=1.0"),
-        *k.keys("mlp_bias:mlp.bias=false hidden_act==silu"),
+        *k.keys("embedding_multiplier:stem.scale=1.0 lm_head_multiplier:head.scale=1.0 hidden_act==silu"),
+        *k.keys("ssm_out_multiplier:recurrence.output_scale=1.0 mlp_bias:mlp.bias=false"),
         Group(_read_falcon, _write_falcon),  # what it reads lies over the keys before it
     ),
-    rows=(
-        *but(rows(LLAMA_ROWS.replace(".mlp.", ".feed_forward.")), "norm/scale"),
-        *rows(f"""{MAMBA_ROWS.replace("mixer", "mamba")}
-            norm final_layernorm                      norm
-            norm layers.{{i}}.(input|pre_ff)_layernorm stack/(hybrid|mlp)_norm
-        """),
-    ),
+    rows=rows(f"""{LLAMA_ROWS.replace(".mlp.", ".feed_forward.")}{MAMBA_ROWS.replace("mixer", "mamba")}
+        norm final_layernorm                      norm
+        norm layers.{{i}}.(input|pre_ff)_layernorm stack/(hybrid|mlp)_norm
+    """),
     heads=k.decoder_heads("FalconH1", 2),
 )
 
