@@ -105,11 +105,12 @@ COUNT = COPY._replace(dtype=np.dtype(np.int64))
 DEPTHWISE = fused(lambda x: x.T[:, None], lambda x, shape: x[:, 0].T)
 
 
-def windows(size: int) -> Form:
+def windows(size: int, dims: int = 2) -> Form:
     """A convolution: [out, in, size, size] on disk, [size * size * in, out] with us, or [size, size, out]."""
+    sizes = (size,) * dims
     return fused(
-        lambda x: x.reshape(size, size, -1, x.shape[-1]).transpose(3, 2, 0, 1),
-        lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape),
+        lambda x: x.reshape(*sizes, -1, x.shape[-1]).transpose(dims + 1, dims, *range(dims)),
+        lambda x, shape: x.transpose(*range(2, dims + 2), 1, 0).reshape(shape),
     )
 
 
