@@ -36,11 +36,11 @@ GATED = {
 }
 
 
-def named(names: Mapping[Any, str]) -> tuple[Callable[[Any], str], Callable[[str], Any]]:
+def named(names: Mapping[Any, Any]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """(read, write) of a value that goes by other names on disk."""
     first = {ours: theirs for theirs, ours in reversed(list(names.items()))}
 
-    def read(name: Any) -> str:
+    def read(name: Any) -> Any:
         if name not in names:
             raise ValueError(f"there are {', '.join(map(str, names))}")
         return names[name]
