@@ -50,7 +50,7 @@ def named(names: Mapping[Any, Any]) -> tuple[Callable[[Any], Any], Callable[[Any
 
 _PLAIN = named(ACTIVATIONS)
 read_activation, write_activation = _PLAIN
-_CONVERTED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+_CONVERTED: dict[str, Any] = {  # (read, write)
     **{"plain": _PLAIN, "gated": named(GATED), "bool": (bool, bool), "list": (tuple, list)},
     "first": named({**GATED, "gelu": "geglu"}),  # gated ones of Gemma, the first of which were said to be exact
     **{"inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, lambda number: number)},
@@ -99,7 +99,7 @@ def without(keys: Sequence[Any], *names: str) -> tuple[Any, ...]:
 
 def implied(field: str, value: Callable[[Json], Any]) -> Group:
     """A field that follows from keys which are written by others."""
-    return Group(lambda json: {field: value(json)}, lambda config: {})
+    return Group(lambda json: {field: value(json)})
 
 
 # Rotary positions
@@ -147,7 +147,7 @@ def read_rope(
         values.setdefault("original_length", json.get("original_max_position_embeddings", length))
         if said.get("factor") is None and length:
             values["factor"] = length / values["original_length"]
-    scales = said.get("mscale"), said.get("mscale_all_dim")
+    scales: list[Any] = [said.get("mscale"), said.get("mscale_all_dim")]
     if kind == "yarn" and "attention_factor" not in values and all(scales):
         one, all_dims = (sharper(values["factor"], each) for each in scales)
         values["attention_factor"] = one / all_dims
@@ -238,7 +238,7 @@ def by_layer(
     kinds: Mapping[str, tuple[str, Callable[[Json], Overrides]]],
     usual: Callable[[Json], Sequence[str]],
     of: Callable[[Transformer], str],
-    more: Group = Group(lambda json: {}, lambda config: {}),  # noqa: B008
+    more: Group = Group(),  # noqa: B008
 ) -> Group:
     """`layer_types`, by which layers differ.
 
@@ -288,7 +288,7 @@ def layer_types(
         return {"attention.window": window, **({} if window else full)}
 
     kinds = {"full_attention": ("global", lambda json: dict(full)), "sliding_attention": ("local", local)}
-    more = Group(lambda json: {}, lambda config: {"sliding_window": window_of(config) or usual})
+    more = Group(write=lambda config: {"sliding_window": window_of(config) or usual})
     return by_layer(kinds, types, slides, more)
 
 

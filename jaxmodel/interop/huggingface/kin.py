@@ -17,14 +17,15 @@ GATES = "transposed layers.{i}.mlp.gate_up_proj.weight stack/mlp/gate+up\n"
 QKV_BIAS = k.keys("attention_bias:attention.bias=true")
 LAYER_EPSILON = "layer_norm_eps:norm.epsilon=1e-5"
 
-# How long texts were before positions were stretched stands outside of them, too.
-_TRAINED = Group(
-    lambda json: {},
-    lambda config: {"original_max_position_embeddings": config.attention.rope.original_length or config.max_length},
-)
+
+def _trained(config: Transformer) -> dict[str, int]:
+    """How long texts were before positions were stretched stands outside of them, too."""
+    return {"original_max_position_embeddings": config.attention.rope.original_length or config.max_length}
+
+
 PHI3 = LLAMA._replace(
     name="phi3",
-    keys=(*sizes(), k.rotary(fraction=1.0), *WINDOW, _TRAINED),
+    keys=(*sizes(), k.rotary(fraction=1.0), *WINDOW, Group(write=_trained)),
     rows=rows(LLAMA_ROWS + GATES + "transposed layers.{i}.self_attn.qkv_proj.weight stack/attention/query+key+value"),
     heads=k.decoder_heads("Phi3"),
 )

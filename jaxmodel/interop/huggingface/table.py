@@ -173,12 +173,12 @@ class Group(NamedTuple):
     """Keys that say something together.
 
     Attributes:
-      read: config.json -> overrides of our config.
-      write: our config -> keys of config.json.
+      read: config.json -> overrides of our config; none, where it is not given.
+      write: our config -> keys of config.json, likewise.
     """
 
-    read: Callable[[Json], Overrides]
-    write: Callable[[Any], dict[str, Any]]
+    read: Callable[[Json], Overrides] = lambda json: {}
+    write: Callable[[Any], dict[str, Any]] = lambda config: {}
 
 
 class Heads(NamedTuple):
@@ -253,7 +253,7 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
         raise InputError(
             f"{where}: architecture {said} is not supported: of {family.name} there are {', '.join(family.heads)}"
         )
-    overrides = read_keys((*family.keys, Group(family.heads[said].read, lambda _: {})), json, where)
+    overrides = read_keys((*family.keys, Group(family.heads[said].read)), json, where)
     # Another head, or none: what was said of the usual one is not of it.
     replaced = tuple(f"{name}." for name in overrides if name.split(".")[-1] == "head")
     overrides = {name: value for name, value in overrides.items() if not name.startswith(replaced)}
