@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from jaxmodel.errors import InputError
-from jaxmodel.model import Batch, Model, Outputs, Params, State
-from jaxmodel.models import parts
+from jaxmodel.model import Batch, Model
+from jaxmodel.models import network, parts
 from jaxmodel.models.configs import ConvNet
-from jaxmodel.models.inputs import check_batch
-from jaxmodel.models.sizes import require_sizes
-from jaxmodel.nn import layer
 from jaxmodel.nn.activations import ACTIVATIONS
 from jaxmodel.nn.conv import Conv, DepthwiseConv, max_pool
-from jaxmodel.nn.layer import STABLE, Layer, compact, constant, einsum, he, zeros
-from jaxmodel.nn.norm import BatchNorm, Norm, fresh_statistics
+from jaxmodel.nn.layer import STABLE, Layer, compact, constant, he
+from jaxmodel.nn.norm import BatchNorm, Norm
 from jaxmodel.sharding import Partitioning
 
 
@@ -25,10 +19,10 @@ class _Network(Layer):
     config: ConvNet
 
     @compact
-    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, batch: Batch, train: bool) -> dict[str, jax.Array]:
         config, stem = self.config, self.config.stem
         inverted = config.block == "inverted"
-        x = self._constrained(images.astype(jnp.dtype(config.execution.dtype)))
+        x = self._constrained(batch["images"].astype(jnp.dtype(config.execution.dtype)))
         x = self._normed("stem", x, stem.width or config.widths[0], stem.size, stem.stride, train)
         x = x if inverted else self._activation(x)
         x = max_pool(x) if stem.pool else x
@@ -45,10 +39,8 @@ class _Network(Layer):
             values["embedding"] = of(values["embedding"])
         values["embedding"] = self.dropout(values["embedding"], config.dropout, train)
         if config.num_classes:
-            sizes = x.shape[-1:], (config.num_classes,)
-            weight = self.weight("classes", "filters_in -> classes", *sizes, he)
-            bias = self.vector("classes_bias", "classes", (config.num_classes,), zeros)
-            values["logits"] = einsum(values["embedding"], weight) + bias
+            classes = "filters_in -> classes", (config.num_classes,), he, True
+            values["logits"] = self.linear(values["embedding"], "classes", *classes)
         return values
 
     def _residual(self, name: str, x: jax.Array, width: int, stride: int, train: bool) -> jax.Array:
@@ -111,32 +103,8 @@ def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
     Values are `hidden` [B,H',W',D], its last feature map; `embedding` float32[B,D], the mean of that; and `logits`
     float32[B,classes] where it has a head. With batch norm, `start()` gives fresh running statistics; `apply` needs
     them, and in training returns their successors.
+
+    Raises InputError as `network.build` says.
     """
-    config.check()
-    require_sizes(config)
-    network = _Network(partitioning, config)
-
-    def variables(key: jax.Array) -> Any:
-        side = config.stem.stride * 2 ** len(config.widths)  # the smallest that leaves something of an image
-        images = jnp.zeros((1, side, side, config.channels or 0))
-        return _Network(None, config).init({"params": key}, images, False)
-
-    def apply(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
-    ) -> Outputs:
-        check_batch(batch, config.inputs, needed=config.inputs)
-        if not state and config.norm == "batch":
-            raise InputError("this model keeps batch statistics: pass state=model.start(), or a checkpoint's")
-        if train and config.dropout and key is None:
-            raise InputError(f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)")
-        rngs = {} if key is None else {"dropout": key}
-        both = {"params": params, "state": state or {}}
-        values, changed = network.apply(both, batch["images"], train, rngs=rngs, mutable=["state"])
-        return Outputs(values, changed.get("state", {}))  # type: ignore[arg-type]
-
-    def start(batch_size: int | None = None, length: int | None = None) -> State:
-        del batch_size, length
-        return fresh_statistics(jax.eval_shape(variables, jax.random.key(0)).get("state", {}))
-
-    layout = layer.layout_of(jax.eval_shape(variables, jax.random.key(0))["params"])
-    return Model(lambda key: layer.params_of(variables(key)["params"]), apply, start, layout, config)
+    side = config.stem.stride * 2 ** len(config.widths)  # the smallest that leaves something of an image
+    return network.build(config, _Network, {"images": (1, side, side, config.channels or 0)}, partitioning)

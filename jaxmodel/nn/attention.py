@@ -179,18 +179,14 @@ class Attention(Layer):
 
     def _output(self, out: jax.Array) -> jax.Array:
         out = self.constrain(out, "batch", None, "heads", None)
-        sizes = out.shape[-2:], (self.dim,)
-        y = einsum(out, self.weight("output", "heads head_dim -> embed", *sizes, self.init_output))
-        if self.config.output_bias:
-            y = y + self.vector("output_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
+        bias, layout = self.config.output_bias, "heads head_dim -> embed"
+        y = self.linear(out, "output", layout, (self.dim,), self.init_output, bias)
         return scaled(y, self.config.output_scale)
 
     def _project(self, x: jax.Array, name: str, heads: str, num: int, width: int) -> jax.Array:
-        sizes = (x.shape[-1],), (num, width)
-        y = einsum(x, self.weight(name, f"embed -> {heads} head_dim", *sizes, self.init_input))
-        key_bias = self.config.key_bias
-        if self.config.bias if name != "key" or key_bias is None else key_bias:
-            y = y + self.vector(f"{name}_bias", f"{heads} head_dim", (num, width), zeros).astype(y.dtype)
+        config = self.config
+        bias = config.bias if name != "key" or config.key_bias is None else config.key_bias
+        y = self.linear(x, name, f"embed -> {heads} head_dim", (num, width), self.init_input, bias)
         return self.constrain(y, "batch", None, heads, None)
 
     def _latent(

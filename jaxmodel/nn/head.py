@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxmodel.errors import InputError
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.activations import ACTIVATIONS
-from jaxmodel.nn.attention import Attention, dot_product_attention
+from jaxmodel.nn.attention import CrossAttention, Source
 from jaxmodel.nn.layer import STABLE, Layer, Weight, compact, einsum, normal, zeros
+from jaxmodel.nn.mask import positions_of
 from jaxmodel.nn.mlp import MLP
 from jaxmodel.nn.norm import Norm
 
@@ -26,7 +27,7 @@ class Pool(Layer):
 
     @compact
     def __call__(self, hidden: jax.Array, real: jax.Array | None, tokens: jax.Array | None) -> jax.Array:
-        config, pool = self.config, self.config.pool
+        config, pool, init = self.config, self.config.pool, normal(self.config.init_scale)
         assert pool is not None
         if pool.kind == "attention":
             x = self._attended(hidden, real)
@@ -40,13 +41,10 @@ class Pool(Layer):
         if pool.norm:
             x = Norm(self.partitioning, config.embed_dim, config.norm, name="norm")(x)
         if pool.activation != "none" or pool.spare:
-            y = dense(self, x, config, config.embed_dim)
+            y = self.linear(x, "dense", "embed -> mlp", (config.embed_dim,), init, True)
             x = x if pool.spare else ACTIVATIONS[pool.activation][0](y)
         if pool.dim is not None:
-            sizes = x.shape[-1:], (pool.dim,)
-            x = einsum(x, self.weight("projection", "embed -> classes", *sizes, normal(config.init_scale)))
-            if pool.bias:
-                x = x + self.vector("projection_bias", "classes", sizes[1], zeros).astype(x.dtype)
+            x = self.linear(x, "projection", "embed -> classes", (pool.dim,), init, pool.bias)
         if pool.normalize:
             x = x.astype(STABLE)
             x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
@@ -59,26 +57,10 @@ class Pool(Layer):
         shared: dict[str, Any] = {"dim": D, "init_input": init, "init_output": init}
         probe = self.vector("probe", "embed_bias", (D,), normal(D**-0.5))
         probe = jnp.broadcast_to(probe.astype(hidden.dtype), (len(hidden), 1, D))
-        see = Probe(self.partitioning, **shared, config=config.attention, model=config, name="attention")
-        x = see(probe, hidden, None if real is None else real[:, None])[:, 0]
+        see = CrossAttention(self.partitioning, **shared, config=config.attention, model=config, name="attention")
+        x = see(probe, Source(hidden, positions_of(*hidden.shape[:2], real)), None)[0][:, 0]
         y = Norm(self.partitioning, D, config.norm, name="mlp_norm")(x)
         return x + MLP(self.partitioning, **shared, config=config.mlp, name="mlp")(y)
-
-
-class Probe(Attention):
-    """Attention of x [B,1,D] to hidden [B,T,D], where the mask bool[B,1,T] is true."""
-
-    @compact
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: jax.Array, hidden: jax.Array, mask: jax.Array | None
-    ) -> jax.Array:
-        H, D = self.config.num_heads, self.dim
-        K = self.config.head_dim or D // H
-        q = self._project(x, "query", "heads", H, K)
-        k, v = (self._project(hidden, name, "heads", H, K) for name in ("key", "value"))
-        out = dot_product_attention(q, k, v, mask, scale=K**-0.5)
-        y = einsum(out, self.weight("output", "heads head_dim -> embed", (H, K), (D,), self.init_output))
-        return y + self.vector("output_bias", "embed_bias", (D,), zeros).astype(y.dtype)
 
 
 class Head(Layer):
@@ -92,7 +74,7 @@ class Head(Layer):
         assert head is not None
         width = head.dim or config.embed_dim
         if head.activation != "none" or head.dim:
-            hidden = dense(self, hidden, config, width, head.dense_bias)
+            hidden = self.linear(hidden, "dense", "embed -> mlp", (width,), normal(config.init_scale), head.dense_bias)
         if head.activation != "none":
             hidden = ACTIVATIONS[head.activation][0](hidden)
             if head.norm:
@@ -131,10 +113,3 @@ def pooled(hidden: jax.Array, real: jax.Array | None, kind: str) -> jax.Array:
         return hidden[:, 0 if kind == "first" else T - 1]
     place = jnp.argmax(real, axis=1) if kind == "first" else T - 1 - jnp.argmax(real[:, ::-1], axis=1)
     return jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
-
-
-def dense(layer: Layer, x: jax.Array, config: Transformer, width: int, bias: bool = True) -> jax.Array:
-    """A layer that gives vectors of this width, among the params of `layer`."""
-    weight = layer.weight("dense", "embed -> mlp", x.shape[-1:], (width,), normal(config.init_scale))
-    y = einsum(x, weight)
-    return y + layer.vector("dense_bias", "mlp", (width,), zeros).astype(y.dtype) if bias else y

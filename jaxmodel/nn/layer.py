@@ -88,6 +88,17 @@ class Layer(nn.Module):
             leaf = self.partitioning.gather(leaf, layout)
         return Weight(leaf, contracted, produced, table)
 
+    def linear(
+        self, x: jax.Array, name: str, layout: str, shape: tuple[int, ...], init: Initializer, bias: bool = False
+    ) -> jax.Array:
+        """x times a weight called `name`, to [..., *shape]; plus what is called `name`_bias, of what it produces."""
+        contracted, produced = weights.parse(layout).contracted, layout.rpartition("-> ")[2]
+        y = einsum(x, self.weight(name, layout, x.shape[x.ndim - len(contracted) :], shape, init))
+        if not bias:
+            return y
+        produced = "embed_bias" if produced == "embed" else produced
+        return y + self.vector(f"{name}_bias", produced, shape, zeros).astype(y.dtype)
+
     def vector(self, name: str, layout: str, shape: tuple[int, ...], init: Initializer) -> jax.Array:
         """Declare what is no matrix, never quantized, adapted or decayed: a scale, a bias, positions, a router."""
         value = self._declare(name, layout, shape, init).astype(STABLE)  # however narrow it is stored

@@ -16,7 +16,7 @@ from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
 from jaxmodel.nn.activations import ACTIVATIONS
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, scaled, zeros
+from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, scaled, zeros
 
 
 class MLP(Layer):
@@ -30,19 +30,14 @@ class MLP(Layer):
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
         activation, gated = ACTIVATIONS[self.config.activation]
-        h = scaled(self._up(x, "gate" if gated else "up"), self.config.gate_scale)
-        h = activation(h)
+        h = activation(scaled(self._up(x, "gate" if gated else "up"), self.config.gate_scale))
         if gated:
             h = h * self._up(x, "up")
-        y = einsum(h, self.weight("down", "mlp -> embed", (self.config.dim,), (self.dim,), self.init_output))
-        if self.config.bias:
-            y = y + self.vector("down_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
+        y = self.linear(h, "down", "mlp -> embed", (self.dim,), self.init_output, self.config.bias)
         return scaled(y, self.config.output_scale)
 
     def _up(self, x: jax.Array, name: str) -> jax.Array:
-        y = einsum(x, self.weight(name, "embed -> mlp", x.shape[-1:], (self.config.dim,), self.init_input))
-        if self.config.bias:
-            y = y + self.vector(f"{name}_bias", "mlp", (self.config.dim,), zeros).astype(y.dtype)
+        y = self.linear(x, name, "embed -> mlp", (self.config.dim,), self.init_input, self.config.bias)
         return self.constrain(y, "batch", *(None,) * (y.ndim - 2), "mlp")
 
 

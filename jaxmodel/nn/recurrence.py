@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxmodel.models import parts
 from jaxmodel.nn.attention import UNSEEN
 from jaxmodel.nn.cache import RecurrentCache
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, einsum, ones, scaled, zeros
+from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, ones, scaled, zeros
 from jaxmodel.nn.norm import rms_normalize
 
 SCALED = ("gate", "value", "key", "query", "step")  # what `scales` are of
@@ -202,9 +202,7 @@ class Recurrence(Layer):
         if config.skip:
             y = y + self.vector("skip", "heads", (H,), ones)[:, None] * v
         y = self.constrain(self._gated(y, gate).astype(x.dtype), "batch", None, "heads", None)
-        y = einsum(y, self.weight("output", "heads head_dim -> embed", (H, P), (self.dim,), self.init_output))
-        if config.bias:
-            y = y + self.vector("output_bias", "embed_bias", (self.dim,), zeros).astype(y.dtype)
+        y = self.linear(y, "output", "heads head_dim -> embed", (self.dim,), self.init_output, config.bias)
         y = scaled(y, config.output_scale)
         if order is not None:
             y = _taken(y, jnp.argsort(order, axis=1))
@@ -215,9 +213,7 @@ class Recurrence(Layer):
 
     def _project(self, x: jax.Array, name: str, heads: str, shape: tuple[int, ...]) -> jax.Array:
         dims = " ".join((heads, "head_dim")[: len(shape)])
-        y = einsum(x, self.weight(name, f"embed -> {dims}", (self.dim,), shape, self.init_input))
-        if self.config.bias:
-            y = y + self.vector(f"{name}_bias", dims, shape, zeros).astype(y.dtype)
+        y = self.linear(x, name, f"embed -> {dims}", shape, self.init_input, self.config.bias)
         scales: dict[str, float] = dict(zip(SCALED, self.config.scales, strict=False))
         y = scaled(y, scales.get(name))
         return self.constrain(y, "batch", None, heads, *(None,) * (len(shape) - 1))

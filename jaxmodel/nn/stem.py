@@ -13,7 +13,7 @@ from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Images
 from jaxmodel.nn.activations import gelu
 from jaxmodel.nn.conv import windows
-from jaxmodel.nn.layer import Initializer, Layer, Weight, compact, einsum, normal, zeros
+from jaxmodel.nn.layer import Initializer, Layer, Weight, compact, normal
 from jaxmodel.nn.norm import Norm
 from jaxmodel.nn.waveform import Waveform
 
@@ -72,9 +72,7 @@ class Stem(Layer):
             x = Norm(self.partitioning, width, config.norm, name="norm")(x)
         x = self.dropout(x, config.dropout, train)
         if stem.embed_dim is not None:
-            sizes = (width,), (config.embed_dim,)
-            x = einsum(x, self.weight("projection", "mlp -> embed", *sizes, normal(config.init_scale)))
-            x = x + self.vector("projection_bias", "embed_bias", sizes[1], zeros).astype(dtype)
+            x = self.linear(x, "projection", "mlp -> embed", (config.embed_dim,), normal(config.init_scale), True)
         return self.constrain(x, "batch", None, None)
 
     def table(self) -> Weight:
@@ -88,9 +86,8 @@ class Stem(Layer):
         """[B,N,M] to [B,N/2,D]: two convolutions over time."""
         D = self.config.embed_dim
         for i, stride in enumerate((1, 2)):
-            x, name = windows(x, 3, stride), f"convolution_{i}"
-            x = einsum(x, self.weight(name, "window -> embed", (x.shape[-1],), (D,), normal(None)))
-            x = gelu(x + self.vector(f"{name}_bias", "embed_bias", (D,), zeros).astype(x.dtype))
+            x = windows(x, 3, stride)
+            x = gelu(self.linear(x, f"convolution_{i}", "window -> embed", (D,), normal(None), True))
         return x
 
     def _patches(self, images: jax.Array, config: Images, masked: jax.Array | None) -> jax.Array:
@@ -102,9 +99,7 @@ class Stem(Layer):
         P, D = config.patch, self.config.embed_dim
         images = images[:, : H // P * P, : W // P * P]  # what is left at the end is in no patch
         patches = images.reshape(B, H // P, P, W // P, P, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * C)
-        x = einsum(patches, self.weight("patches", "pixels -> embed", (P * P * C,), (D,), normal(None)))
-        if config.bias:
-            x = x + self.vector("patches_bias", "embed_bias", (D,), zeros).astype(x.dtype)
+        x = self.linear(patches, "patches", "pixels -> embed", (D,), normal(None), config.bias)
         if config.mask_token:
             token = self.vector("mask_token", "embed_bias", (D,), self.init_table).astype(x.dtype)
             x = x if masked is None else jnp.where(masked[..., None], token, x)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxmodel import weights
 from jaxmodel.models import parts
 from jaxmodel.nn.activations import ACTIVATIONS
-from jaxmodel.nn.layer import STABLE, Layer, compact, einsum, normal, zeros
+from jaxmodel.nn.layer import STABLE, Layer, compact, normal, zeros
 from jaxmodel.nn.norm import Norm
 
 CHANNELS = parts.Norm(kind="layer", bias=True)
@@ -33,16 +33,13 @@ class Waveform(Layer):
             name, size, stride = f"convolution_{i}", config.kernels[i], config.strides[i]
             ends = (x.shape[1] - size) // stride * stride + 1  # behind where the last window begins
             x = jnp.concatenate([x[:, k : k + ends : stride] for k in range(size)], axis=-1)
-            x = einsum(x, self.weight(name, "window -> filters", (size * C,), (filters,), normal(None)))
-            if config.bias:
-                x = x + self.vector(f"{name}_bias", "filters_norm", (filters,), zeros).astype(x.dtype)
+            x = self.linear(x, name, "window -> filters", (filters,), normal(None), config.bias)
             if config.norm == "layer" or i == 0:
                 axis = -1 if config.norm == "layer" else 1
                 x = Norm(self.partitioning, filters, CHANNELS, axis, name=f"{name}_norm")(x)
             x, C = activation(x), filters
         x = Norm(self.partitioning, C, self.norm, name="norm")(x)
-        x = einsum(x, self.weight("projection", "filters -> embed", (C,), (D,), normal(None)))
-        x = x + self.vector("projection_bias", "embed_bias", (D,), zeros).astype(x.dtype)
+        x = self.linear(x, "projection", "filters -> embed", (D,), normal(None), True)
         if config.mask_fraction:
             masked = self.vector("masked", "embed_bias", (D,), normal(0.02)).astype(x.dtype)
             x = jnp.where(self._spans(x.shape[:2])[..., None], masked, x) if train else x

@@ -8,9 +8,9 @@ from jaxmodel import config as configs
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface import table
 from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer
-from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
+from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, Row
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import GATED, MLP, Attention, Head, Images, Norm, Pool, Stem
+from jaxmodel.models.parts import GATED, MLP, Attention, Head, Images, Pool, Stem
 
 # Encoders in the manner of BERT
 
@@ -19,24 +19,23 @@ ENCODER_KEYS = k.keys("""
     intermediate_size:mlp.dim=3072 hidden_act:mlp.activation=gelu~plain layer_norm_eps:norm.epsilon=1e-12
 """)
 TWO_WAYS = Attention(num_heads=1, causal=False, bias=True, output_bias=True)
+BASE = transformer(attention=TWO_WAYS, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=Stem(positions="learned"))
 TANH = Pool("first", activation="tanh")
 POOLER = rows("linear pooler.dense pool/dense")
+CLASSIFIER_POOL = rows("linear classifier.dense pool/dense")
 
 
-def masked(logits: str, dense: str, norm: str, key: str = "") -> Heads:
+def masked(logits: str, dense: str, norm: str, keys: Keys = ()) -> Heads:
     """Logits of masked tokens by the embedding table, behind a dense layer with a non-linearity, and a norm.
 
     Args:
       logits: name of that layer, if it were one; it has a bias.
       dense: name of the dense layer.
       norm: that of the norm.
-      key: which says the non-linearity; none: it is gelu.
+      keys: which say what the head has otherwise; without, the non-linearity is gelu.
     """
-
-    def head(json: Json) -> Head:
-        return Head(activation=k.read_activation(json.get(key, "gelu")), bias=True)
-
-    return k.headed(head, logits, more=rows(f"linear {dense} head/dense\nnorm {norm} head/norm"))
+    more = rows(f"linear {dense} head/dense\nnorm {norm} head/norm")
+    return k.headed(Head(activation="gelu", bias=True), logits, keys, more)
 
 
 def _types(count: int) -> int:
@@ -54,6 +53,7 @@ def encoder_heads(name: str, words: Heads, bare: Heads, classes: Heads) -> dict[
     }
 
 
+ACTIVATION = k.keys("hidden_act:head.activation=gelu~plain")
 _HEAD = "cls.predictions.transform"  # before the logits of masked tokens
 BERT_BODY = rows("""
     copy   embeddings.(word|position|token_type)_embeddings.weight        stem/(tokens|positions|types)
@@ -65,11 +65,7 @@ BERT_BODY = rows("""
 BERT = Family(
     name="bert",
     prefix="bert.",
-    base=transformer(
-        **{"attention": TWO_WAYS, "mlp": MLP(dim=1, bias=True), "tied": True},
-        norm=Norm(kind="layer", bias=True, placement="post"),
-        stem=Stem(positions="learned", num_types=2, norm=True),
-    ),
+    base=configs.replace(BASE, {"norm.placement": "post", "stem.num_types": 2, "stem.norm": True, "tied": True}),
     keys=(
         *(*ENCODER_KEYS, *k.keys("vocab_size tie_word_embeddings==true is_decoder==false add_cross_attention==false")),
         *k.keys("max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2~types", types=(_types, int)),
@@ -77,7 +73,7 @@ BERT = Family(
     ),
     rows=BERT_BODY + POOLER,
     heads=encoder_heads(
-        *("Bert", masked("cls.predictions", f"{_HEAD}.dense", f"{_HEAD}.LayerNorm", "hidden_act")),
+        *("Bert", masked("cls.predictions", f"{_HEAD}.dense", f"{_HEAD}.LayerNorm", ACTIVATION)),
         *(k.body(TANH), k.classifier("classifier", TANH)),
     ),
     ignored=("*embeddings.position_ids", "cls.seq_relationship.*", "cls.predictions.decoder.*"),
@@ -96,10 +92,11 @@ ROBERTA = BERT._replace(
     rows=BERT_BODY,
     heads=encoder_heads(
         *("Roberta", masked("lm_head", "lm_head.dense", "lm_head.layer_norm"), k.body(TANH, POOLER)),
-        k.classifier("classifier.out_proj", TANH, more=rows("linear classifier.dense pool/dense")),
+        k.classifier("classifier.out_proj", TANH, more=CLASSIFIER_POOL),
     ),
     ignored=("*embeddings.position_ids", "lm_head.decoder.*"),
 )
+_ACTIVATION = k.keys("activation:head.activation=gelu~plain")
 DISTILBERT = Family(
     name="distilbert",
     prefix="distilbert.",
@@ -116,7 +113,7 @@ DISTILBERT = Family(
         norm   transformer.layer.{i}.(sa|output)_layer_norm                  stack/(attention|mlp)_norm
     """),
     heads=encoder_heads(
-        *("DistilBert", masked("vocab_projector", "vocab_transform", "vocab_layer_norm", "activation"), k.body()),
+        *("DistilBert", masked("vocab_projector", "vocab_transform", "vocab_layer_norm", _ACTIVATION), k.body()),
         k.classifier("classifier", Pool("first", activation="relu"), more=rows("linear pre_classifier pool/dense")),
     ),
     ignored=("*embeddings.position_ids", "vocab_projector.weight"),
@@ -130,7 +127,7 @@ def images(size: int = 224, patch: int = 16, **usual: Any) -> Group:
     sizes = k.keys(f"image_size:size={size} patch_size:patch={patch} num_channels:channels=3")
 
     def read(json: Json) -> Overrides:
-        found = Images(**table.read_keys(sizes, json, "config.json"), **usual)
+        found = Images(**table.read_keys(sizes, json, "images"), **usual)
         return {"images": found, "vocab_size": None, "max_length": found.length}
 
     return Group(read, lambda config: table.write_keys(sizes, config.images))
@@ -149,7 +146,7 @@ _VIT_ROWS = """
 VIT = Family(
     name="vit",
     prefix="vit.",
-    base=transformer(attention=TWO_WAYS, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=Stem(positions="learned")),
+    base=BASE,
     keys=(*ENCODER_KEYS, images(), *k.keys("qkv_bias:attention.bias=true pooler_act==tanh")),
     rows=rows(f"""{_VIT_ROWS}
         linear encoder.layer.{{i}}.(intermediate|output).dense stack/mlp/(up|down)
@@ -192,7 +189,7 @@ DINOV2 = VIT._replace(
     name="dinov2",
     prefix="dinov2.",
     keys=(
-        *k.without(ENCODER_KEYS, "intermediate_size", "hidden_act", "layer_norm_eps"),
+        *k.without(ENCODER_KEYS, "intermediate_size", "hidden_act"),
         *(Group(_read_mlp, _write_mlp), images(patch=14)),
         *k.keys("""
             layer_norm_eps:norm.epsilon=1e-6 use_mask_token:images.mask_token=true
@@ -202,6 +199,6 @@ DINOV2 = VIT._replace(
     rows=_dinov2_rows,
     heads={
         "Dinov2ForImageClassification": k.classifier("classifier", Pool("first_mean")),
-        "Dinov2Model": k.body(Pool("first")),
+        "Dinov2Model": k.body(Pool()),
     },
 )

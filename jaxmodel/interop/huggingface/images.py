@@ -4,21 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmodel.interop.huggingface.keys import ACTIVATIONS, labels, named, named_labels
-from jaxmodel.interop.huggingface.rows import norm
-from jaxmodel.interop.huggingface.table import (
-    COUNT,
-    TRANSPOSED,
-    Family,
-    Fixed,
-    Group,
-    Heads,
-    Json,
-    Key,
-    Overrides,
-    Row,
-    windows,
-)
+from jaxmodel.interop.huggingface import keys as k
+from jaxmodel.interop.huggingface.rows import rows
+from jaxmodel.interop.huggingface.table import COPY, Family, Group, Heads, Json, Overrides, Row, windows
 from jaxmodel.models.configs import ConvNet
 from jaxmodel.models.parts import ConvStem
 
@@ -26,59 +14,36 @@ from jaxmodel.models.parts import ConvStem
 def _heads(name: str, layer: str) -> dict[str, Heads]:
     """The bare network, and classes by a layer of the pooled features."""
 
-    def write_classes(config: ConvNet) -> dict[str, Any] | None:
-        return named_labels(config.num_classes) if config.num_classes else None
+    def write(config: ConvNet) -> dict[str, Any] | None:
+        return k.named_labels(config.num_classes) if config.num_classes else None
 
-    rows = Row(f"{layer}.weight", "classes", TRANSPOSED), Row(f"{layer}.bias", "classes_bias")
-    return {
-        f"{name}ForImageClassification": Heads(lambda json: {"num_classes": labels(json)}, rows, write_classes),
-        f"{name}Model": Heads(
-            lambda json: {"num_classes": 0}, (), lambda config: None if config.num_classes else {}, base=True
-        ),
-    }
+    bare = Heads(lambda json: {"num_classes": 0}, (), lambda config: None if config.num_classes else {}, base=True)
+    classes = Heads(lambda json: {"num_classes": k.labels(json)}, rows(f"linear {layer} classes"), write)
+    return {f"{name}ForImageClassification": classes, f"{name}Model": bare}
 
 
-def _conv(name: str, path: str, size: int) -> tuple[Row, ...]:
-    """A convolution's kernel, and its bias if it has one."""
-    return Row(f"{name}.weight", f"{path}/kernel", windows(size)), Row(f"{name}.bias", f"{path}/bias")
+def _rows(text: str, config: ConvNet) -> tuple[Row, ...]:
+    """Rows, once for each stage {s} and block {b} that they name; the form size_3 is of windows of 3 x 3."""
+    sizes = {"stem": config.stem.size, "kernel": config.kernel}
+    blocks = [(s, b) for s, (_, depth, _) in enumerate(config.stages) for b in range(depth)]
+    lines = dict.fromkeys(line.format(s=s, b=b, **sizes) for s, b in blocks for line in text.splitlines())
+    return rows("\n".join(lines), **{f"size_{size}": (windows(size), COPY) for size in {1, 2, *sizes.values()}})
 
 
-def _sizes(widths: tuple[int, ...], depths: tuple[int, ...]) -> tuple[Key, ...]:
-    return (
-        Key("num_channels", "channels", 3),
-        Key("hidden_sizes", "widths", widths, tuple, list),
-        Key("depths", "depths", depths, tuple, list),
-    )
-
-
-def _blocks(config: ConvNet) -> list[tuple[str, str]]:
-    """Each block with us, and on disk."""
-    return [
-        (f"stage{stage}_{block}", f"encoder.stages.{stage}.layers.{block}")
-        for stage, (_, depth, _) in enumerate(config.stages)
-        for block in range(depth)
-    ]
-
-
-def _normed(name: str, path: str, size: int) -> tuple[Row, ...]:
-    """A convolution and its batch norm."""
-    statistics = {"running_mean": "mean", "running_var": "variance"}
-    of, at = f"{name}.normalization", f"{path}_norm"
-    return (
-        *_conv(f"{name}.convolution", path, size),
-        *norm(of, at),
-        *(Row(f"{of}.{theirs}", f"state/{at}/{ours}") for theirs, ours in statistics.items()),
-        Row(f"{of}.num_batches_tracked", f"state/{at}/count", COUNT),
-    )
+# A block on disk, and with us.
+_THEIRS, _OURS = "encoder.stages.{s}.layers.{b}", "stage{s}_{b}"
+_NORMED = """
+    size_{size} {name}.convolution                       {path}/kernel
+    norm        {name}.normalization                     {path}_norm
+    copy        {name}.normalization.running_(mean|var)  state/{path}_norm/(mean|variance)
+    count       {name}.normalization.num_batches_tracked state/{path}_norm/count
+"""
 
 
 def _resnet_rows(config: ConvNet) -> tuple[Row, ...]:
-    rows = _normed("embedder.embedder", "stem", config.stem.size)
-    for ours, theirs in _blocks(config):
-        rows += _normed(f"{theirs}.shortcut", f"{ours}_skip", 1)
-        for i, (part, size, _) in enumerate(config.convolutions):
-            rows += _normed(f"{theirs}.layer.{i}", f"{ours}_{part}", size)
-    return rows
+    each = [("embedder.embedder", "stem", config.stem.size), (f"{_THEIRS}.shortcut", f"{_OURS}_skip", 1)]
+    each += [(f"{_THEIRS}.layer.{i}", f"{_OURS}_{part}", n) for i, (part, n, _) in enumerate(config.convolutions)]
+    return _rows("".join(_NORMED.format(name=name, path=path, size=size) for name, path, size in each), config)
 
 
 RESNET = Family(
@@ -86,58 +51,39 @@ RESNET = Family(
     prefix="resnet.",
     base=ConvNet(num_classes=0, stem=ConvStem(size=7, stride=2, pool=True), count_batches=True),
     keys=(
-        *_sizes((256, 512, 1024, 2048), (3, 4, 6, 3)),
-        Key("embedding_size", "stem.width", 64),
-        Key("layer_type", "block", "bottleneck", *named({name: name for name in ("basic", "bottleneck")})),
-        Key("downsample_in_first_stage", "first_stride", False, lambda halves: 1 + halves, lambda n: n == 2),
-        Key("downsample_in_bottleneck", "stride_early", False),
-        Fixed("hidden_act", "relu"),  # theirs reads it in some places, and has relu in others
+        *k.keys("num_channels:channels=3 hidden_sizes:widths=[256,512,1024,2048]~list depths=[3,4,6,3]~list"),
+        *k.keys("layer_type:block=bottleneck~blocks", blocks=k.named({"basic": "basic", "bottleneck": "bottleneck"})),
+        *k.keys("embedding_size:stem.width=64 downsample_in_first_stage:first_stride=false~1|2"),
+        *k.keys("downsample_in_bottleneck:stride_early=false"),
+        *k.keys("hidden_act==relu"),  # theirs reads it in some places, and has relu in others
     ),
     rows=_resnet_rows,
     heads=_heads("ResNet", "classifier.1"),
 )
+_CONVNEXT_ROWS = f"""
+    size_{{stem}}   embeddings.patch_embeddings                     stem/kernel
+    norm            embeddings.layernorm                            stem_norm
+    norm            encoder.stages.{{s}}.downsampling_layer.0       stage{{s}}_down_norm
+    size_2          encoder.stages.{{s}}.downsampling_layer.1       stage{{s}}_down/kernel
+    size_{{kernel}} {_THEIRS}.dwconv                {_OURS}_first/kernel
+    norm            {_THEIRS}.layernorm             {_OURS}_first_norm
+    linear          {_THEIRS}.pwconv(1|2)           {_OURS}_(second|third)/kernel
+    copy            {_THEIRS}.layer_scale_parameter {_OURS}_scale
+    norm            layernorm                                       pool_norm
+"""
 
 
-def _convnext_rows(config: ConvNet) -> tuple[Row, ...]:
-    rows = (
-        *_conv("embeddings.patch_embeddings", "stem", config.stem.size),
-        *norm("embeddings.layernorm", "stem_norm"),
-        *norm("layernorm", "pool_norm"),
-    )
-    for stage in range(len(config.widths)):
-        down = f"encoder.stages.{stage}.downsampling_layer"
-        rows += (*norm(f"{down}.0", f"stage{stage}_down_norm"), *_conv(f"{down}.1", f"stage{stage}_down", 2))
-    for ours, theirs in _blocks(config):
-        rows += (
-            *_conv(f"{theirs}.dwconv", f"{ours}_first", config.kernel),
-            *norm(f"{theirs}.layernorm", f"{ours}_first_norm"),
-            Row(f"{theirs}.layer_scale_parameter", f"{ours}_scale"),
-        )
-        for part, name in (("second", "pwconv1"), ("third", "pwconv2")):
-            rows += (
-                Row(f"{theirs}.{name}.weight", f"{ours}_{part}/kernel", TRANSPOSED),
-                Row(f"{theirs}.{name}.bias", f"{ours}_{part}/bias"),
-            )
-    return rows
+def _read_convnext(json: Json) -> Overrides:
+    """Windows side by side, and the initial value of a scale, which at 0 says that there is none."""
+    size = json.get("patch_size", 4)
+    if not isinstance(size, int) or json.get("num_stages", 4) != len(json.get("depths", "0123")):
+        raise ValueError("patch_size must be one number, and num_stages that of depths")
+    return {"stem.size": size, "stem.stride": size, "layer_scale": json.get("layer_scale_init_value", 1e-6) or None}
 
 
-def _patch_stem() -> Group:
-    """Windows side by side."""
-
-    def read(json: Json) -> Overrides:
-        size = json.get("patch_size", 4)
-        if not isinstance(size, int) or json.get("num_stages", 4) != len(json.get("depths", "0123")):
-            raise ValueError("patch_size must be one number, and num_stages that of depths")
-        return {"stem.size": size, "stem.stride": size}
-
-    return Group(read, lambda config: {"patch_size": config.stem.size, "num_stages": len(config.widths)})
-
-
-def layer_scale(key: str, default: float) -> Group:
-    """Its initial value, which at 0 says that there is none."""
-    return Group(
-        lambda json: {"layer_scale": json.get(key, default) or None}, lambda config: {key: config.layer_scale or 0.0}
-    )
+def _write_convnext(config: ConvNet) -> dict[str, Any]:
+    sizes = {"patch_size": config.stem.size, "num_stages": len(config.widths)}
+    return {**sizes, "layer_scale_init_value": config.layer_scale or 0.0}
 
 
 CONVNEXT = Family(
@@ -145,12 +91,10 @@ CONVNEXT = Family(
     prefix="convnext.",
     base=ConvNet(num_classes=0, block="inverted", kernel=7, norm="layer", epsilon=1e-6, bias=True, activation="gelu"),
     keys=(
-        *_sizes((96, 192, 384, 768), (3, 3, 9, 3)),
-        _patch_stem(),
-        Key("hidden_act", "activation", "gelu", *named(ACTIVATIONS)),
-        Key("layer_norm_eps", "pool_epsilon", 1e-12),
-        layer_scale("layer_scale_init_value", 1e-6),
+        *k.keys("num_channels:channels=3 hidden_sizes:widths=[96,192,384,768]~list depths=[3,3,9,3]~list"),
+        *k.keys("hidden_act:activation=gelu~plain layer_norm_eps:pool_epsilon=1e-12"),
+        Group(_read_convnext, _write_convnext),
     ),
-    rows=_convnext_rows,
+    rows=lambda config: _rows(_CONVNEXT_ROWS, config),
     heads=_heads("ConvNext", "classifier"),
 )

@@ -16,6 +16,7 @@ from jaxmodel.interop.huggingface.table import (
     Heads,
     Json,
     Key,
+    Keys,
     Overrides,
     Row,
     read_keys,
@@ -61,7 +62,7 @@ def keys(text: str, of: Sequence[str] = ("",), **converted: Any) -> tuple[Key | 
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value (`Fixed`).
 
     A default is JSON, or else text. Fields with commas between them are all that key's; (a|b) is as in `rows`; a
-    conversion stands last: hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us.
+    conversion stands last: hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us, likewise.
 
     Args:
       text: the words.
@@ -78,7 +79,7 @@ def keys(text: str, of: Sequence[str] = ("",), **converted: Any) -> tuple[Key | 
         word, _, how = word.partition("~")
         names, optional, default = word.partition("=")
         key, _, fields = names.partition(":")
-        switch = "|" in how and named(dict(zip((False, True), how.split("|"), strict=True)))
+        switch = "|" in how and named(dict(zip((False, True), map(_value, how.split("|")), strict=True)))
         given = [_value(default) if optional else REQUIRED, *(switch or conversions[how])]
         said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
         found += [Key(name, start + each, *given) for name, each in said for start in of]
@@ -371,6 +372,7 @@ def inside(part: str, heads: Heads, usual: Json = {}) -> Heads:  # noqa: B006  #
     def read(json: Json) -> Overrides:
         return {f"{part}.{field}": value for field, value in heads.read({**usual, **json}).items()}
 
+    assert not heads.keys
     moved = within("", part, heads.rows)
     return heads._replace(read=read, rows=moved, write=lambda config: heads.write(getattr(config, part)))
 
@@ -387,11 +389,6 @@ def named_labels(count: int) -> dict[str, Any]:
     """Keys that give so many classes their usual names."""
     names = {str(i): f"LABEL_{i}" for i in range(count)}
     return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
-
-
-def classes(config: Transformer) -> dict[str, Any]:
-    """The same of a head's."""
-    return named_labels(config.num_outputs)
 
 
 def body(pool: Pool | None = None, rows: tuple[Row, ...] = ()) -> Heads:
@@ -416,36 +413,30 @@ def _logits(name: str) -> tuple[Row, ...]:
     return rows(f"transposed {name}.weight head/logits\ncopy {name}.bias head/bias")
 
 
-def headed(
-    head: Callable[[Json], Head],
-    logits: str,
-    said: Callable[[Any], dict[str, Any]] = lambda config: {},
-    pool: Callable[[Json], Pool | None] = lambda json: None,
-    more: tuple[Row, ...] = (),
-    **overrides: Any,
-) -> Heads:
+def headed(head: Head, logits: str, keys: Keys = (), more: tuple[Row, ...] = (), **overrides: Any) -> Heads:
     """Logits by a layer called `logits`; a config is of them where it is read again as it was.
 
     Args:
-      head: config.json -> the head.
+      head: it, but for what keys say.
       logits: name of that layer.
-      said: our config -> keys of config.json.
-      pool: config.json -> the pool.
+      keys: of config.json, that say something of the head.
       more: tensors beside.
       **overrides: of our config, as all of them have it.
     """
+    said = {"head": head, "pool": None, **overrides}
+    return Heads(lambda json: said, (*_logits(logits), *more), lambda config: {} if config.head else None, keys=keys)
+
+
+def classifier(name: str, pool: Pool | None, bias: bool = True, more: tuple[Row, ...] = (), keys: Keys = ()) -> Heads:
+    """Logits of classes by a layer called `name`: of each token, or of a pooled one; the rest as in `headed`."""
 
     def read(json: Json) -> Overrides:
-        return {"head": head(json), "pool": pool(json), **overrides}
+        return {"head": Head(outputs=labels(json), bias=bias), "pool": pool, "tied": False}
 
-    return Heads(read, (*_logits(logits), *more), lambda config: said(config) if config.head else None)
+    def write(config: Transformer) -> dict[str, Any] | None:
+        return named_labels(config.num_outputs) if config.head else None
 
-
-def classifier(name: str, pool: Pool | None, bias: bool = True, more: tuple[Row, ...] = ()) -> Heads:
-    """Logits of classes by a layer called `name`: of each token, or of a pooled one."""
-    return headed(
-        lambda json: Head(outputs=labels(json), bias=bias), name, classes, lambda json: pool, more, tied=False
-    )
+    return Heads(read, (*_logits(name), *more), write, keys=keys)
 
 
 def decoder_heads(name: str, count: int = 4, body_name: str = "") -> dict[str, Heads]:

@@ -32,8 +32,9 @@ def rows(text: str, **forms: Any) -> tuple[Row, ...]:
 
     (a|b) in the name and (x|y) in the path are two rows; of several such all combinations; () in the path is what
     stands in the name. x+y at the end of a path are arrays that one tensor holds. `norm` and forms that are pairs are
-    of a module: its weight and its bias, which with us is path/scale and path/bias of a norm, and else path and
-    path_bias. Of rows that share a path the last counts: a family's own stand after those that it shares.
+    of a module: its weight and its bias, which with us is path/scale and path/bias of a norm, path/kernel and path/bias
+    where it says the first, and else path and path_bias. Of rows that share a path the last counts: a family's own
+    stand after those that it shares.
 
     Args:
       text: the lines.
@@ -51,7 +52,8 @@ def rows(text: str, **forms: Any) -> tuple[Row, ...]:
                 found += [Row(f"{name}.weight", (f"{path}/scale",)), Row(f"{name}.bias", (f"{path}/bias",))]
             elif type(form := forms.get(kind) or FORMS[kind]) is tuple:
                 found.append(Row(f"{name}.weight", paths, form[0]))
-                found.append(Row(f"{name}.bias", tuple(f"{each}_bias" for each in paths), form[1]))
+                biases = tuple(f"{each}_bias".replace("/kernel_bias", "/bias") for each in paths)
+                found.append(Row(f"{name}.bias", biases, form[1]))
             else:
                 found.append(Row(name, paths, form))
     last = {path: row for row in found for path in row.paths}

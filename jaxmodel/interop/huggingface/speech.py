@@ -2,147 +2,91 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from jaxmodel.interop.huggingface.encoders import ENCODER_KEYS, TWO_WAYS
-from jaxmodel.interop.huggingface.keys import ACTIVATIONS, body, classes, headed, labels, named
-from jaxmodel.interop.huggingface.kin import without
-from jaxmodel.interop.huggingface.rows import LAYER_NORM, heads_of, linear, norm, transformer
-from jaxmodel.interop.huggingface.table import (
-    TOKEN,
-    Family,
-    Fixed,
-    Form,
-    Group,
-    Heads,
-    Json,
-    Key,
-    Overrides,
-    Row,
-    fused,
-)
+from jaxmodel import config as configs
+from jaxmodel.interop.huggingface import encoders, table
+from jaxmodel.interop.huggingface import keys as k
+from jaxmodel.interop.huggingface.rows import rows
+from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import MLP, Head, Pool, Waveform
-
-_SAID = {  # field of ours -> key
-    **{"dims": "conv_dim", "kernels": "conv_kernel", "strides": "conv_stride", "norm": "feat_extract_norm"},
-    **{"bias": "conv_bias", "activation": "feat_extract_activation", "mask_fraction": "mask_time_prob"},
-    **{"mask_length": "mask_time_length", "position_kernel": "num_conv_pos_embeddings"},
-    **{"position_groups": "num_conv_pos_embedding_groups"},
-}
-_NAMED = dict(zip(("read", "write"), named(ACTIVATIONS), strict=True))
+from jaxmodel.models.parts import Head, Pool, Stem, Waveform
 
 
-def _waveform() -> Group:
-    def read(json: Json) -> Overrides:
-        found = ((field, json[key]) for field, key in _SAID.items() if key in json)
-        said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found}
-        said["activation"] = _NAMED["read"](said.get("activation", "gelu"))
-        if json.get("mask_feature_prob") and not said.get("mask_fraction", 0.05):
-            raise ValueError("mask_feature_prob without mask_time_prob is not supported")
-        stable = json.get("do_stable_layer_norm", False)
-        return {"waveform": Waveform(**said), "norm.placement": "pre" if stable else "post", "stem.norm": not stable}
-
-    def write(config: Transformer) -> dict[str, Any]:
-        if config.waveform is None:
-            return {}
-        said = {key: getattr(config.waveform, field) for field, key in _SAID.items()}
-        said = {key: list(each) if isinstance(each, tuple) else each for key, each in said.items()}
-        said["feat_extract_activation"] = _NAMED["write"](config.waveform.activation)
-        return {**said, "do_stable_layer_norm": config.norm.placement == "pre"}
-
-    return Group(read, write)
+def _read_masks(json: Json) -> Overrides:
+    """Where channels are masked, frames are; a norm stands before the blocks or behind them."""
+    if json.get("mask_feature_prob") and not json.get("mask_time_prob", 0.05):
+        raise ValueError("mask_feature_prob without mask_time_prob is not supported")
+    return {"stem.norm": not json.get("do_stable_layer_norm")}
 
 
-def _kernel(size: int) -> Form:
-    """A convolution over so many places: [out, in, size] on disk, [size * in, out] with us."""
-    return fused(
-        lambda x: x.reshape(size, -1, x.shape[-1]).transpose(2, 1, 0),
-        lambda x, shape: x.transpose(2, 1, 0).reshape(shape),
-    )
+_ROWS = """
+    norm   feature_projection.layer_norm                                 stem/waveform/norm
+    linear feature_projection.projection                                 stem/waveform/projection
+    copy   masked_spec_embed                                             stem/waveform/masked
+    copy   encoder.pos_conv_embed.conv.bias                              stem/waveform/positions_bias
+    token  encoder.pos_conv_embed.conv.parametrizations.weight.original0 stem/waveform/positions_scale
+    places encoder.pos_conv_embed.conv.parametrizations.weight.original1 stem/waveform/positions
+    norm   encoder.layer_norm                                            stem/norm
+    norm   encoder.layer_norm                                            norm
+    linear encoder.layers.{i}.attention.(q|k|v|out)_proj                 stack/attention/(query|key|value|output)
+    linear encoder.layers.{i}.feed_forward.(intermediate|output)_dense   stack/mlp/(up|down)
+    norm   encoder.layers.{i}.(layer_norm|final_layer_norm)              stack/(attention|mlp)_norm
+"""
+_CONVOLUTION = """
+    over_{size} feature_extractor.conv_layers.{j}.conv       stem/waveform/convolution_{j}
+    norm        feature_extractor.conv_layers.{j}.layer_norm stem/waveform/convolution_{j}_norm
+"""
 
 
 def _rows(config: Transformer) -> tuple[Row, ...]:
-    waveform = config.waveform
-    if waveform is None:
-        return ()
-    before, layer, place = "feature_extractor.conv_layers", "encoder.layers.{i}", "stem/waveform"
-    convolution = "encoder.pos_conv_embed.conv"
-    return (
-        *(
-            row
-            for j, size in enumerate(waveform.kernels)
-            for row in (
-                *linear(f"{before}.{j}.conv", f"{place}/convolution_{j}", _kernel(size)),
-                *norm(f"{before}.{j}.layer_norm", f"{place}/convolution_{j}_norm"),
-            )
-        ),
-        *norm("feature_projection.layer_norm", f"{place}/norm"),
-        *linear("feature_projection.projection", f"{place}/projection"),
-        Row("masked_spec_embed", f"{place}/masked"),
-        Row(f"{convolution}.bias", f"{place}/positions_bias"),
-        Row(f"{convolution}.parametrizations.weight.original0", f"{place}/positions_scale", TOKEN),
-        Row(
-            f"{convolution}.parametrizations.weight.original1", f"{place}/positions", _kernel(waveform.position_kernel)
-        ),
-        *norm("encoder.layer_norm", "stem/norm"),
-        *norm("encoder.layer_norm", "norm"),
-        *heads_of(f"{layer}.attention", "q_proj", "k_proj", "v_proj"),
-        *linear(f"{layer}.attention.out_proj", "stack/attention/output"),
-        *linear(f"{layer}.feed_forward.intermediate_dense", "stack/mlp/up"),
-        *linear(f"{layer}.feed_forward.output_dense", "stack/mlp/down"),
-        *norm(f"{layer}.layer_norm", "stack/attention_norm"),
-        *norm(f"{layer}.final_layer_norm", "stack/mlp_norm"),
-    )
+    sound = config.waveform or Waveform()
+    before = "".join(_CONVOLUTION.format(j=j, size=size) for j, size in enumerate(sound.kernels))
+    forms = {f"over_{size}": (table.windows(size, 1), table.COPY) for size in sound.kernels}
+    return rows(before + _ROWS, places=table.windows(sound.position_kernel, 1), **forms)
+
+
+_LETTERS = k.keys("vocab_size:head.outputs=32~letters", letters=(lambda count: count or 32, int))
+_NARROW = k.keys("classifier_proj_size:head.dim=256")
+_PROJECTOR = rows("linear projector head/dense")
 
 
 def _heads(name: str) -> dict[str, Heads]:
     """CTC has logits of each frame; a layer narrows what is classified, and may do so behind the mean as before it."""
-    ctc = headed(
-        lambda json: Head(outputs=json.get("vocab_size") or 32, bias=True),
-        *("lm_head", lambda config: {"vocab_size": config.num_outputs}),
-    )
-    several = headed(
-        lambda json: Head(outputs=labels(json), dim=json.get("classifier_proj_size", 256), bias=True),
-        *("classifier", lambda config: {**classes(config), "classifier_proj_size": config.head.dim}),
-        *(lambda json: Pool("mean"), linear("projector", "head/dense")),
-    )
-    return {f"{name}ForCTC": ctc, f"{name}Model": body(), f"{name}ForSequenceClassification": several}
+    return {
+        f"{name}ForCTC": k.headed(Head(bias=True), "lm_head", _LETTERS),
+        f"{name}Model": k.body(),
+        f"{name}ForSequenceClassification": k.classifier("classifier", Pool("mean"), True, _PROJECTOR, _NARROW),
+    }
 
 
 WAV2VEC2 = Family(
     name="wav2vec2",
     prefix="wav2vec2.",
-    base=transformer(
-        vocab_size=None,
-        waveform=Waveform(),
-        max_length=32768,  # theirs has no bound; this is 11 minutes
-        attention=TWO_WAYS,
-        mlp=MLP(dim=1, bias=True),
-        norm=LAYER_NORM,
+    base=configs.replace(  # theirs has no bound of a length; this is 11 minutes
+        encoders.BASE, {"vocab_size": None, "waveform": Waveform(), "max_length": 32768, "stem": Stem()}
     ),
     keys=(
-        *without(ENCODER_KEYS, "layer_norm_eps"),
-        Key("layer_norm_eps", "norm.epsilon", 1e-5),
-        _waveform(),
-        Fixed("use_weighted_layer_sum", False),
-        Fixed("add_adapter", False),
-        Fixed("adapter_attn_dim", None),
+        *(*encoders.ENCODER_KEYS, Group(_read_masks)),
+        *k.keys("""
+            layer_norm_eps:norm.epsilon=1e-5 do_stable_layer_norm:norm.placement=false~post|pre
+            conv_dim:waveform.dims=[512,512,512,512,512,512,512]~list conv_bias:waveform.bias=false
+            conv_kernel:waveform.kernels=[10,3,3,3,3,2,2]~list conv_stride:waveform.strides=[5,2,2,2,2,2,2]~list
+            feat_extract_norm:waveform.norm=group feat_extract_activation:waveform.activation=gelu~plain
+            mask_time_prob:waveform.mask_fraction=0.05 mask_time_length:waveform.mask_length=10
+            num_conv_pos_embeddings:waveform.position_kernel=128
+            num_conv_pos_embedding_groups:waveform.position_groups=16
+            use_weighted_layer_sum==false add_adapter==false adapter_attn_dim==null
+        """),
     ),
     rows=_rows,
     heads=_heads("Wav2Vec2"),
-    renamed={
-        r"conv\.weight_g$": "conv.parametrizations.weight.original0",
-        r"conv\.weight_v$": "conv.parametrizations.weight.original1",
-    },
+    renamed={rf"conv\.weight_{old}$": f"conv.parametrizations.weight.original{i}" for i, old in enumerate("gv")},
 )
 HUBERT = WAV2VEC2._replace(
     name="hubert",
     prefix="hubert.",
     keys=(
-        *without(WAV2VEC2.keys, "add_adapter", "adapter_attn_dim"),
-        Fixed("feat_proj_layer_norm", True),
-        Fixed("conv_pos_batch_norm", False),
+        *k.without(WAV2VEC2.keys, "add_adapter", "adapter_attn_dim"),
+        *k.keys("feat_proj_layer_norm==true conv_pos_batch_norm==false"),
     ),
     heads=_heads("Hubert"),
 )

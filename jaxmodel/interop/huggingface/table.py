@@ -106,10 +106,12 @@ DEPTHWISE = fused(lambda x: x.T[:, None], lambda x, shape: x[:, 0].T)
 
 
 def windows(size: int, dims: int = 2) -> Form:
-    """A convolution: [out, in, size, size] on disk, [size * size * in, out] with us, or [size, size, out]."""
-    sizes = (size,) * dims
+    """A convolution: [out, in, size, size] on disk, [size * size * in, out] with us, or [size, size, out].
+
+    Over one dim, [out, in, size] and [size * in, out].
+    """
     return fused(
-        lambda x: x.reshape(*sizes, -1, x.shape[-1]).transpose(dims + 1, dims, *range(dims)),
+        lambda x: x.reshape(*(size,) * dims, -1, x.shape[-1]).transpose(-1, -2, *range(dims)),
         lambda x, shape: x.transpose(*range(2, dims + 2), 1, 0).reshape(shape),
     )
 
@@ -181,6 +183,9 @@ class Group(NamedTuple):
     write: Callable[[Any], dict[str, Any]] = lambda config: {}
 
 
+Keys = Sequence[Key | Fixed | Group]
+
+
 class Heads(NamedTuple):
     """What an architecture class has beside its body.
 
@@ -190,6 +195,7 @@ class Heads(NamedTuple):
       write: our config -> keys of config.json, or None where the config has not these heads.
       base: whether it is the bare model, whose names have no prefix.
       part: the field of the family's config that alone is the model: "encoder"; none: all of it.
+      keys: of config.json, that say more of the head and the pool.
     """
 
     read: Callable[[Json], Overrides]
@@ -197,6 +203,7 @@ class Heads(NamedTuple):
     write: Callable[[Any], dict[str, Any] | None]
     base: bool = False
     part: str = ""
+    keys: Keys = ()
 
 
 class Family(NamedTuple):
@@ -217,7 +224,7 @@ class Family(NamedTuple):
     name: str
     prefix: str
     base: Any
-    keys: tuple[Key | Fixed | Group, ...]
+    keys: Keys
     rows: tuple[Row, ...] | Callable[[Any], tuple[Row, ...]]
     heads: Mapping[str, Heads]
     ignored: tuple[str, ...] = ()
@@ -253,20 +260,21 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
         raise InputError(
             f"{where}: architecture {said} is not supported: of {family.name} there are {', '.join(family.heads)}"
         )
-    overrides = read_keys((*family.keys, Group(family.heads[said].read)), json, where)
+    of = family.heads[said]
+    overrides = read_keys(family.keys, json, where)
+    heads = read_keys((Group(of.read), *of.keys), json, where)
     # Another head, or none: what was said of the usual one is not of it.
-    replaced = tuple(f"{name}." for name in overrides if name.split(".")[-1] == "head")
-    overrides = {name: value for name, value in overrides.items() if not name.startswith(replaced)}
+    replaced = tuple(f"{name}." for name in heads if name.split(".")[-1] == "head")
+    overrides = {name: value for name, value in overrides.items() if not name.startswith(replaced)} | heads
     try:
         found = configs.replace(family.base, overrides)
         found.check()
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    part = family.heads[said].part
-    return getattr(found, part) if part else found, said
+    return getattr(found, of.part) if of.part else found, said
 
 
-def read_keys(keys: Sequence[Key | Fixed | Group], json: Json, where: str) -> Overrides:
+def read_keys(keys: Keys, json: Json, where: str) -> Overrides:
     """What keys say of our config; InputError, which names the key, for what is not supported."""
     overrides: Overrides = {}
     for key in keys:
@@ -293,7 +301,7 @@ def read_keys(keys: Sequence[Key | Fixed | Group], json: Json, where: str) -> Ov
     return overrides
 
 
-def write_keys(keys: Sequence[Key | Fixed | Group], config: Any) -> dict[str, Any]:
+def write_keys(keys: Keys, config: Any) -> dict[str, Any]:
     """What keys say of one of ours."""
     json: dict[str, Any] = {}
     for key in keys:
@@ -322,7 +330,8 @@ def write_config(family: Family, config: Any) -> dict[str, Any] | None:
         if of_heads is None:
             continue
         absent = tuple(f"{each}." for each in submodels(config) if heads.part and each != heads.part)
-        keys = [key for key in family.keys if not (isinstance(key, Key) and key.field.startswith(absent))]
+        every = (*family.keys, *heads.keys)
+        keys = [key for key in every if not (isinstance(key, Key) and key.field.startswith(absent))]
         json = {"model_type": family.name, "architectures": [name], **_merged(write_keys(keys, config), of_heads)}
         try:
             again, _ = read_config(family, json, family.name)
