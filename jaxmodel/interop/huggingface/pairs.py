@@ -27,25 +27,7 @@ def _base(shared: bool = True, encoder: Json = {}, **fields: Any) -> EncoderDeco
     )
 
 
-def _writer(text: str, bias: bool = False, scaled: tuple[str, ...] = ()) -> Heads:
-    """One logit a token of the vocabulary; a config is of them where it is read again as it was.
-
-    Args:
-      text: its rows.
-      bias: whether it has one.
-      scaled: where the embedding table gives scaled logits, keys that say so, and count before `tie_word_embeddings`.
-    """
-    keys = (*scaled, "tie_word_embeddings")
-
-    def read(json: Json) -> Overrides:
-        tied = next((json[key] for key in keys if json.get(key) is not None), True)
-        scale = json["d_model"] ** -0.5 if scaled and tied else None
-        return {"decoder.head": Head(bias=bias, scale=scale), "decoder.tied": tied}
-
-    return Heads(read, rows(text), lambda config: dict.fromkeys(keys, config.decoder.tied))
-
-
-_ENCODER = Heads(lambda json: {}, (), lambda config: {"is_encoder_decoder": False}, base=True, part="encoder")
+_ENCODER = Heads(write=lambda config: {"is_encoder_decoder": False}, base=True, part="encoder")
 _BARE = k.inside("decoder", k.body())
 _LOGITS = "transposed lm_head.weight decoder/head/logits\n"
 
@@ -74,6 +56,18 @@ _LAYERS = Group(
     lambda json: {"decoder.num_layers": json["num_layers"] if (n := json.get("num_decoder_layers")) is None else n},
     lambda config: {"num_decoder_layers": config.decoder.num_layers},
 )
+
+
+def _read_scaled(json: Json) -> Overrides:
+    """A head that is the embedding table, and then scaled, or its own; newer versions say of both that it is tied."""
+    tied = json.get("scale_decoder_outputs", json.get("tie_word_embeddings") is not False)
+    return {"decoder.tied": tied, "decoder.head": Head(scale=json["d_model"] ** -0.5 if tied else None)}
+
+
+def _write_scaled(config: EncoderDecoder) -> dict[str, Any]:
+    return dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), config.decoder.tied)
+
+
 _T5_ROWS = """
     copy   shared.weight                                                    encoder/stem/tokens
     norm   (encoder|decoder).final_layer_norm                               ()/norm
@@ -111,8 +105,7 @@ T5 = Family(
     ),
     rows=_t5_rows,
     heads={
-        # Newer versions of transformers say that words are tied of any head.
-        "T5ForConditionalGeneration": _writer(_LOGITS, scaled=("scale_decoder_outputs",)),
+        "T5ForConditionalGeneration": Heads(_read_scaled, rows(_LOGITS), _write_scaled),
         "T5Model": _BARE,
         "T5EncoderModel": _ENCODER,
     },
@@ -142,6 +135,12 @@ _KEYS = (
 )
 
 
+def _words(text: str, bias: bool = False) -> Heads:
+    """One logit a token of the vocabulary."""
+    tied = k.keys("tie_word_embeddings:decoder.tied=true")
+    return Heads(lambda json: {"decoder.head": Head(bias=bias)}, rows(text), keys=tied)
+
+
 def _read_scale(json: Json) -> Overrides:
     """Whether embeddings are scaled by the root of their width."""
     scale = json["d_model"] ** 0.5 if json.get("scale_embedding") else None
@@ -169,7 +168,7 @@ BART = Family(
     ),
     rows=rows(f"copy shared.weight encoder/stem/tokens{_ROWS}"),
     heads={
-        "BartForConditionalGeneration": _writer(f"{_LOGITS}batched final_logits_bias decoder/head/bias", bias=True),
+        "BartForConditionalGeneration": _words(f"{_LOGITS}batched final_logits_bias decoder/head/bias", bias=True),
         "BartModel": _BARE,
         "BartForSequenceClassification": k.inside("decoder", _LAST_TOKEN, {"num_labels": 3}),
     },
@@ -201,7 +200,7 @@ WHISPER = Family(
     ),
     rows=rows(_ROWS + _WHISPER_ROWS, frames=(windows(3, dims=1), COPY)),
     heads={
-        "WhisperForConditionalGeneration": _writer("transposed proj_out.weight decoder/head/logits"),
+        "WhisperForConditionalGeneration": _words("transposed proj_out.weight decoder/head/logits"),
         "WhisperModel": _BARE,
     },
 )

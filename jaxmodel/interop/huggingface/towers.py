@@ -31,7 +31,7 @@ _IMAGE_ROWS = f"""{_ROWS}
 """
 _POSITIONS = ("*embeddings.position_ids",)
 _LEARNED = Stem(positions="learned")
-_ALONE = Heads(lambda json: {}, (), lambda config: {}, base=True)
+_ALONE = Heads(base=True)
 
 
 def _base(attention: Attention, stem: Stem, pool: Pool) -> Transformer:
@@ -49,12 +49,11 @@ def _read_end(json: Json) -> Overrides:
 def _clip_heads(name: str, projection: str) -> Mapping[str, Heads]:
     """A tower alone, and with the projection to the space of both."""
 
-    projected = Heads(
-        lambda json: {"pool.dim": json.get("projection_dim", 512)},
-        rows(f"transposed {projection}.weight pool/projection"),
-        lambda config: {"projection_dim": config.pool and config.pool.dim},
-    )
-    return {name: _ALONE._replace(read=lambda json: {"pool.dim": None}), f"{name}WithProjection": projected}
+    projected = rows(f"transposed {projection}.weight pool/projection")
+    return {
+        name: Heads(lambda json: {"pool.dim": None}, base=True),
+        f"{name}WithProjection": Heads(rows=projected, keys=k.keys("projection_dim:pool.dim=512")),
+    }
 
 
 def _pair(name: str, architecture: str, image: Family, text: Family, keys: str, more: str, **fields: Any) -> Family:
