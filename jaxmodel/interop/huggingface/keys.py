@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from json import loads
 from typing import Any
 
-from jaxmodel.interop.huggingface.rows import rows, spelt
+from jaxmodel.interop.huggingface.rows import rows, spelt, within
 from jaxmodel.interop.huggingface.table import (
     REQUIRED,
     Family,
@@ -58,7 +58,7 @@ _CONVERTED: dict[str, Any] = {  # (read, write)
 }
 
 
-def keys(text: str, **converted: Any) -> tuple[Key | Fixed, ...]:
+def keys(text: str, of: Sequence[str] = ("",), **converted: Any) -> tuple[Key | Fixed, ...]:
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value (`Fixed`).
 
     A default is JSON, or else text. Fields with commas between them are all that key's; (a|b) is as in `rows`; a
@@ -66,6 +66,7 @@ def keys(text: str, **converted: Any) -> tuple[Key | Fixed, ...]:
 
     Args:
       text: the words.
+      of: what the fields begin with; of several, each key is a field of all: "encoder.", "decoder.".
       **converted: further conversions by name, (read, write).
     """
     conversions = {"": (), **_CONVERTED, **converted}
@@ -76,11 +77,12 @@ def keys(text: str, **converted: Any) -> tuple[Key | Fixed, ...]:
             found.append(Fixed(key, _value(value)))
             continue
         word, _, how = word.partition("~")
-        names, said, default = word.partition("=")
+        names, optional, default = word.partition("=")
         key, _, fields = names.partition(":")
         switch = "|" in how and named(dict(zip((False, True), map(_value, how.split("|")), strict=True)))
-        given = [_value(default) if said else REQUIRED, *(switch or conversions[how])]
-        found += [Key(name, each, *given) for name, path in spelt(key, fields or key) for each in path.split(",")]
+        given = [_value(default) if optional else REQUIRED, *(switch or conversions[how])]
+        said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
+        found += [Key(name, start + each, *given) for name, each in said for start in of]
     return tuple(found)
 
 
@@ -362,6 +364,17 @@ def nested(key: str, field: str, family: Family, usual: Json | None = None) -> G
         return {key: {"model_type": family.name, **write_keys(family.keys, getattr(config, field))}}
 
     return Group(read, write)
+
+
+def inside(part: str, heads: Heads, usual: Json = {}) -> Heads:  # noqa: B006  # it is not changed
+    """Heads of a submodel; `usual` is what keys are where config.json does not say."""
+
+    def read(json: Json) -> Overrides:
+        return {f"{part}.{field}": value for field, value in heads.read({**usual, **json}).items()}
+
+    assert not heads.keys
+    moved = within("", part, heads.rows)
+    return heads._replace(read=read, rows=moved, write=lambda config: heads.write(getattr(config, part)))
 
 
 # Heads

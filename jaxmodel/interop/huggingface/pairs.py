@@ -6,165 +6,109 @@ from typing import Any
 
 from jaxmodel import config as configs
 from jaxmodel.data.audio import HOP
-from jaxmodel.interop.huggingface.keys import ACTIVATIONS, GATED, classifier, named
-from jaxmodel.interop.huggingface.rows import LAYER_NORM, linear, norm, transformer
-from jaxmodel.interop.huggingface.table import (
-    BATCHED,
-    FLAT,
-    REQUIRED,
-    TRANSPOSED,
-    Family,
-    Fixed,
-    Group,
-    Heads,
-    Json,
-    Key,
-    Overrides,
-    Row,
-    fused,
-)
+from jaxmodel.interop.huggingface import keys as k
+from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer
+from jaxmodel.interop.huggingface.table import COPY, Family, Group, Heads, Json, Overrides, Row, windows
 from jaxmodel.models import parts
 from jaxmodel.models.configs import EncoderDecoder
 from jaxmodel.models.parts import MLP, Attention, Head, Norm, Pool, Relative, Spectrogram, Stem
 
-ENDLESS = 1 << 20  # tokens, where no position is ever out of reach
+BOTH = ("encoder.", "decoder.")
 
 
-def several(key: str, fields: str, default: Any = None, read: Any = None, write: Any = None) -> tuple[Key, ...]:
-    """A key that is several fields at once, given with spaces between them."""
-    return tuple(Key(key, each, default, read, write) for each in fields.split())
+def _base(shared: bool = True, encoder: Json = {}, **fields: Any) -> EncoderDecoder:  # noqa: B006  # it is not changed
+    """Fields of both parts; what the encoder has of its own lies over them."""
+    both = transformer(**fields)
+    cross = configs.replace(both.attention, {"causal": False, "relative": None})
+    return EncoderDecoder(
+        configs.replace(both, {"attention.causal": False, "head": None, "tied": False, **encoder}),
+        configs.replace(both, {"cross": cross, "sublayers": ("attention", "cross", "mlp")}),
+        shared=shared,
+    )
 
 
-def both(key: str, field: str, *more: Any) -> tuple[Key, ...]:
-    """A key that is a field of the encoder and of the decoder."""
-    return several(key, f"encoder.{field} decoder.{field}", *more)
-
-
-def _layers(encoder: str, decoder: str) -> Group:
-    """How many; the decoder has as many as the encoder where config.json does not say."""
-
-    def read(json: Json) -> Overrides:
-        count = json.get(decoder)
-        return {"encoder.num_layers": json[encoder], "decoder.num_layers": json[encoder] if count is None else count}
-
-    def write(config: EncoderDecoder) -> dict[str, Any]:
-        return {encoder: config.encoder.num_layers, decoder: config.decoder.num_layers}
-
-    return Group(read, write)
-
-
-def part(name: str) -> Heads:
-    """One part of the model alone."""
-
-    def said(config: EncoderDecoder) -> dict[str, Any] | None:
-        return {"is_encoder_decoder": False} if getattr(config, name).head is None else None
-
-    return Heads(lambda json: {}, (), said, base=True, part=name)
-
+_ENCODER = Heads(write=lambda config: {"is_encoder_decoder": False}, base=True, part="encoder")
+_BARE = k.inside("decoder", k.body())
+_LOGITS = "transposed lm_head.weight decoder/head/logits\n"
 
 # T5
 
 
-def _feed_forward() -> Group:
-    """The activation of the MLP, and whether it has a gate."""
-
-    def read(json: Json) -> Overrides:
-        said = json.get("feed_forward_proj", "relu")
-        usual = "gelu_new" if said == "gated-gelu" else said.rpartition("-")[2]
-        names = GATED if json.get("is_gated_act", said.startswith("gated-")) else ACTIVATIONS
-        activation = named(names)[0](json.get("dense_act_fn") or usual)
-        return {"encoder.mlp.activation": activation, "decoder.mlp.activation": activation}
-
-    def write(config: EncoderDecoder) -> dict[str, Any]:
-        ours = config.encoder.mlp.activation
-        gated = ours in parts.GATED
-        name = "gelu_new" if ours == "geglu" else named(GATED if gated else ACTIVATIONS)[1](ours)
-        said = f"gated-{name.removesuffix('_new')}" if gated else name
-        return {"feed_forward_proj": said, "dense_act_fn": name, "is_gated_act": gated}
-
-    return Group(read, write)
+def _read_activation(json: Json) -> Overrides:
+    """Of the MLP, and whether it has a gate."""
+    said = json.get("feed_forward_proj", "relu")
+    usual = "gelu_new" if said == "gated-gelu" else said.rpartition("-")[2]
+    names = k.GATED if json.get("is_gated_act", said.startswith("gated-")) else k.ACTIVATIONS
+    ours = k.named(names)[0](json.get("dense_act_fn") or usual)
+    return {"encoder.mlp.activation": ours, "decoder.mlp.activation": ours}
 
 
-def _scaled() -> Heads:
-    """A head that is the embedding table, and then scaled, or one of its own.
-
-    Newer versions of transformers say `tie_word_embeddings` of both, and `scale_decoder_outputs` of the first.
-    """
-
-    def read(json: Json) -> Overrides:
-        tied = json.get("scale_decoder_outputs", json.get("tie_word_embeddings") is not False)
-        return {"decoder.tied": tied, "decoder.head": Head(scale=json["d_model"] ** -0.5 if tied else None)}
-
-    def write(config: EncoderDecoder) -> dict[str, Any] | None:
-        tied = config.decoder.tied
-        usual = Head(scale=config.decoder.embed_dim**-0.5 if tied else None)
-        if config.decoder.head != usual:
-            return None
-        return {"tie_word_embeddings": tied, "scale_decoder_outputs": tied}
-
-    return Heads(read, (Row("lm_head.weight", "decoder/head/logits", TRANSPOSED),), write)
+def _write_activation(config: EncoderDecoder) -> dict[str, Any]:
+    ours = config.encoder.mlp.activation
+    gated = ours in parts.GATED
+    name = "gelu_new" if ours == "geglu" else k.named(k.GATED if gated else k.ACTIVATIONS)[1](ours)
+    said = f"gated-{name.removesuffix('_new')}" if gated else name
+    return {"feed_forward_proj": said, "dense_act_fn": name, "is_gated_act": gated}
 
 
-def _bare() -> Heads:
-    """Without a head."""
+# The decoder has as many as the encoder where config.json does not say.
+_LAYERS = Group(
+    lambda json: {"decoder.num_layers": json["num_layers"] if (n := json.get("num_decoder_layers")) is None else n},
+    lambda config: {"num_decoder_layers": config.decoder.num_layers},
+)
 
-    def write(config: EncoderDecoder) -> dict[str, Any] | None:
-        return {} if config.decoder.head is None and config.decoder.pool is None else None
 
-    return Heads(lambda json: {"decoder.head": None, "decoder.tied": False}, (), write, base=True)
+def _read_scaled(json: Json) -> Overrides:
+    """A head that is the embedding table, and then scaled, or its own; newer versions say of both that it is tied."""
+    tied = json.get("scale_decoder_outputs", json.get("tie_word_embeddings") is not False)
+    return {"decoder.tied": tied, "decoder.head": Head(scale=json["d_model"] ** -0.5 if tied else None)}
+
+
+def _write_scaled(config: EncoderDecoder) -> dict[str, Any]:
+    return dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), config.decoder.tied)
+
+
+_T5_ROWS = """
+    copy   shared.weight                                                    encoder/stem/tokens
+    norm   (encoder|decoder).final_layer_norm                               ()/norm
+    copy   (encoder|decoder).block.0.layer.0.SelfAttention.relative_attention_bias.weight ()/relative/table
+    norm   (encoder|decoder).block.{i}.layer.0.layer_norm                   ()/stack/attention_norm
+    linear (encoder|decoder).block.{i}.layer.0.SelfAttention.(q|k|v|o)      ()/stack/attention/(query|key|value|output)
+    norm   decoder.block.{i}.layer.1.layer_norm                             decoder/stack/cross_norm
+    linear decoder.block.{i}.layer.1.EncDecAttention.(q|k|v|o)              decoder/stack/cross/(query|key|value|output)
+    norm   (encoder.block.{i}.layer.1|decoder.block.{i}.layer.2).layer_norm (en|de)coder/stack/mlp_norm
+    linear (encoder.block.{i}.layer.1|decoder.block.{i}.layer.2).DenseReluDense.(wi|wo) (en|de)coder/stack/mlp/(up|down)
+"""
 
 
 def _t5_rows(config: Any) -> tuple[Row, ...]:
+    """A gate has a name, and what it multiplies another than what stands alone."""
     gated = getattr(config, "encoder", config).mlp.activation in parts.GATED
-    up = {"wi_0": "gate", "wi_1": "up"} if gated else {"wi": "up"}
-    rows = [Row("shared.weight", "encoder/stem/tokens")]
-    for side, halves in (
-        ("encoder", {"SelfAttention": "attention"}),
-        ("decoder", {"SelfAttention": "attention", "EncDecAttention": "cross"}),
-    ):
-        for i, (name, ours) in enumerate(halves.items()):
-            layer = f"{side}.block.{{i}}.layer.{i}"
-            for letter, weight in {"q": "query", "k": "key", "v": "value", "o": "output"}.items():
-                rows += linear(f"{layer}.{name}.{letter}", f"{side}/stack/{ours}/{weight}")[:1]
-            rows.append(Row(f"{layer}.layer_norm.weight", f"{side}/stack/{ours}_norm/scale"))
-        layer = f"{side}.block.{{i}}.layer.{len(halves)}"
-        for name, weight in {**up, "wo": "down"}.items():
-            rows += linear(f"{layer}.DenseReluDense.{name}", f"{side}/stack/mlp/{weight}")[:1]
-        rows.append(Row(f"{layer}.layer_norm.weight", f"{side}/stack/mlp_norm/scale"))
-        table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        rows += [Row(table, f"{side}/relative/table"), Row(f"{side}.final_layer_norm.weight", f"{side}/norm/scale")]
-    return tuple(rows)
+    return rows(_T5_ROWS.replace("(wi|", "(wi_0|wi_1|").replace("(up|", "(gate|up|") if gated else _T5_ROWS)
 
 
-_CROSSED: Overrides = {"sublayers": ("attention", "cross", "mlp")}
-_T5_ATTENTION = Attention(num_heads=1, scale=1.0, relative=Relative())
-_T5_PART = transformer(
-    max_length=ENDLESS, attention=_T5_ATTENTION, mlp=MLP(dim=1, activation="relu"), norm=Norm(epsilon=1e-6)
-)
-_HEADS = "encoder.attention{0} decoder.attention{0} decoder.cross{0}"
 T5 = Family(
     name="t5",
     prefix="",
-    base=EncoderDecoder(
-        encoder=configs.replace(_T5_PART, {"attention.causal": False, "head": None}),
-        decoder=configs.replace(_T5_PART, {"cross": Attention(num_heads=1, causal=False, scale=1.0), **_CROSSED}),
+    base=_base(
+        max_length=1 << 20,  # no position is ever out of reach
+        attention=Attention(num_heads=1, scale=1.0, relative=Relative()),
+        **{"mlp": MLP(dim=1, activation="relu"), "norm": Norm(epsilon=1e-6)},
     ),
     keys=(
-        *both("vocab_size", "vocab_size", REQUIRED),
-        *both("d_model", "embed_dim", 512),
-        *several("d_kv", _HEADS.format(".head_dim"), 64),
-        *several("num_heads", _HEADS.format(".num_heads"), 8),
-        *both("d_ff", "mlp.dim", 2048),
-        _layers("num_layers", "num_decoder_layers"),
-        *both("relative_attention_num_buckets", "attention.relative.buckets", 32),
-        *both("relative_attention_max_distance", "attention.relative.max_distance", 128),
-        *both("layer_norm_epsilon", "norm.epsilon", 1e-6),
-        Key("decoder_start_token_id", "start_token"),
-        _feed_forward(),
-        Fixed("is_decoder", False),
+        *k.keys("vocab_size d_model:embed_dim=512 d_ff:mlp.dim=2048 layer_norm_epsilon:norm.epsilon=1e-6", BOTH),
+        *k.keys("d_kv:head_dim=64 num_heads=8", ("encoder.attention.", "decoder.attention.", "decoder.cross.")),
+        *k.keys("relative_attention_num_buckets:attention.relative.buckets=32", BOTH),
+        *k.keys("relative_attention_max_distance:attention.relative.max_distance=128", BOTH),
+        *k.keys("num_layers:encoder.num_layers decoder_start_token_id:start_token=null is_decoder==false"),
+        *(_LAYERS, Group(_read_activation, _write_activation)),
     ),
     rows=_t5_rows,
-    heads={"T5ForConditionalGeneration": _scaled(), "T5Model": _bare(), "T5EncoderModel": part("encoder")},
+    heads={
+        "T5ForConditionalGeneration": Heads(_read_scaled, rows(_LOGITS), _write_scaled),
+        "T5Model": _BARE,
+        "T5EncoderModel": _ENCODER,
+    },
     ignored=(
         *("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
         "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
@@ -174,107 +118,59 @@ T5 = Family(
 
 # In the manner of BART
 
-
-def _sides(*more: Row) -> tuple[Row, ...]:
-    """BART's names within either part, with what only some families have."""
-    rows = list(more)
-    for side in ("encoder", "decoder"):
-        layer, stack = f"{side}.layers.{{i}}", f"{side}/stack"
-        for name, ours in {"self_attn": "attention", "encoder_attn": "cross"}.items():
-            for projection in ("query", "key", "value"):
-                rows += linear(f"{layer}.{name}.{projection[0]}_proj", f"{stack}/{ours}/{projection}", bias=FLAT)
-            rows += linear(f"{layer}.{name}.out_proj", f"{stack}/{ours}/output")
-            rows += norm(f"{layer}.{name}_layer_norm", f"{stack}/{ours}_norm")
-        rows += [*linear(f"{layer}.fc1", f"{stack}/mlp/up"), *linear(f"{layer}.fc2", f"{stack}/mlp/down")]
-        rows += norm(f"{layer}.final_layer_norm", f"{stack}/mlp_norm")
-        rows += [*norm(f"{side}.layernorm_embedding", f"{side}/stem/norm"), *norm(f"{side}.layer_norm", f"{side}/norm")]
-        rows.append(Row(f"{side}.embed_positions.weight", f"{side}/stem/positions"))
-    return tuple(rows)
-
-
-def _base(encoder: Overrides, shared: bool, key_bias: bool, **fields: Any) -> EncoderDecoder:
-    """Layer norms and biases; `encoder` lays what it has of its own over what both have."""
-    attention = Attention(num_heads=1, bias=True, key_bias=key_bias, output_bias=True)
-    both = transformer(attention=attention, mlp=MLP(dim=1, bias=True), tied=True, **fields)
-    cross = {"cross": configs.replace(attention, {"causal": False}), **_CROSSED}
-    own = {"attention.causal": False, "head": None, "tied": False, **encoder}
-    return EncoderDecoder(configs.replace(both, own), configs.replace(both, cross), shared=shared)
-
-
-_SIZES = (
-    *both("d_model", "embed_dim", REQUIRED),
-    *(Key(f"{side}_layers", f"{side}.num_layers", REQUIRED) for side in ("encoder", "decoder")),
-    *(Key(f"{side}_ffn_dim", f"{side}.mlp.dim", REQUIRED) for side in ("encoder", "decoder")),
-    Key("encoder_attention_heads", "encoder.attention.num_heads", REQUIRED),
-    *several("decoder_attention_heads", "decoder.attention.num_heads decoder.cross.num_heads", REQUIRED),
-    *both("activation_function", "mlp.activation", "gelu", *named(ACTIVATIONS)),
-    Key("decoder_start_token_id", "start_token"),
-    Fixed("is_decoder", False),
+_ROWS = """
+    copy   (encoder|decoder).embed_positions.weight                  ()/stem/positions
+    norm   (encoder|decoder).layer(norm_embedding|_norm)             ()/(stem/norm|norm)
+    linear (encoder|decoder).layers.{i}.self_attn.(q|k|v|out)_proj   ()/stack/attention/(query|key|value|output)
+    linear decoder.layers.{i}.encoder_attn.(q|k|v|out)_proj          decoder/stack/cross/(query|key|value|output)
+    norm   decoder.layers.{i}.encoder_attn_layer_norm                decoder/stack/cross_norm
+    norm   (encoder|decoder).layers.{i}.(self_attn|final)_layer_norm ()/stack/(attention|mlp)_norm
+    linear (encoder|decoder).layers.{i}.fc(1|2)                      ()/stack/mlp/(up|down)
+"""
+_KEYS = (
+    *k.keys("d_model:embed_dim activation_function:mlp.activation=gelu~plain", BOTH),
+    *k.keys("(encoder|decoder)_layers:().num_layers (encoder|decoder)_ffn_dim:().mlp.dim is_decoder==false"),
+    *k.keys("(encoder|decoder)_attention_heads:().attention.num_heads decoder_attention_heads:decoder.cross.num_heads"),
+    *k.keys("decoder_start_token_id:start_token=null"),
 )
 
 
-def _scaled_embeddings() -> Group:
-    """Whether embeddings are scaled by the root of their width."""
-
-    def read(json: Json) -> Overrides:
-        scale = json["d_model"] ** 0.5 if json.get("scale_embedding") else None
-        return {"encoder.stem.scale": scale, "decoder.stem.scale": scale}
-
-    return Group(read, lambda config: {"scale_embedding": config.encoder.stem.scale is not None})
-
-
-def _writer(name: str, head: Head, *more: Row) -> Heads:
+def _words(text: str, bias: bool = False) -> Heads:
     """One logit a token of the vocabulary."""
-
-    def write(config: EncoderDecoder) -> dict[str, Any] | None:
-        decoder = config.decoder
-        return {"tie_word_embeddings": decoder.tied} if decoder.head == head and decoder.pool is None else None
-
-    def read(json: Json) -> Overrides:
-        return {"decoder.head": head, "decoder.tied": json.get("tie_word_embeddings", True)}
-
-    return Heads(read, (Row(f"{name}.weight", "decoder/head/logits", TRANSPOSED), *more), write)
+    tied = k.keys("tie_word_embeddings:decoder.tied=true")
+    return Heads(lambda json: {"decoder.head": Head(bias=bias)}, rows(text), keys=tied)
 
 
-def _last_token(name: str, usual: int) -> Heads:
-    """Classes, by the last token of the target: the source again, moved on by one."""
-    inner = classifier(f"{name}.out_proj", Pool("last", activation="tanh"), more=linear(f"{name}.dense", "pool/dense"))
-    rows = tuple(row._replace(paths=f"decoder/{row.paths}") for row in inner.rows)
-
-    def read(json: Json) -> Overrides:
-        return {f"decoder.{field}": each for field, each in inner.read({"num_labels": usual, **json}).items()}
-
-    return Heads(read, rows, lambda config: inner.write(config.decoder))
+def _read_scale(json: Json) -> Overrides:
+    """Whether embeddings are scaled by the root of their width."""
+    scale = json["d_model"] ** 0.5 if json.get("scale_embedding") else None
+    return {"encoder.stem.scale": scale, "decoder.stem.scale": scale}
 
 
+# The last token of the target: the source again, moved on by one.
+_DENSE = rows("linear classification_head.dense pool/dense")
+_LAST_TOKEN = k.classifier("classification_head.out_proj", Pool("last", activation="tanh"), more=_DENSE)
 BART = Family(
     name="bart",
     prefix="model.",
     base=_base(
-        {},
-        shared=True,
-        key_bias=True,
+        attention=Attention(num_heads=1, bias=True, key_bias=True, output_bias=True),
         norm=Norm(kind="layer", bias=True, placement="post"),
         stem=Stem(positions="learned", position_offset=2, norm=True),
+        **{"mlp": MLP(dim=1, bias=True), "tied": True},
     ),
     keys=(
-        *both("vocab_size", "vocab_size", REQUIRED),
-        *_SIZES,
-        *both("max_position_embeddings", "max_length", 1024),
-        _scaled_embeddings(),
-        Fixed("tie_word_embeddings", True),  # or each part would have a table of its own
-        Fixed("normalize_before", False),
-        Fixed("normalize_embedding", True),
-        Fixed("add_final_layer_norm", False),
-        Fixed("static_position_embeddings", False),
+        *(*k.keys("vocab_size max_position_embeddings:max_length=1024", BOTH), *_KEYS),
+        Group(_read_scale, lambda config: {"scale_embedding": config.encoder.stem.scale is not None}),
+        *k.keys("tie_word_embeddings==true"),  # or each part would have a table of its own
+        *k.keys("normalize_before==false normalize_embedding==true add_final_layer_norm==false"),
+        *k.keys("static_position_embeddings==false"),
     ),
-    rows=_sides(Row("shared.weight", "encoder/stem/tokens")),
+    rows=rows(f"copy shared.weight encoder/stem/tokens{_ROWS}"),
     heads={
-        "BartForConditionalGeneration": _writer(
-            "lm_head", Head(bias=True), Row("final_logits_bias", "decoder/head/bias", BATCHED)
-        ),
-        "BartModel": _bare(),
-        "BartForSequenceClassification": _last_token("classification_head", 3),
+        "BartForConditionalGeneration": _words(f"{_LOGITS}batched final_logits_bias decoder/head/bias", bias=True),
+        "BartModel": _BARE,
+        "BartForSequenceClassification": k.inside("decoder", _LAST_TOKEN, {"num_labels": 3}),
     },
     ignored=("*.embed_tokens.weight",),
 )
@@ -282,51 +178,30 @@ BART = Family(
 
 # Whisper
 
-
-def _audio() -> Group:
-    """Log-mel frames: so many bands, and twice as many frames as the encoder has positions."""
-
-    def read(json: Json) -> Overrides:
-        length = json.get("max_source_positions", 1500)
-        sound = Spectrogram(samples=2 * HOP * length, bands=json.get("num_mel_bins", 80))
-        return {"encoder.spectrogram": sound, "encoder.max_length": length, "encoder.vocab_size": None}
-
-    def write(config: EncoderDecoder) -> dict[str, Any]:
-        sound = config.encoder.spectrogram
-        return {"max_source_positions": config.encoder.max_length, "num_mel_bins": sound and sound.bands}
-
-    return Group(read, write)
-
-
-# Three frames at a time: [out, in, 3] on disk, [3 * in, out] with us.
-_CONVOLUTION = fused(
-    lambda x: x.reshape(3, -1, x.shape[-1]).transpose(2, 1, 0), lambda x, shape: x.transpose(2, 1, 0).reshape(shape)
-)
+_WHISPER_ROWS = """
+    copy   decoder.embed_tokens.weight decoder/stem/tokens
+    frames encoder.conv(1|2)           encoder/stem/convolution_(0|1)
+"""
 WHISPER = Family(
     name="whisper",
     prefix="model.",
     base=_base(
-        {"vocab_size": None, "spectrogram": Spectrogram(samples=2 * HOP)},
         shared=False,
-        key_bias=False,
-        norm=LAYER_NORM,
-        stem=Stem(positions="learned"),
+        encoder={"vocab_size": None, "spectrogram": Spectrogram(samples=2 * HOP)},
+        attention=Attention(num_heads=1, bias=True, key_bias=False, output_bias=True),
+        **{"mlp": MLP(dim=1, bias=True), "norm": LAYER_NORM, "stem": Stem(positions="learned"), "tied": True},
     ),
     keys=(
-        Key("vocab_size", "decoder.vocab_size", REQUIRED),
-        *_SIZES,
-        _audio(),
-        Key("max_target_positions", "decoder.max_length", 448),
-        *(Fixed(key, False) for key in ("scale_embedding", "use_weighted_layer_sum")),
+        *(*k.keys("vocab_size:decoder.vocab_size max_target_positions:decoder.max_length=448"), *_KEYS),
+        *k.keys("max_source_positions:encoder.max_length=1500 num_mel_bins:encoder.spectrogram.bands=80"),
+        # A position is two frames.
+        k.implied("encoder.spectrogram.samples", lambda json: 2 * HOP * json.get("max_source_positions", 1500)),
+        *k.keys("scale_embedding==false use_weighted_layer_sum==false"),
     ),
-    rows=_sides(
-        Row("decoder.embed_tokens.weight", "decoder/stem/tokens"),
-        *(
-            row
-            for i in range(2)
-            for row in linear(f"encoder.conv{i + 1}", f"encoder/stem/convolution_{i}", _CONVOLUTION)
-        ),
-    ),
-    heads={"WhisperForConditionalGeneration": _writer("proj_out", Head()), "WhisperModel": _bare()},
+    rows=rows(_ROWS + _WHISPER_ROWS, frames=(windows(3, dims=1), COPY)),
+    heads={
+        "WhisperForConditionalGeneration": _words("transposed proj_out.weight decoder/head/logits"),
+        "WhisperModel": _BARE,
+    },
 )
 PAIRS = (T5, BART, WHISPER)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from jaxmodel.interop.huggingface import table
-from jaxmodel.interop.huggingface.table import Family, Row
+from jaxmodel.interop.huggingface.table import Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import MLP, Attention, Norm
 
@@ -16,6 +17,7 @@ FORMS: dict[str, Any] = {  # of one tensor; or of a layer's weight and bias
     **{"batched": table.BATCHED, "count": table.COUNT, "patches": table.patches},
     **{"linear": (table.TRANSPOSED, table.FLAT), "plain": (table.COPY, table.FLAT)},
     **{"columns": (table.COLUMNS, table.FLAT), "by_head": (table.by_head, table.biases_by_head)},
+    "depthwise": (table.DEPTHWISE, table.COPY),
 }
 
 
@@ -28,10 +30,11 @@ def transformer(**fields: Any) -> Transformer:
 def rows(text: str, **forms: Any) -> tuple[Row, ...]:
     """Rows from lines of three words: a form, a name on disk, a path of ours.
 
-    (a|b) in the name and (x|y) in the path are two rows; of several such all combinations. x+y at the end of a path
-    are arrays that one tensor holds. `norm` and forms that are pairs are of a module: its weight and its bias, which
-    with us is path/scale and path/bias of a norm, path/kernel and path/bias where it says the first, and else path
-    and path_bias. Of rows that share a path the last counts: a family's own stand after those that it shares.
+    (a|b) in the name and (x|y) in the path are two rows; of several such all combinations; () in the path is what
+    stands in the name. x+y at the end of a path are arrays that one tensor holds. `norm` and forms that are pairs are
+    of a module: its weight and its bias, which with us is path/scale and path/bias of a norm, path/kernel and path/bias
+    where it says the first, and else path and path_bias. Of rows that share a path the last counts: a family's own
+    stand after those that it shares.
 
     Args:
       text: the lines.
@@ -63,7 +66,7 @@ def spelt(name: str, path: str) -> list[tuple[str, str]]:
     if one is None or other is None:
         assert one is other, f"{name} and {path} offer other alternatives"
         return [(name, path)]
-    pairs = zip(one[1].split("|"), other[1].split("|"), strict=True)
+    pairs = zip(one[1].split("|"), (other[1] or one[1]).split("|"), strict=True)
     return [each for a, b in pairs for each in spelt(name.replace(one[0], a, 1), path.replace(other[0], b, 1))]
 
 
@@ -72,7 +75,7 @@ def but(rows: tuple[Row, ...], *ours: str) -> tuple[Row, ...]:
     return tuple(row for row in rows if row.paths[0].removesuffix("_bias") not in ours or len(row.paths) > 1)
 
 
-def within(name: str, part: str, family: Family) -> tuple[Row, ...]:
-    """A family's rows of a submodel: its tensors' names begin with `name`, and its paths with that of the part."""
-    assert isinstance(family.rows, tuple)
-    return tuple(Row(name + row.name, tuple(f"{part}/{each}" for each in row.paths), row.form) for row in family.rows)
+def within(name: str, part: str, rows: tuple[Row, ...] | Callable[[Any], Any]) -> tuple[Row, ...]:
+    """Rows of a submodel: its tensors' names begin with `name`, and its paths with that of the part."""
+    assert isinstance(rows, tuple)
+    return tuple(Row(name + row.name, tuple(f"{part}/{each}" for each in row.paths), row.form) for row in rows)

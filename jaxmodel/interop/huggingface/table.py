@@ -101,6 +101,8 @@ COLUMNS = fused(lambda x: x, lambda x, shape: x, axis=1)  # stored [in, out], se
 
 
 COUNT = COPY._replace(dtype=np.dtype(np.int64))
+# A convolution of each channel by itself: [channels, 1, size] on disk, [size, channels] with us.
+DEPTHWISE = fused(lambda x: x.T[:, None], lambda x, shape: x[:, 0].T)
 
 
 def windows(size: int, dims: int = 2) -> Form:
@@ -190,15 +192,16 @@ class Heads(NamedTuple):
     Attributes:
       read: config.json -> overrides of our config: head, pool.
       rows: their tensors.
-      write: our config -> keys of config.json, or None where the config has not these heads.
+      write: our config -> keys of config.json, or None where the config has not these heads; where it is read again as
+        another one, it has not.
       base: whether it is the bare model, whose names have no prefix.
       part: the field of the family's config that alone is the model: "encoder"; none: all of it.
       keys: of config.json, that say more of the head and the pool.
     """
 
-    read: Callable[[Json], Overrides]
-    rows: tuple[Row, ...]
-    write: Callable[[Any], dict[str, Any] | None]
+    read: Callable[[Json], Overrides] = lambda json: {}
+    rows: tuple[Row, ...] = ()
+    write: Callable[[Any], dict[str, Any] | None] = lambda config: {}
     base: bool = False
     part: str = ""
     keys: Keys = ()

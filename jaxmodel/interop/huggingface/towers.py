@@ -3,59 +3,39 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 from jaxmodel.config import replace
-from jaxmodel.interop.huggingface import table
+from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import LLAMA
-from jaxmodel.interop.huggingface.encoders import TWO_WAYS, images
-from jaxmodel.interop.huggingface.keys import ACTIVATIONS, named, nested
-from jaxmodel.interop.huggingface.rows import LAYER_NORM, heads_of, linear, norm, transformer, within
-from jaxmodel.interop.huggingface.table import BATCHED, TRANSPOSED, Family, Group, Heads, Json, Key, Overrides, Row
+from jaxmodel.interop.huggingface.encoders import ENCODER_KEYS, TWO_WAYS, images
+from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer, within
+from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.multimodal import Towers, VisionLanguage
 from jaxmodel.models.parts import MLP, Attention, Pool, Stem
 
-_LAYER = "encoder.layers.{i}"
-_ROWS = (  # of both towers, as far as they have them
-    Row("embeddings.token_embedding.weight", "stem/tokens"),
-    Row("embeddings.position_embedding.weight", "stem/positions"),
-    *heads_of(f"{_LAYER}.self_attn", "q_proj", "k_proj", "v_proj"),
-    *linear(f"{_LAYER}.self_attn.out_proj", "stack/attention/output"),
-    *norm(f"{_LAYER}.layer_norm1", "stack/attention_norm"),
-    *norm(f"{_LAYER}.layer_norm2", "stack/mlp_norm"),
-    *linear(f"{_LAYER}.mlp.fc1", "stack/mlp/up"),
-    *linear(f"{_LAYER}.mlp.fc2", "stack/mlp/down"),
-)
-_IMAGE_ROWS = (
-    *_ROWS,
-    Row("embeddings.class_embedding", "stem/class_token"),
-    Row("embeddings.patch_embedding.weight", "stem/patches", table.patches),
-    Row("embeddings.patch_embedding.bias", "stem/patches_bias"),
-)
+_ROWS = """
+    copy   embeddings.(token|position)_embedding.weight  stem/(tokens|positions)
+    linear encoder.layers.{i}.self_attn.(q|k|v|out)_proj stack/attention/(query|key|value|output)
+    norm   encoder.layers.{i}.layer_norm(1|2)            stack/(attention|mlp)_norm
+    linear encoder.layers.{i}.mlp.fc(1|2)                stack/mlp/(up|down)
+"""
+_TEXT_ROWS = f"{_ROWS}norm final_layer_norm norm\n"
+_IMAGE_ROWS = f"""{_ROWS}
+    copy    embeddings.class_embedding        stem/class_token
+    patches embeddings.patch_embedding.weight stem/patches
+    copy    embeddings.patch_embedding.bias   stem/patches_bias
+"""
 _POSITIONS = ("*embeddings.position_ids",)
 _LEARNED = Stem(positions="learned")
+_ALONE = Heads(base=True)
 
 
 def _base(attention: Attention, stem: Stem, pool: Pool) -> Transformer:
     return transformer(attention=attention, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=stem, pool=pool, head=None)
-
-
-def _sizes(activation: str, width: int, dim: int, heads: int, epsilon: float) -> tuple[Key, ...]:
-    """The keys that both towers have, and what they are where config.json does not say."""
-    return (
-        Key("hidden_size", "embed_dim", width),
-        Key("intermediate_size", "mlp.dim", dim),
-        Key("num_hidden_layers", "num_layers", 12),
-        Key("num_attention_heads", "attention.num_heads", heads),
-        Key("hidden_act", "mlp.activation", activation, *named(ACTIVATIONS)),
-        Key("layer_norm_eps", "norm.epsilon", epsilon),
-    )
-
-
-def _text_sizes(vocab_size: int, length: int) -> tuple[Key, ...]:
-    return Key("vocab_size", "vocab_size", vocab_size), Key("max_position_embeddings", "max_length", length)
 
 
 def _read_end(json: Json) -> Overrides:
@@ -66,144 +46,91 @@ def _read_end(json: Json) -> Overrides:
     return {"pool.kind": "highest", "pool.token": None} if token == 2 else {"pool.token": token}
 
 
-def _pool(config: Transformer) -> Pool:
-    return config.pool or Pool()
-
-
-_END = Group(_read_end, lambda config: {"eos_token_id": _pool(config).token or 2})
-_ALONE = Heads(lambda json: {}, (), lambda config: {}, base=True)
-
-
 def _clip_heads(name: str, projection: str) -> Mapping[str, Heads]:
     """A tower alone, and with the projection to the space of both."""
 
-    def heads(projected: bool, rows: tuple[Row, ...]) -> Heads:
-        def write(config: Transformer) -> dict[str, Any] | None:
-            dim = _pool(config).dim
-            return None if (dim is not None) != projected else {"projection_dim": dim} if projected else {}
-
-        return Heads(
-            lambda json: {"pool.dim": json.get("projection_dim", 512) if projected else None},
-            rows,
-            write,
-            base=not projected,
-        )
-
-    row = Row(f"{projection}.weight", "pool/projection", TRANSPOSED)
-    return {name: heads(False, ()), f"{name}WithProjection": heads(True, (row,))}
+    projected = rows(f"transposed {projection}.weight pool/projection")
+    return {
+        name: Heads(lambda json: {"pool.dim": None}, base=True),
+        f"{name}WithProjection": Heads(rows=projected, keys=k.keys("projection_dim:pool.dim=512")),
+    }
 
 
-def _pair(
-    name: str,
-    architecture: str,
-    image: Family,
-    text: Family,
-    keys: tuple[Key | Group, ...],
-    rows: tuple[Row, ...],
-    **fields: Any,
-) -> Family:
+def _pair(name: str, architecture: str, image: Family, text: Family, keys: str, more: str, **fields: Any) -> Family:
     """Two towers, whose vectors have length 1."""
     unit = {"pool.normalize": True}
     return Family(
-        name,
-        "",
-        Towers(image=replace(image.base, unit), text=replace(text.base, unit), **fields),
-        (nested("text_config", "text", text), nested("vision_config", "image", image), *keys),
-        (*within("text_model.", "text", text), *within("vision_model.", "image", image), *rows),
-        {architecture: _ALONE},
-        _POSITIONS,
+        name=name,
+        prefix="",
+        base=Towers(image=replace(image.base, unit), text=replace(text.base, unit), **fields),
+        keys=(k.nested("text_config", "text", text), k.nested("vision_config", "image", image), *k.keys(keys)),
+        rows=(*within("text_model.", "text", text.rows), *within("vision_model.", "image", image.rows), *rows(more)),
+        heads={architecture: _ALONE},
+        ignored=_POSITIONS,
     )
 
 
+# Keys that stand later count.
+_CLIP = (*ENCODER_KEYS, *k.keys("hidden_act:mlp.activation=quick_gelu~plain layer_norm_eps:norm.epsilon=1e-5"))
 CLIP_TEXT = Family(
-    "clip_text_model",
-    "text_model.",
-    _base(Attention(num_heads=1, bias=True, output_bias=True), _LEARNED, Pool("token", token=49407)),
-    (*_text_sizes(49408, 77), *_sizes("quick_gelu", 512, 2048, 8, 1e-5), _END),
-    (*_ROWS, *norm("final_layer_norm", "norm")),
-    _clip_heads("CLIPTextModel", "text_projection"),
-    _POSITIONS,
+    name="clip_text_model",
+    prefix="text_model.",
+    base=_base(Attention(num_heads=1, bias=True, output_bias=True), _LEARNED, Pool("token", token=49407)),
+    keys=(
+        *(*_CLIP, *k.keys("vocab_size=49408 max_position_embeddings:max_length=77 hidden_size:embed_dim=512")),
+        *k.keys("intermediate_size:mlp.dim=2048 num_attention_heads:attention.num_heads=8"),
+        Group(_read_end, lambda config: {"eos_token_id": (config.pool and config.pool.token) or 2}),
+    ),
+    rows=rows(_TEXT_ROWS),
+    heads=_clip_heads("CLIPTextModel", "text_projection"),
+    ignored=_POSITIONS,
 )
-CLIP_IMAGE = Family(
-    "clip_vision_model",
-    "vision_model.",
-    _base(TWO_WAYS, Stem(positions="learned", norm=True), Pool("first", norm=True)),
-    (*_sizes("quick_gelu", 768, 3072, 12, 1e-5), images(patch=32, bias=False)),
-    (*_IMAGE_ROWS, *norm("pre_layrnorm", "stem/norm"), *norm("post_layernorm", "pool/norm")),
-    _clip_heads("CLIPVisionModel", "visual_projection"),
-    _POSITIONS,
+CLIP_IMAGE = CLIP_TEXT._replace(
+    name="clip_vision_model",
+    prefix="vision_model.",
+    base=_base(TWO_WAYS, Stem(positions="learned", norm=True), Pool("first", norm=True)),
+    keys=(*_CLIP, images(patch=32, bias=False)),
+    rows=rows(f"{_IMAGE_ROWS}norm (pre_layr|post_layer)norm (stem|pool)/norm"),
+    heads=_clip_heads("CLIPVisionModel", "visual_projection"),
 )
 CLIP = _pair(
-    "clip",
-    "CLIPModel",
-    CLIP_IMAGE,
-    CLIP_TEXT,
-    (
-        Key("logit_scale_init_value", "logit_scale", 2.6592),
-        Group(
-            lambda json: dict.fromkeys(("text.pool.dim", "image.pool.dim"), json.get("projection_dim", 512)),
-            lambda config: {"projection_dim": config.text.pool.dim},
-        ),
-    ),
-    (
-        Row("text_projection.weight", "text/pool/projection", TRANSPOSED),
-        Row("visual_projection.weight", "image/pool/projection", TRANSPOSED),
-        Row("logit_scale", "logit_scale"),
-    ),
+    *("clip", "CLIPModel", CLIP_IMAGE, CLIP_TEXT),
+    "logit_scale_init_value:logit_scale=2.6592 projection_dim:text.pool.dim,image.pool.dim=512",
+    "copy logit_scale logit_scale\ntransposed (text|visual)_projection.weight (text|image)/pool/projection",
 )
-_SIGLIP = _sizes("gelu_pytorch_tanh", 768, 3072, 12, 1e-6)
-SIGLIP_TEXT = Family(
-    "siglip_text_model",
-    "text_model.",
-    _base(TWO_WAYS, Stem(positions="learned", slots=True), Pool("slot", dim=1, bias=True)),
-    (
-        *_text_sizes(32000, 64),
-        *_SIGLIP,
-        Group(
-            lambda json: {"pool.dim": json.get("projection_size") or json.get("hidden_size", 768)},
-            lambda config: {"projection_size": _pool(config).dim},
-        ),
+_SIGLIP = (*ENCODER_KEYS, *k.keys("hidden_act:mlp.activation=gelu_pytorch_tanh~plain layer_norm_eps:norm.epsilon=1e-6"))
+SIGLIP_TEXT = CLIP_TEXT._replace(
+    name="siglip_text_model",
+    base=_base(TWO_WAYS, Stem(positions="learned", slots=True), Pool("slot", dim=1, bias=True)),
+    keys=(
+        *(*_SIGLIP, *k.keys("vocab_size=32000 max_position_embeddings:max_length=64 projection_size:pool.dim=null")),
+        k.implied("pool.dim", lambda json: json.get("projection_size") or json.get("hidden_size", 768)),
     ),
-    (*_ROWS, *norm("final_layer_norm", "norm"), *linear("head", "pool/projection")),
-    {"SiglipTextModel": _ALONE},
-    _POSITIONS,
+    rows=rows(f"{_TEXT_ROWS}linear head pool/projection"),
+    heads={"SiglipTextModel": _ALONE},
 )
-_SEE = tuple(f"pool/attention/{name}" for name in ("query", "key", "value"))
-SIGLIP_IMAGE = Family(
-    "siglip_vision_model",
-    "vision_model.",
-    _base(TWO_WAYS, _LEARNED, Pool("attention")),
-    (
-        *_SIGLIP,
-        images(class_token=False),
-        Group(
-            lambda json: {} if json.get("vision_use_head", True) else {"pool": None},
-            lambda config: {"vision_use_head": config.pool is not None},
-        ),
-    ),
-    (
-        *_IMAGE_ROWS,
-        *norm("post_layernorm", "norm"),
-        Row("head.probe", "pool/probe", table.TOKEN),
-        Row("head.attention.in_proj_weight", _SEE, TRANSPOSED),
-        Row("head.attention.in_proj_bias", tuple(f"{each}_bias" for each in _SEE), table.FLAT),
-        *linear("head.attention.out_proj", "pool/attention/output"),
-        *norm("head.layernorm", "pool/mlp_norm"),
-        *linear("head.mlp.fc1", "pool/mlp/up"),
-        *linear("head.mlp.fc2", "pool/mlp/down"),
-    ),
-    {"SiglipVisionModel": _ALONE},
-    _POSITIONS,
+_SIGLIP_HEAD = Group(
+    lambda json: {} if json.get("vision_use_head", True) else {"pool": None},
+    lambda config: {"vision_use_head": config.pool is not None},
+)
+SIGLIP_IMAGE = CLIP_IMAGE._replace(
+    name="siglip_vision_model",
+    base=_base(TWO_WAYS, _LEARNED, Pool("attention")),
+    keys=(*_SIGLIP, images(class_token=False), _SIGLIP_HEAD),
+    rows=rows(f"""{_IMAGE_ROWS}
+        norm       post_layernorm                norm
+        token      head.probe                    pool/probe
+        transposed head.attention.in_proj_weight pool/attention/query+key+value
+        flat       head.attention.in_proj_bias   pool/attention/query_bias+key_bias+value_bias
+        linear     head.attention.out_proj       pool/attention/output
+        norm       head.layernorm                pool/mlp_norm
+        linear     head.mlp.fc(1|2)              pool/mlp/(up|down)
+    """),
+    heads={"SiglipVisionModel": _ALONE},
 )
 SIGLIP = _pair(
-    "siglip",
-    "SiglipModel",
-    SIGLIP_IMAGE,
-    SIGLIP_TEXT,
-    (),
-    (Row("logit_scale", "logit_scale", BATCHED), Row("logit_bias", "logit_bias", BATCHED)),
-    logit_scale=math.log(10),
-    logit_bias=True,
+    *("siglip", "SiglipModel", SIGLIP_IMAGE, SIGLIP_TEXT, "", "batched logit_(scale|bias) logit_()"),
+    **{"logit_scale": math.log(10), "logit_bias": True},
 )
 
 # LLaVA: what its parts are where config.json does not say.
@@ -211,26 +138,15 @@ _LLAMA = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, 
 _LLAMA |= {"num_attention_heads": 32, "max_position_embeddings": 2048}
 _LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 _LARGE |= {"image_size": 336, "patch_size": 14}
+# Whether the class token is read, too; and one layer, no list of them.
+_SEEN = {"how": k.named({"default": False, "full": True}), "one": (operator.index, operator.index)}
 
 
-def _read_seen(json: Json) -> Overrides:
-    """Which block of the tower is read, with its class token or not; what the text and all around it say together."""
-    layer, how = json.get("vision_feature_layer", -2), json.get("vision_feature_select_strategy", "default")
-    if not isinstance(layer, int) or how not in ("default", "full"):
-        raise ValueError(f"vision_feature_layer={layer!r}, {how}: only one layer is supported, default or full")
-    text = json.get("text_config") or {}
+def _read_text(json: Json) -> Overrides:
+    """What the text and all around it say together."""
+    text = {**_LLAMA, **(json.get("text_config") or {})}
     tied = json.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False
-    width = text.get("hidden_size", _LLAMA["hidden_size"])
-    return {"feature_layer": layer, "class_token": how == "full", "projector.dim": width, "text.tied": tied}
-
-
-def _write_seen(config: VisionLanguage) -> dict[str, Any]:
-    return {
-        "vision_feature_layer": config.feature_layer,
-        "vision_feature_select_strategy": "full" if config.class_token else "default",
-        "image_seq_length": config.num_vectors,
-        "tie_word_embeddings": config.text.tied,
-    }
+    return {"projector.dim": text["hidden_size"], "text.tied": tied}
 
 
 LLAVA = Family(
@@ -238,19 +154,20 @@ LLAVA = Family(
     prefix="",
     base=VisionLanguage(CLIP_IMAGE.base, LLAMA.base, MLP(dim=1, activation="gelu", bias=True)),
     keys=(
-        nested("vision_config", "image", CLIP_IMAGE, _LARGE),
-        nested("text_config", "text", LLAMA, _LLAMA),
-        Key("image_token_index", "text.stem.image_token", 32000),
-        Key("projector_hidden_act", "projector.activation", "gelu", *named(ACTIVATIONS)),
-        Key("multimodal_projector_bias", "projector.bias", True),
-        Group(_read_seen, _write_seen),
+        k.nested("vision_config", "image", CLIP_IMAGE, _LARGE),
+        k.nested("text_config", "text", LLAMA, _LLAMA),
+        *k.keys("image_token_index:text.stem.image_token=32000 projector_hidden_act:projector.activation=gelu~plain"),
+        *k.keys("multimodal_projector_bias:projector.bias=true vision_feature_layer:feature_layer=-2~one", **_SEEN),
+        *k.keys("vision_feature_select_strategy:class_token=default~how", **_SEEN),
+        Group(
+            _read_text, lambda config: {"image_seq_length": config.num_vectors, "tie_word_embeddings": config.text.tied}
+        ),
     ),
     rows=(
-        *within("vision_tower.", "image", CLIP_IMAGE),
-        *within("language_model.model.", "text", LLAMA),
-        Row("language_model.lm_head.weight", "text/head/logits", TRANSPOSED),
-        *linear("multi_modal_projector.linear_1", "projector/up"),
-        *linear("multi_modal_projector.linear_2", "projector/down"),
+        *within("vision_tower.", "image", CLIP_IMAGE.rows),
+        *within("language_model.model.", "text", LLAMA.rows),
+        *rows("transposed language_model.lm_head.weight text/head/logits"),
+        *rows("linear multi_modal_projector.linear_(1|2) projector/(up|down)"),
     ),
     heads={"LlavaForConditionalGeneration": _ALONE},
     ignored=(*_POSITIONS, *LLAMA.ignored),
