@@ -70,11 +70,6 @@ def spelt(name: str, path: str) -> list[tuple[str, str]]:
     return [each for a, b in pairs for each in spelt(name.replace(one[0], a, 1), path.replace(other[0], b, 1))]
 
 
-def but(rows: tuple[Row, ...], *ours: str) -> tuple[Row, ...]:
-    """Rows but for those of one of these paths, and their biases."""
-    return tuple(row for row in rows if row.paths[0].removesuffix("_bias") not in ours or len(row.paths) > 1)
-
-
 def within(name: str, part: str, rows: tuple[Row, ...] | Callable[[Any], Any]) -> tuple[Row, ...]:
     """Rows of a submodel: its tensors' names begin with `name`, and its paths with that of the part."""
     assert isinstance(rows, tuple)
