@@ -18,8 +18,7 @@ import numpy as np
 
 from jaxmodel import config as configs
 from jaxmodel.errors import InputError
-from jaxmodel.models.configs import ConvNet, Transformer, Variant
-from jaxmodel.models.parts import MLP, Attention
+from jaxmodel.models.configs import ConvNet, Transformer
 
 Overrides = dict[str, Any]  # dotted path of our config -> value
 Json = Mapping[str, Any]
@@ -356,52 +355,43 @@ def _get(config: Any, path: str) -> Any:
 
 
 def computes(config: Any) -> Any:
-    """The config without what changes no output: how it runs, how it was initialised, what only training has."""
+    """What to know configs by that compute the same: layer by layer, and without what changes no output.
+
+    That is how it runs, how it was initialised, and what only training has.
+    """
     fields = configs.fields(type(config))
     kept = ("execution", "dropout", "init_scale", "residual_init", "momentum", "logit_scale")
     said: Overrides = {name: fields[name].default for name in kept if name in fields}
     said |= {name: computes(getattr(config, name)) for name in submodels(config)}
-    if isinstance(config, Transformer):
-        said["variants"] = _spelt_out(config)
-        for name in ("attention", "cross"):
-            if (attention := getattr(config, name)) is None:
-                continue
-            width = attention.head_dim or config.embed_dim // attention.num_heads
-            said |= {
-                f"{name}.num_kv_heads": attention.num_kv_heads or attention.num_heads,
-                f"{name}.head_dim": width,
-                f"{name}.scale": attention.scale or width**-0.5,
-                f"{name}.key_bias": attention.bias if attention.key_bias is None else attention.key_bias,
-            }
-        if config.moe is not None:
-            said |= {"moe.balance_loss": 0.0, "moe.z_loss": 0.0}
-            kinds = {name for pattern, _ in config.segments for name in pattern}
-            if all(config.variant(name).moe is not None for name in kinds):
-                said["mlp"] = MLP(dim=1)
-        blocks = [config.variant(name) for names, _ in config.segments for name in names]
-        unread = {"attention": Attention(num_heads=1), "recurrence": None, "mlp": MLP(dim=1)}
-        for half in [each for each in unread if not any(block.has(each) for block in blocks)]:
-            said = {name: value for name, value in said.items() if name.split(".")[0] != half}
-            said[half] = unread[half]
     if getattr(config, "layer_scale", None) is not None:
         said["layer_scale"] = 1.0
     if isinstance(config, ConvNet):
-        depths = tuple(depth for _, depth, _ in config.stages)
-        said |= {"blocks": 1, "depths": depths, "stem.width": config.stem.width or config.widths[0]}
-    return configs.replace(config, said)
+        stem = dataclasses.replace(config.stem, width=config.stem.width or config.widths[0])
+        said |= {"blocks": 1, "depths": tuple(depth for _, depth, _ in config.stages), "stem": stem}
+    config = dataclasses.replace(config, **said)
+    if not isinstance(config, Transformer):
+        return config
+    return [_block(config.variant(kind)) for pattern, n in config.segments for _ in range(n) for kind in pattern]
+
+
+def _block(config: Transformer) -> Transformer:
+    """One layer's: what follows from other fields spelt out, and without what it does not read."""
+    said: Overrides = {"first": (), "pattern": (), "variants": ()}
+    for name in ("attention", "cross"):
+        if (a := getattr(config, name)) is not None:
+            width = a.head_dim or config.embed_dim // a.num_heads
+            usual = {"num_kv_heads": a.num_kv_heads or a.num_heads, "scale": a.scale or width**-0.5, "head_dim": width}
+            key_bias = a.bias if a.key_bias is None else a.key_bias
+            said[name] = dataclasses.replace(a, **usual, key_bias=key_bias)
+    if config.moe is not None:
+        said |= {"moe": dataclasses.replace(config.moe, balance_loss=0.0, z_loss=0.0), "mlp": None}
+    said |= {half: None for half in ("attention", "recurrence", "mlp") if not config.has(half)}
+    return dataclasses.replace(config, **said)
 
 
 def submodels(config: Any) -> tuple[str, ...]:
     """Fields of a config that are configs of models, whose params are under the same names: encoder, decoder."""
     return tuple(getattr(config, "submodels", ()))
-
-
-def _spelt_out(config: Transformer) -> tuple[Variant, ...]:
-    """Variants by name, each with all that any of them has otherwise than the model, whoever said so."""
-    kinds = {name: config.variant(name) for name in sorted(each.name for each in config.variants)}
-    paths = sorted({path for each in config.variants for path, _ in each.overrides})
-    unlike = [path for path in paths if any(_get(kind, path) != _get(config, path) for kind in kinds.values())]
-    return tuple(Variant(name, tuple((path, _get(kind, path)) for path in unlike)) for name, kind in kinds.items())
 
 
 class Bound(NamedTuple):
