@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from jaxmodel.interop.huggingface import decoders, table
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import LLAMA, QK_EPSILON, QK_NORM, ROTARY, WINDOW, both_biases, sizes
 from jaxmodel.interop.huggingface.rows import rows, transformer
-from jaxmodel.interop.huggingface.table import Form, Group, Json, Overrides
+from jaxmodel.interop.huggingface.table import Group, Json, Overrides
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Attention, MoE, Norm
 
@@ -110,11 +109,9 @@ QWEN2_MOE = LLAMA._replace(
 )
 
 
-def _in_turn(axis: int) -> Callable[[Transformer], Form]:
-    """Of gates and what they multiply, one number each in turn."""
-    return lambda config: table.fused(
-        lambda x: x, lambda x, shape: x, axis=axis, groups=config.moe.dim if config.moe else 1
-    )
+def _width(config: Transformer) -> int:
+    """Numbers of a gate, and of what it multiplies, which take turns."""
+    return config.moe.dim if config.moe else 1
 
 
 _YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
@@ -140,8 +137,8 @@ GPT_OSS = LLAMA._replace(
             flat   layers.{{i}}.mlp.experts.gate_up_proj_bias stack/moe/gate_bias+up_bias
             copy   layers.{{i}}.mlp.experts.down_proj(|_bias) stack/moe/down(|_bias)
         """,
-            wide=_in_turn(2),
-            flat=_in_turn(1),
+            wide=table.in_turn(table.COPY._replace(axis=2), _width),
+            flat=table.in_turn(table.COLUMNS, _width),
         ),
     ),
     heads=k.decoder_heads("GptOss"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jaxmodel.interop.huggingface import experts
+from jaxmodel.interop.huggingface import experts, table
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import LLAMA, LLAMA_ROWS, QK_EPSILON, ROTARY, both_biases, sizes
 from jaxmodel.interop.huggingface.rows import rows, transformer
-from jaxmodel.interop.huggingface.table import FLAT, WHOLE, Family, Form, Group, Json, Overrides, Row, fused
+from jaxmodel.interop.huggingface.table import WHOLE, Group, Json, Overrides, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Attention, Norm, Recurrence
 
@@ -54,7 +54,7 @@ def _write_limits(config: Transformer) -> dict[str, Any]:
 
 _OF = ("recurrence.",)
 _LIMITS = Group(_read_limits, _write_limits)
-MAMBA2 = Family(
+MAMBA2 = table.Family(
     name="mamba2",
     prefix="backbone.",
     base=transformer(sublayers=("recurrence",), recurrence=MAMBA, norm=RMS),
@@ -100,12 +100,8 @@ def _qwen_rows(text: str, inputs: str) -> tuple[Row, ...]:
         depthwise layers.{{i}}.linear_attn.conv1d stack/recurrence/query_conv+key_conv+value_conv
         {inputs}
     """
-    return rows(text + STATE_ROWS.replace("mixer", "linear_attn") + more, by_group=(_by_group, FLAT))
-
-
-def _by_group(config: Transformer) -> Form:
-    """Of each group its part of every one, one after the other."""
-    return fused(lambda x: x.T, lambda x, shape: x.T, groups=(config.recurrence or MAMBA).groups)
+    by_group = table.in_turn(table.TRANSPOSED, lambda config: (config.recurrence or MAMBA).groups)
+    return rows(text + STATE_ROWS.replace("mixer", "linear_attn") + more, by_group=(by_group, table.FLAT))
 
 
 _SEPARATE = "linear layers.{i}.linear_attn.in_proj_(qkv|z|b|a) stack/recurrence/(query+key+value|gate|strength|step)"

@@ -12,11 +12,20 @@ from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import MLP, Attention, Norm
 
 LAYER_NORM = Norm(kind="layer", bias=True)
+
+
+def _heads(config: Transformer) -> int:
+    return config.attention.num_heads
+
+
 FORMS: dict[str, Any] = {  # of one tensor; or of a layer's weight and bias
     **{"copy": table.COPY, "transposed": table.TRANSPOSED, "flat": table.FLAT, "token": table.TOKEN},
-    **{"batched": table.BATCHED, "count": table.COUNT, "patches": table.patches},
+    **{"batched": table.BATCHED, "count": table.COUNT, "patches": lambda config: table.windows(config.images.patch)},
     **{"linear": (table.TRANSPOSED, table.FLAT), "plain": (table.COPY, table.FLAT)},
-    **{"columns": (table.COLUMNS, table.FLAT), "by_head": (table.by_head, table.biases_by_head)},
+    **{
+        "columns": (table.COLUMNS, table.FLAT),
+        "by_head": tuple(table.in_turn(form, _heads) for form in (table.TRANSPOSED, table.FLAT)),
+    },
     "depthwise": (table.DEPTHWISE, table.COPY),
 }
 

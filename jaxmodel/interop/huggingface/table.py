@@ -25,83 +25,66 @@ Json = Mapping[str, Any]
 
 
 class Form(NamedTuple):
-    """How one tensor on disk and some arrays of ours hold the same numbers.
+    """How one tensor on disk and some arrays of ours hold the same numbers: each of ours as `flat` makes it, one behind
+    the other along an axis; one alone is the plain case.
 
     Attributes:
-      read: (tensor, shapes of ours) -> ours, views of it where that can be.
-      write: (each of ours) -> the tensor; of numpy arrays, or of jax's where only its shape is asked for.
+      flat: ours -> as on disk; of numpy arrays, or of jax's where only its shape is asked for.
+      restored: (a part of the tensor, shape of ours) -> ours, a view of it where that can be.
+      axis: that they lie along.
+      groups: how often they take turns along it: a part of each for every head.
       dtype: of the tensor, where that is not the dtype of ours.
     """
 
-    read: Callable[[np.ndarray, Sequence[tuple[int, ...]]], list[np.ndarray]]
-    write: Callable[..., Any]
+    flat: Callable[[Any], Any] = lambda x: x
+    restored: Callable[[Any, tuple[int, ...]], Any] = lambda x, shape: x.reshape(shape)
+    axis: int = 0
+    groups: int = 1
     dtype: Any = None
 
-    def shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    def read(self, tensor: np.ndarray, shapes: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:
+        """The arrays, of these shapes, that a tensor holds."""
+        if len(shapes) == 1:
+            return [self.restored(tensor, shapes[0])]
+        ends = np.cumsum([self.shape((shape,))[self.axis] // self.groups for shape in shapes])[:-1]
+        parts = np.split(self._split(tensor), ends, self.axis + 1)
+        return [self.restored(self._merged(part), shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def write(self, *ours: Any) -> Any:
+        """The tensor that holds these."""
+        if len(ours) == 1:
+            return self.flat(ours[0])
+        join = (jnp if isinstance(ours[0], jax.Array) else np).concatenate
+        return self._merged(join([self._split(self.flat(each)) for each in ours], self.axis + 1))
+
+    def shape(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
         """Of the tensor, from those of ours."""
-        return _shape(self.write, *shapes)
+        return _shape(self, shapes)
+
+    def _split(self, x: Any) -> Any:
+        return x.reshape(*x.shape[: self.axis], self.groups, -1, *x.shape[self.axis + 1 :])
+
+    def _merged(self, x: Any) -> Any:
+        return x.reshape(*x.shape[: self.axis], -1, *x.shape[self.axis + 2 :])
 
 
 @functools.lru_cache(maxsize=1024)
-def _shape(function: Callable[..., Any], *shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """Of what a function of arrays returns."""
-    return tuple(jax.eval_shape(function, *(jax.ShapeDtypeStruct(each, np.float32) for each in shapes)).shape)
+def _shape(form: Form, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    ours = (jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)
+    return tuple(jax.eval_shape(form.write, *ours).shape)
 
 
-def _joined(arrays: Sequence[Any], axis: int) -> Any:
-    if len(arrays) == 1:
-        return arrays[0]
-    return (jnp if isinstance(arrays[0], jax.Array) else np).concatenate(arrays, axis)
-
-
-def fused(
-    flat: Callable[[Any], Any], restored: Callable[[Any, tuple[int, ...]], Any], axis: int = 0, groups: int = 1
-) -> Form:
-    """Several of ours, each as `flat` makes it, one after the other along an axis; one of them is the plain case.
-
-    Args:
-      flat: ours -> as on disk.
-      restored: (a part of the tensor, shape of ours) -> ours.
-      axis: that they lie along.
-      groups: how often they take turns along it: a part of each for every head.
-    """
-
-    def split(x: Any) -> Any:
-        return x.reshape(*x.shape[:axis], groups, -1, *x.shape[axis + 1 :])
-
-    def merged(x: Any) -> Any:
-        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-
-    def read(tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        if len(shapes) == 1:
-            return [restored(tensor, shapes[0])]
-        ends = np.cumsum([_shape(flat, shape)[axis] // groups for shape in shapes])[:-1]
-        if groups == 1:
-            parts = np.split(tensor, ends, axis)
-        else:
-            parts = [merged(part) for part in np.split(split(tensor), ends, axis + 1)]
-        return [restored(part, shape) for part, shape in zip(parts, shapes, strict=True)]
-
-    def write(*ours: Any) -> Any:
-        parts = [flat(each) for each in ours]
-        return _joined(parts, axis) if groups == 1 else merged(_joined([split(p) for p in parts], axis + 1))
-
-    return Form(read, write)
-
-
-COPY = fused(lambda x: x, lambda x, shape: x)
-TRANSPOSED = fused(lambda x: x.T, lambda x, shape: x.T)
+COPY = Form()
+TRANSPOSED = Form(lambda x: x.T, lambda x, shape: x.T)
 # Biases of heads: [heads, head_dim] with us.
-FLAT = fused(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape))
+FLAT = Form(lambda x: x.reshape(-1))
 # [1, 1, D] on disk: a class token, or positions [1, T, D].
-BATCHED = fused(lambda x: x.reshape(1, *x.shape), lambda x, shape: x.reshape(shape))
-TOKEN = fused(lambda x: x.reshape(1, 1, -1), lambda x, shape: x.reshape(shape))
-COLUMNS = fused(lambda x: x, lambda x, shape: x, axis=1)  # stored [in, out], several side by side
-
-
-COUNT = COPY._replace(dtype=np.dtype(np.int64))
+BATCHED = Form(lambda x: x.reshape(1, *x.shape))
+TOKEN = Form(lambda x: x.reshape(1, 1, -1))
+COLUMNS = Form(axis=1)  # stored [in, out], several side by side
+COUNT = Form(dtype=np.dtype(np.int64))
 # A convolution of each channel by itself: [channels, 1, size] on disk, [size, channels] with us.
-DEPTHWISE = fused(lambda x: x.T[:, None], lambda x, shape: x[:, 0].T)
+DEPTHWISE = Form(lambda x: x.T[:, None], lambda x, shape: x[:, 0].T)
 
 
 def windows(size: int, dims: int = 2) -> Form:
@@ -109,26 +92,20 @@ def windows(size: int, dims: int = 2) -> Form:
 
     Over one dim, [out, in, size] and [size * in, out].
     """
-    return fused(
+    return Form(
         lambda x: x.reshape(*(size,) * dims, -1, x.shape[-1]).transpose(-1, -2, *range(dims)),
         lambda x, shape: x.transpose(*range(2, dims + 2), 1, 0).reshape(shape),
     )
 
 
-def patches(config: Transformer) -> Form:
-    """A patch projection, as `windows`."""
-    assert config.images is not None
-    return windows(config.images.patch)
+def in_turn(form: Form, groups: Callable[[Any], int]) -> Callable[[Any], Form]:
+    """Of each group its part of every array, one after the other.
 
-
-def by_head(config: Transformer) -> Form:
-    """Of each head its part of every one, one after the other."""
-    return fused(lambda x: x.T, lambda x, shape: x.T, groups=config.attention.num_heads)
-
-
-def biases_by_head(config: Transformer) -> Form:
-    """Their biases, likewise."""
-    return fused(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape), groups=config.attention.num_heads)
+    Args:
+      form: of one alone.
+      groups: config -> how many there are.
+    """
+    return lambda config: form._replace(groups=groups(config))
 
 
 class Row(NamedTuple):
@@ -426,32 +403,28 @@ def bind(
     body = family.rows if isinstance(family.rows, tuple) else family.rows(config)
     found = []
     for row, before in [*((row, prefix) for row in body), *((row, "") for row in heads.rows)]:
-        paths = [path.removeprefix(f"{heads.part}/") for path in row.paths] if heads.part else row.paths
+        paths = [path.removeprefix(f"{heads.part}/") for path in row.paths]
         part = paths[0].split("/", 1)[0]
         part, of = (f"{part}/", getattr(config, part)) if part in submodels(config) else ("", config)
         form = row.form if isinstance(row.form, Form) else row.form(of)
-        for i, (place, index) in enumerate(_layers(of) if "{i}" in row.name else [("", ())]):
-            mine = [path.replace(f"{part}stack", part + place, 1) if place else path for path in paths]
+        for i, (place, index) in enumerate(_layers(of) if "{i}" in row.name else [("stack", ())]):
+            mine = [path.replace(f"{part}stack", part + place, 1) for path in paths]
             if any(path not in shapes for path in mine):
                 continue
-            whole = [tuple(shapes[path].shape)[len(index) :] for path in mine]
-            experts = range(whole[0][0]) if "{e}" in row.name else [None]
-            for e in experts:
+            for e in range(shapes[mine[0]].shape[len(index)]) if "{e}" in row.name else [None]:
                 at = index if e is None else (*index, e)
-                inner = tuple(shape if e is None else shape[1:] for shape in whole)
-                shape = form.shape(inner)
-                name = before + row.name.replace("{i}", str(i)).replace("{e}", str(e))
-                found.append(Bound(name, tuple((path, at) for path in mine), inner, shape, form))
+                inner = tuple(tuple(shapes[path].shape)[len(at) :] for path in mine)
+                places = tuple((path, at) for path in mine)
+                found.append(Bound(before + row.name.format(i=i, e=e), places, inner, form.shape(inner), form))
     assert len({each.name for each in found}) == len(found), "two rows give one name"
     return found
 
 
 def _layers(config: Transformer) -> list[tuple[str, tuple[int, ...]]]:
     """Where each layer is in our params: "stack/0/local", and the index of its block there."""
-    found = []
-    for i, (pattern, repeats) in enumerate(config.segments):
-        for repeat in range(repeats):
-            for j, kind in enumerate(pattern):
-                index = repeat * pattern.count(kind) + pattern[:j].count(kind)
-                found.append((f"stack/{i}/{kind}", (index,)))
-    return found
+    return [
+        (f"stack/{i}/{kind}", (repeat * pattern.count(kind) + pattern[:j].count(kind),))
+        for i, (pattern, repeats) in enumerate(config.segments)
+        for repeat in range(repeats)
+        for j, kind in enumerate(pattern)
+    ]
