@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer
-from jaxmodel.interop.huggingface.table import Family, Fixed, Group, Json, Key, Overrides, Row
+from jaxmodel.interop.huggingface.table import Family, Group, Json, Keys, Overrides, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import MLP, Attention, Norm, Pool, Stem
 
@@ -29,7 +29,7 @@ def sizes(
     tied: str = "false",
     head_dim: int | None = None,
     inner: str = "intermediate_size:mlp.dim",
-) -> tuple[Key | Fixed | Group, ...]:
+) -> Keys:
     """The keys that nearly every decoder has; what is said of single ones is what they are where they are otherwise."""
 
     def read(json: Json) -> Overrides:
@@ -47,7 +47,7 @@ def sizes(
     return *k.keys(first), Group(read, write), *more
 
 
-def both_biases(default: str = "false") -> tuple[Key | Fixed, ...]:
+def both_biases(default: str = "false") -> Keys:
     """`attention_bias`: of all four projections, or of none."""
     return k.keys(f"attention_bias:attention.output_bias,attention.bias={default}~bool")
 
@@ -60,17 +60,7 @@ def _sliding(json: Json) -> list[str]:
 
 def qwen_layers(types: Callable[[Json], list[str]] = _sliding) -> Group:
     """As `layer_types`, with a switch that turns windows off."""
-    plain = k.layer_types(types)
-
-    def read(json: Json) -> Overrides:
-        full = ["full_attention"] * json["num_hidden_layers"]
-        return plain.read(json if json.get("use_sliding_window") else {**json, "layer_types": full})
-
-    def write(config: Transformer) -> dict[str, Any]:
-        said = plain.write(config)
-        return said | {"use_sliding_window": said["sliding_window"] is not None}
-
-    return Group(read, write)
+    return k.switched(k.layer_types(types), "layer_types")
 
 
 # Queries and keys are normalised as everything is.
@@ -113,7 +103,7 @@ GEMMA_ROWS = f"""{LLAMA_ROWS}
 _SCALED = k.implied("stem.scale", lambda json: json["hidden_size"] ** 0.5)
 
 
-def _gemma(*more: Key | Fixed | Group) -> tuple[Key | Fixed | Group, ...]:
+def _gemma(*more: Group) -> Keys:
     hidden = "hidden_activation:mlp.activation=silu~gated"
     return *sizes(hidden, tied="true", head_dim=256), _SCALED, *both_biases(), *more
 

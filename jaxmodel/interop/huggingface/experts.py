@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxmodel.interop.huggingface import decoders, table
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import LLAMA, QK_EPSILON, QK_NORM, ROTARY, WINDOW, both_biases, sizes
@@ -45,16 +43,11 @@ def experts(count: int, top: int, dim: str = "intermediate_size", act: str = "hi
     return Group(read, write), *k.keys(f"num_experts_per_tok:moe.experts_per_token={top} {dim}:moe.dim {act}")
 
 
-def _read_window(json: Json) -> Overrides:
-    """A window of all layers, with a switch that turns it off."""
-    return {"attention.window": json.get("sliding_window", 4096) if json.get("use_sliding_window") else None}
-
-
-def _write_window(config: Transformer) -> dict[str, Any]:
-    window = config.attention.window
-    return {"sliding_window": window, "use_sliding_window": window is not None}
-
-
+# A window of all layers, with a switch that turns it off.
+_WINDOW = Group(
+    lambda json: {"attention.window": json.get("sliding_window", 4096)},
+    lambda config: {"sliding_window": config.attention.window},
+)
 # Experts in every layer, and how their probabilities come to be.
 EVERYWHERE = k.keys("norm_topk_prob:moe.normalize=false decoder_sparse_step==1 mlp_only_layers==[]")
 QWEN3_MOE = LLAMA._replace(
@@ -62,7 +55,7 @@ QWEN3_MOE = LLAMA._replace(
     base=transformer(attention=QK_NORM, norm=RMS, moe=MOE),
     keys=(
         *(*sizes(), *experts(128, 8, "moe_intermediate_size"), *EVERYWHERE),
-        *(k.rotary(), *both_biases(), QK_EPSILON, Group(_read_window, _write_window)),
+        *(k.rotary(), *both_biases(), QK_EPSILON, k.switched(_WINDOW, "sliding_window")),
     ),
     rows=rows(EXPERT_ROWS),
     heads=k.decoder_heads("Qwen3Moe"),

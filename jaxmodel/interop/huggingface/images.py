@@ -14,11 +14,8 @@ from jaxmodel.models.parts import ConvStem
 def _heads(name: str, layer: str) -> dict[str, Heads]:
     """The bare network, and classes by a layer of the pooled features."""
 
-    def write(config: ConvNet) -> dict[str, Any] | None:
-        return k.named_labels(config.num_classes) if config.num_classes else None
-
-    bare = Heads(lambda json: {"num_classes": 0}, (), lambda config: None if config.num_classes else {}, base=True)
-    classes = Heads(lambda json: {"num_classes": k.labels(json)}, rows(f"linear {layer} classes"), write)
+    classes = Heads(rows(f"linear {layer} classes"), (k.classes("num_classes"),))
+    bare = Heads(keys=(k.whatever(num_classes=0),), base=True)
     return {f"{name}ForImageClassification": classes, f"{name}Model": bare}
 
 

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from json import loads
 from typing import Any
 
 from jaxmodel.interop.huggingface.rows import rows, spelt, within
-from jaxmodel.interop.huggingface.table import (
-    REQUIRED,
-    Family,
-    Fixed,
-    Group,
-    Heads,
-    Json,
-    Key,
-    Keys,
-    Overrides,
-    Row,
-    read_keys,
-    write_keys,
-)
+from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, Row, read_keys, write_keys
 from jaxmodel.models.configs import Transformer, Variant
-from jaxmodel.models.parts import Head, Pool, Rope
+from jaxmodel.models.parts import Attention, Head, Pool, Rope
+
+REQUIRED = object()
+Conversion = tuple[Callable[[Any], Any], Callable[[Any], Any]]  # read, write
 
 # On disk -> ours; of several the first is written.
 ACTIVATIONS = {
@@ -37,7 +28,7 @@ GATED = {
 }
 
 
-def named(names: Mapping[Any, Any]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+def named(names: Mapping[Any, Any]) -> Conversion:
     """(read, write) of a value that goes by other names on disk."""
     first = {ours: theirs for theirs, ours in reversed(list(names.items()))}
 
@@ -51,39 +42,70 @@ def named(names: Mapping[Any, Any]) -> tuple[Callable[[Any], Any], Callable[[Any
 
 _PLAIN = named(ACTIVATIONS)
 read_activation, write_activation = _PLAIN
-_CONVERTED: dict[str, Any] = {  # (read, write)
-    **{"plain": _PLAIN, "gated": named(GATED), "bool": (bool, bool), "list": (tuple, list)},
+_CONVERTED: dict[str, Conversion] = {
+    **{"": (lambda value: value,) * 2, "plain": _PLAIN, "gated": named(GATED), "bool": (bool, bool)},
+    **{"list": (tuple, list), "inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, int)},
     "first": named({**GATED, "gelu": "geglu"}),  # gated ones of Gemma, the first of which were said to be exact
-    **{"inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, lambda number: number)},
 }
 
 
-def keys(text: str, of: Sequence[str] = ("",), **converted: Any) -> tuple[Key | Fixed, ...]:
-    """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value (`Fixed`).
+def keys(text: str, of: Sequence[str] = ("",), **converted: Any) -> tuple[Group, ...]:
+    """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value.
 
-    A default is JSON, or else text. Fields with commas between them are all that key's; (a|b) is as in `rows`; a
-    conversion stands last: hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us, likewise.
+    The last must have that value, for another would be another computation. A default is JSON, or else text. Fields
+    with commas between them are all that key's; (a|b) is as in `rows`; a conversion stands last:
+    hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us, likewise.
 
     Args:
       text: the words.
       of: what the fields begin with; of several, each key is a field of all: "encoder.", "decoder.".
       **converted: further conversions by name, (read, write).
     """
-    conversions = {"": (), **_CONVERTED, **converted}
-    found: list[Key | Fixed] = []
+    conversions = {**_CONVERTED, **converted}
+    found: list[Group] = []
     for word in text.split():
         key, fixed, value = word.partition("==")
         if fixed:
-            found.append(Fixed(key, _value(value)))
+            found.append(_fixed(key, _value(value)))
             continue
         word, _, how = word.partition("~")
         names, optional, default = word.partition("=")
         key, _, fields = names.partition(":")
         switch = "|" in how and named(dict(zip((False, True), map(_value, how.split("|")), strict=True)))
-        given = [_value(default) if optional else REQUIRED, *(switch or conversions[how])]
+        given = _value(default) if optional else REQUIRED, switch or conversions[how]
         said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
-        found += [Key(name, start + each, *given) for name, each in said for start in of]
+        found += [_key(name, start + each, *given) for name, each in said for start in of]
     return tuple(found)
+
+
+def _fixed(key: str, value: Any) -> Group:
+    def read(json: Json) -> Overrides:
+        if json.get(key, value) != value:
+            raise ValueError(f"{key}={json[key]!r} is not supported: only {key}={value!r} is")
+        return {}
+
+    return Group(read, lambda config: {key: value}, key)
+
+
+def _key(key: str, field: str, default: Any, conversion: Conversion) -> Group:
+    def read(json: Json) -> Overrides:
+        if (value := json.get(key, default)) is REQUIRED:
+            raise KeyError(key)
+        try:
+            return {field: conversion[0](value)}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{key}={value!r} is not supported ({error})") from error
+
+    def write(config: Any) -> dict[str, Any]:
+        if (ours := _get(config, field)) is not None:
+            return {key: conversion[1](ours)}
+        return {key: None if default is REQUIRED else default}  # not said, or of a part that is not there
+
+    return Group(read, write, key, field)
+
+
+def _get(config: Any, path: str) -> Any:
+    return functools.reduce(lambda part, name: getattr(part, name, None), path.split("."), config)
 
 
 def _value(text: str) -> Any:
@@ -93,9 +115,9 @@ def _value(text: str) -> Any:
         return text
 
 
-def without(keys: Sequence[Any], *names: str) -> tuple[Any, ...]:
+def without(keys: Keys, *names: str) -> Keys:
     """Keys but for these."""
-    return tuple(each for each in keys if getattr(each, "key", None) not in names)
+    return tuple(each for each in keys if each.key not in names)
 
 
 def implied(field: str, value: Callable[[Json], Any]) -> Group:
@@ -103,26 +125,30 @@ def implied(field: str, value: Callable[[Json], Any]) -> Group:
     return Group(lambda json: {field: value(json)})
 
 
+def together(*groups: Group) -> Group:
+    """Several as one; what the last says counts."""
+    return Group(
+        lambda json: {field: value for each in groups for field, value in each.read(json).items()},
+        lambda config: write_keys(groups, config),
+    )
+
+
 # Rotary positions
 
-_COMMON = {"factor": "factor", "original_max_position_embeddings": "original_length"}
-_YARN = {"beta_fast": "beta_fast", "beta_slow": "beta_slow", "truncate": "truncate"}
-_LONG = {"short_factor": "short_factors", "long_factor": "long_factors"}
-_NEEDED = {"default": (), "proportional": (), "longrope": ("short_factor", "long_factor")}
-_ROPES = {  # what a kind of scaling has on disk -> field of ours
-    "default": {},
-    "linear": {"factor": "factor"},
-    "dynamic": {"factor": "factor"},
-    "llama3": {**_COMMON, "low_freq_factor": "low_frequency", "high_freq_factor": "high_frequency"},
-    "yarn": {**_COMMON, **_YARN, "attention_factor": "attention_factor"},
-    "proportional": {"factor": "factor"},
-    "longrope": {**_COMMON, **_LONG, "attention_factor": "attention_factor"},
+_FACTOR, _LENGTH = "factor", "factor original_max_position_embeddings:original_length=null"
+_ROPES = {  # keys of a kind of scaling
+    **{"default": "", "linear": _FACTOR, "dynamic": _FACTOR},
+    "llama3": f"{_LENGTH} low_freq_factor:low_frequency=1.0 high_freq_factor:high_frequency=4.0",
+    "yarn": f"{_LENGTH} beta_fast=32.0 beta_slow=1.0 truncate=true attention_factor=null",
+    "proportional": "factor=1.0",
+    "longrope": "factor=1.0 (short|long)_factor:(short|long)_factors~list "
+    "original_max_position_embeddings:original_length=null attention_factor=null",
 }
 
 
 def read_rope(
     said: Json, json: Json, fraction: float | None = None, interleaved: bool = False, theta: float = 1e4
-) -> tuple[float, Rope]:
+) -> Overrides:
     """Base wavelength and scaling from an entry of `rope_parameters`, or from what came before those.
 
     Args:
@@ -134,22 +160,20 @@ def read_rope(
 
     Raises ValueError for a kind that is not known, and for what it lacks.
     """
+    said = {name: value for name, value in said.items() if value is not None}
     kind = said.get("rope_type", said.get("type", "default"))
     if kind not in _ROPES:
         raise ValueError(f"rope_type {kind}: there are {', '.join(_ROPES)}")
-    if missing := [name for name in _NEEDED.get(kind, ("factor",)) if said.get(name) is None]:
-        raise ValueError(f"rope_type {kind} lacks {missing[0]}")
-    found = {ours: said[theirs] for theirs, ours in _ROPES[kind].items() if said.get(theirs) is not None}
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
+    values = read_keys(keys(_ROPES[kind]), said, f"rope_type {kind}")
     length = json.get("max_position_embeddings")
     if kind == "dynamic":
         values["original_length"] = length
     if kind == "longrope":
-        values.setdefault("original_length", json.get("original_max_position_embeddings", length))
-        if said.get("factor") is None and length:
+        values["original_length"] = values["original_length"] or json.get("original_max_position_embeddings", length)
+        if "factor" not in said and length:
             values["factor"] = length / values["original_length"]
-    scales: list[Any] = [said.get("mscale"), said.get("mscale_all_dim")]
-    if kind == "yarn" and "attention_factor" not in values and all(scales):
+    scales = said.get("mscale"), said.get("mscale_all_dim")
+    if kind == "yarn" and values["attention_factor"] is None and all(scales):
         one, all_dims = (sharper(values["factor"], each) for each in scales)
         values["attention_factor"] = one / all_dims
     turned = 1.0
@@ -158,7 +182,8 @@ def read_rope(
         turned = float(said.get("partial_rotary_factor", turned))
     scaling = "none" if kind == "default" else kind
     theta = float(said.get("rope_theta", json.get("rope_theta", theta)))
-    return theta, Rope(scaling=scaling, fraction=turned, interleaved=interleaved, **values)
+    rope = Rope(scaling=scaling, fraction=turned, interleaved=interleaved, **values)
+    return {"attention.rope_theta": theta, "attention.rope": rope}
 
 
 def sharper(factor: float, scale: float) -> float:
@@ -166,13 +191,13 @@ def sharper(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def write_rope(theta: float, rope: Rope, part: bool = False) -> dict[str, Any]:
+def write_rope(attention: Attention, part: bool = False) -> dict[str, Any]:
     """An entry of `rope_parameters`, which says what part of a head is turned where `part` is."""
-    kind = "default" if rope.scaling == "none" else rope.scaling
-    values = {theirs: getattr(rope, ours) for theirs, ours in _ROPES[kind].items()}
-    values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
-    said = {"partial_rotary_factor": rope.fraction} if part or kind == "proportional" else {}
-    return {"rope_theta": theta, "rope_type": kind, **values, **said}
+    kind = "default" if attention.rope.scaling == "none" else attention.rope.scaling
+    values = write_keys(keys(_ROPES[kind]), attention.rope)
+    values = {name: value for name, value in values.items() if value is not None}
+    said = {"partial_rotary_factor": attention.rope.fraction} if part or kind == "proportional" else {}
+    return {"rope_theta": attention.rope_theta, "rope_type": kind, **values, **said}
 
 
 def _said(json: Json) -> dict[str, Any]:
@@ -189,19 +214,16 @@ def rotary(scaling: Json = {}, **usual: Any) -> Group:  # noqa: B006  # it is no
     """
 
     def read(json: Json) -> Overrides:
-        base, rope = read_rope(_said(json) or scaling, json, **usual)
-        length = json["max_position_embeddings"]
+        found = read_rope(_said(json) or scaling, json, **usual)
+        length, rope = json["max_position_embeddings"], found["attention.rope"]
         if rope.scaling == "dynamic":  # made to go on beyond what it was trained for
             length = math.ceil(length * rope.factor)
-        return {"attention.rope_theta": base, "attention.rope": rope, "max_length": length}
+        return {**found, "max_length": length}
 
     def write(config: Transformer) -> dict[str, Any]:
         a = config.attention
         length = a.rope.original_length if a.rope.scaling == "dynamic" else config.max_length
-        return {
-            "rope_parameters": write_rope(a.rope_theta, a.rope, "fraction" in usual),
-            "max_position_embeddings": length,
-        }
+        return {"rope_parameters": write_rope(a, "fraction" in usual), "max_position_embeddings": length}
 
     return Group(read, write)
 
@@ -239,7 +261,6 @@ def by_layer(
     kinds: Mapping[str, tuple[str, Callable[[Json], Overrides]]],
     usual: Callable[[Json], Sequence[str]],
     of: Callable[[Transformer], str],
-    more: Group = Group(),  # noqa: B008
 ) -> Group:
     """`layer_types`, by which layers differ.
 
@@ -247,7 +268,6 @@ def by_layer(
       kinds: on disk -> (variant with us, config.json -> its overrides).
       usual: config.json -> those of the layers, where `layer_types` is not there.
       of: a layer -> its kind on disk.
-      more: what else is read and written.
     """
 
     def read(json: Json) -> Overrides:
@@ -255,12 +275,9 @@ def by_layer(
         if unknown := [kind for kind in found if kind not in kinds]:
             raise ValueError(f"layer_types: {unknown[0]} is not supported: there are {', '.join(kinds)}")
         variants = {name: overrides(json) for kind, (name, overrides) in kinds.items() if kind in found}
-        return {**patterned([kinds[kind][0] for kind in found], variants), **more.read(json)}
+        return patterned([kinds[kind][0] for kind in found], variants)
 
-    def write(config: Transformer) -> dict[str, Any]:
-        return {"layer_types": [of(layer) for layer in layers(config)], **more.write(config)}
-
-    return Group(read, write)
+    return Group(read, lambda config: {"layer_types": [of(layer) for layer in layers(config)]})
 
 
 def slides(layer: Transformer) -> str:
@@ -273,24 +290,39 @@ def window_of(config: Transformer) -> int | None:
     return next((layer.attention.window for layer in layers(config) if layer.attention.window), None)
 
 
+def switched(group: Group, key: str) -> Group:
+    """Windows that `use_sliding_window` turns on; else that key counts as not given."""
+
+    def read(json: Json) -> Overrides:
+        return group.read(json if json.get("use_sliding_window") else {**json, key: None})
+
+    def write(config: Transformer) -> dict[str, Any]:
+        return {**group.write(config), "use_sliding_window": window_of(config) is not None}
+
+    return Group(read, write)
+
+
 def layer_types(
-    types: Callable[[Json], Sequence[str]], usual: int | None = None, full: Mapping[str, Any] = {}
+    types: Callable[[Json], Sequence[str]],
+    usual: int | None = None,
+    full: Callable[[Json], Overrides] = lambda json: {},
+    local: Callable[[Json], Overrides] = lambda json: {},
 ) -> Group:
     """`layer_types`: full_attention, or sliding_attention with a window.
 
     Args:
       types: config.json -> what they are where it does not say.
       usual: how many tokens a sliding layer sees, where `sliding_window` does not say or no layer slides.
-      full: what sets layers that see every token apart.
+      full: config.json -> what sets layers that see every token apart.
+      local: what sets the others apart, beside their window.
     """
 
-    def local(json: Json) -> Overrides:
-        window = json.get("sliding_window", usual)
-        return {"attention.window": window, **({} if window else full)}
+    def sliding(json: Json) -> Overrides:
+        return {"attention.window": json.get("sliding_window", usual), **local(json)}
 
-    kinds = {"full_attention": ("global", lambda json: dict(full)), "sliding_attention": ("local", local)}
-    more = Group(write=lambda config: {"sliding_window": window_of(config) or usual})
-    return by_layer(kinds, types, slides, more)
+    window = Group(write=lambda config: {"sliding_window": window_of(config) or usual})
+    kinds = {"full_attention": ("global", full), "sliding_attention": ("local", sliding)}
+    return together(by_layer(kinds, types, slides), window)
 
 
 def rotary_by_layer(
@@ -308,36 +340,24 @@ def rotary_by_layer(
       of_global: config.json -> what else sets global layers apart.
     """
 
-    def turned(json: Json, kind: str) -> Overrides:
-        said = dict(json.get("rope_parameters") or {})
-        if "full_attention" not in said:
-            base = json.get("rope_theta", theta)
-            said = {
-                "full_attention": {"rope_theta": base, **(json.get("rope_scaling") or {}), **said},
-                "sliding_attention": {"rope_theta": json.get("rope_local_base_freq", local_theta or base)},
-            }
-        return dict(zip(("attention.rope_theta", "attention.rope"), read_rope(said[kind], json), strict=True))
+    def full(json: Json) -> Overrides:
+        said = _said(json)
+        return {**read_rope(said.get("full_attention", said), json, theta=theta), **of_global(json)}
 
     def local(json: Json) -> Overrides:
-        return {"attention.window": json.get("sliding_window", 4096), **turned(json, "sliding_attention")}
+        base = json.get("rope_local_base_freq", local_theta or json.get("rope_theta", theta))
+        return read_rope(_said(json).get("sliding_attention", {"rope_theta": base}), json)
 
     def usual(json: Json) -> list[str]:
         return every(json.get("sliding_window_pattern", json.get("_sliding_window_pattern", period)), json)
 
     def write(config: Transformer) -> dict[str, Any]:
-        ropes = {slides(each): write_rope(each.attention.rope_theta, each.attention.rope) for each in layers(config)}
         plain = {"rope_theta": local_theta or theta, "rope_type": "default"}
-        return {
-            "sliding_window": window_of(config) or 4096,
-            "rope_parameters": {"sliding_attention": plain, "full_attention": plain, **ropes},
-            "max_position_embeddings": config.max_length,
-        }
+        ropes = {slides(layer): write_rope(layer.attention) for layer in layers(config)}
+        return {"rope_parameters": {"sliding_attention": plain, "full_attention": plain, **ropes}}
 
-    kinds: dict[str, tuple[str, Callable[[Json], Overrides]]] = {
-        "sliding_attention": ("local", local),
-        "full_attention": ("global", lambda json: {**turned(json, "full_attention"), **of_global(json)}),
-    }
-    return by_layer(kinds, usual, slides, Group(lambda json: {"max_length": json["max_position_embeddings"]}, write))
+    more = Group(write=write), *keys("max_position_embeddings:max_length")
+    return together(layer_types(usual, 4096, full, local), *more)
 
 
 # Models within models
@@ -369,74 +389,62 @@ def nested(key: str, field: str, family: Family, usual: Json | None = None) -> G
 def inside(part: str, heads: Heads, usual: Json = {}) -> Heads:  # noqa: B006  # it is not changed
     """Heads of a submodel; `usual` is what keys are where config.json does not say."""
 
-    def read(json: Json) -> Overrides:
-        return {f"{part}.{field}": value for field, value in heads.read({**usual, **json}).items()}
+    def moved(key: Group) -> Group:
+        return Group(
+            lambda json: {f"{part}.{field}": value for field, value in key.read({**usual, **json}).items()},
+            lambda config: key.write(getattr(config, part)),
+        )
 
-    assert not heads.keys
-    moved = within("", part, heads.rows)
-    return heads._replace(read=read, rows=moved, write=lambda config: heads.write(getattr(config, part)))
+    return heads._replace(rows=within("", part, heads.rows), keys=tuple(map(moved, heads.keys)))
 
 
 # Heads
 
 
-def labels(json: Json) -> int:
-    """How many classes a config.json names; 2 where it names none."""
-    return len(json.get("id2label") or ()) or int(json.get("num_labels") or 2)
+def classes(field: str) -> Group:
+    """How many classes config.json names, 2 where it names none; they are written with their usual names."""
+
+    def read(json: Json) -> Overrides:
+        return {field: len(json.get("id2label") or ()) or int(json.get("num_labels") or 2)}
+
+    def write(config: Any) -> dict[str, Any]:
+        names = {str(i): f"LABEL_{i}" for i in range(_get(config, field) or 0)}
+        return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+
+    return Group(read, write)
 
 
-def named_labels(count: int) -> dict[str, Any]:
-    """Keys that give so many classes their usual names."""
-    names = {str(i): f"LABEL_{i}" for i in range(count)}
-    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+def whatever(**fields: Any) -> Group:
+    """Fields of ours, whatever config.json says."""
+    return Group(lambda json: fields)
 
 
 def body(pool: Pool | None = None, rows: tuple[Row, ...] = ()) -> Heads:
     """The bare model, perhaps with a pool."""
-
-    def write(config: Transformer) -> dict[str, Any] | None:
-        return {} if config.head is None and config.pool == pool else None
-
-    return Heads(lambda json: {"head": None, "pool": pool, "tied": False}, rows, write, base=True)
+    return Heads(rows, (whatever(head=None, pool=pool, tied=False),), base=True)
 
 
 def causal(name: str = "lm_head") -> Heads:
     """One logit a token of the vocabulary, by a layer called `name` or the embedding table."""
-
-    def write(config: Transformer) -> dict[str, Any] | None:
-        return {} if config.head and config.pool is None and config.head.outputs is None else None
-
-    return Heads(lambda json: {}, _logits(name), write)
+    return Heads(rows(f"transposed {name}.weight head/logits\ncopy {name}.bias head/bias"))
 
 
-def _logits(name: str) -> tuple[Row, ...]:
-    return rows(f"transposed {name}.weight head/logits\ncopy {name}.bias head/bias")
-
-
-def headed(head: Head, logits: str, keys: Keys = (), more: tuple[Row, ...] = (), **overrides: Any) -> Heads:
-    """Logits by a layer called `logits`; a config is of them where it is read again as it was.
+def headed(head: Head, logits: str, keys: Keys = (), more: tuple[Row, ...] = (), **fields: Any) -> Heads:
+    """Logits by a layer called `logits`.
 
     Args:
       head: it, but for what keys say.
       logits: name of that layer.
       keys: of config.json, that say something of the head.
       more: tensors beside.
-      **overrides: of our config, as all of them have it.
+      **fields: of our config, as all of them have it.
     """
-    said = {"head": head, "pool": None, **overrides}
-    return Heads(lambda json: said, (*_logits(logits), *more), lambda config: {} if config.head else None, keys=keys)
+    return Heads((*causal(logits).rows, *more), (whatever(**{"head": head, "pool": None, **fields}), *keys))
 
 
 def classifier(name: str, pool: Pool | None, bias: bool = True, more: tuple[Row, ...] = (), keys: Keys = ()) -> Heads:
     """Logits of classes by a layer called `name`: of each token, or of a pooled one; the rest as in `headed`."""
-
-    def read(json: Json) -> Overrides:
-        return {"head": Head(outputs=labels(json), bias=bias), "pool": pool, "tied": False}
-
-    def write(config: Transformer) -> dict[str, Any] | None:
-        return named_labels(config.num_outputs) if config.head else None
-
-    return Heads(read, (*_logits(name), *more), write, keys=keys)
+    return headed(Head(bias=bias), name, (classes("head.outputs"), *keys), more, pool=pool, tied=False)
 
 
 def decoder_heads(name: str, count: int = 4, body_name: str = "") -> dict[str, Heads]:

@@ -50,7 +50,7 @@ def _read_positions(json: Json) -> Overrides:
     """`no_rope_layers`, whose zeros are layers without positions, and `layer_types`, which give these a window."""
     said = ["rotary" if each else "plain" for each in json.get("no_rope_layers") or ()]
     turned = said or k.every(json.get("no_rope_layer_interval", 4), json, "plain", "rotary")
-    window = json.get("sliding_window") if json.get("use_sliding_window") else None
+    window = json.get("sliding_window")
     kinds = json.get("layer_types") or ["full" if each == "rotary" else "sliding" for each in turned]
     slid = ["_local" if window and kind.startswith("sliding") else "" for kind in kinds]
     plain, local = {"attention.rotary": False}, {"attention.window": window}
@@ -60,12 +60,11 @@ def _read_positions(json: Json) -> Overrides:
 
 def _write_positions(config: Transformer) -> dict[str, Any]:
     turned = [int(layer.attention.rotary) for layer in k.layers(config)]
-    kinds, window = [k.slides(layer) for layer in k.layers(config)], k.window_of(config)
-    said = {"sliding_window": window, "use_sliding_window": window is not None}
-    return {**said, "no_rope_layers": turned, "layer_types": kinds}
+    kinds = [k.slides(layer) for layer in k.layers(config)]
+    return {"sliding_window": k.window_of(config), "no_rope_layers": turned, "layer_types": kinds}
 
 
-_POSITIONS = Group(_read_positions, _write_positions)
+_POSITIONS = k.switched(Group(_read_positions, _write_positions), "sliding_window")
 SMOLLM3 = LLAMA._replace(
     name="smollm3",
     keys=(*sizes(tied="true"), k.rotary(theta=2e6), *both_biases(), *k.keys("mlp_bias:mlp.bias=false"), _POSITIONS),
@@ -136,9 +135,11 @@ GPT_NEOX = LLAMA._replace(
     },
     ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
 )
-# Sliding layers have positions, full ones none.
+# Sliding layers have positions, unless no window is said; full ones none.
 _LOCAL_POSITIONS = k.layer_types(
-    lambda json: k.every(json.get("sliding_window_pattern", 4), json), usual=4096, full={"attention.rotary": False}
+    *(lambda json: k.every(json.get("sliding_window_pattern", 4), json), 4096),
+    full=lambda json: {"attention.rotary": False},
+    local=lambda json: {} if json.get("sliding_window", 4096) else {"attention.rotary": False},
 )
 COHERE2 = LLAMA._replace(
     name="cohere2",

@@ -9,7 +9,7 @@ from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import LLAMA, QK_EPSILON, RMS, ROTARY, both_biases, sizes
 from jaxmodel.interop.huggingface.experts import EPSILON, EXPERT_ROWS
 from jaxmodel.interop.huggingface.rows import rows, transformer
-from jaxmodel.interop.huggingface.table import Fixed, Group, Json, Key, Overrides, Row
+from jaxmodel.interop.huggingface.table import Group, Json, Keys, Overrides, Row
 from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import MoE
 
@@ -60,7 +60,7 @@ _LATENT = (
 )
 
 
-def _routed(dense: int, scale: float = 1.0, groups: int = 1, chosen: int = 1) -> tuple[Key | Fixed | Group, ...]:
+def _routed(dense: int, scale: float = 1.0, groups: int = 1, chosen: int = 1) -> Keys:
     """The keys of experts.
 
     Args:

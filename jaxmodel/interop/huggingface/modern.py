@@ -24,9 +24,9 @@ def _read_layers(json: Json) -> Overrides:
     variants: dict[str, Overrides] = {}
     for kind, (name, theta) in _KINDS.items():
         said = (json.get("rope_parameters") or {}).get(kind) or json.get("rope_scaling") or {}
-        base, rope = k.read_rope(said, json, theta=json.get(f"{name}_rope_theta", theta))
+        found = k.read_rope(said, json, theta=json.get(f"{name}_rope_theta", theta))
         window = json.get("local_attention", 128) // 2 + 1 if name == "local" else None
-        variants[name] = {"attention.rope_theta": base, "attention.rope": rope, "attention.window": window}
+        variants[name] = {**found, "attention.window": window}
     alone = Variant("first", (*variants[first].items(), ("norm.attention", False)))
     found = k.patterned(others or [first], variants)
     return {**found, "first": ("first",), "variants": (alone, *found.get("variants", ()))}
@@ -35,7 +35,7 @@ def _read_layers(json: Json) -> Overrides:
 def _write_layers(config: Transformer) -> dict[str, Any]:
     kinds = [k.slides(layer) for layer in k.layers(config)]
     ropes = {kind: {"rope_theta": theta, "rope_type": "default"} for kind, (_, theta) in _KINDS.items()}
-    ropes |= {k.slides(each): k.write_rope(each.attention.rope_theta, each.attention.rope) for each in k.layers(config)}
+    ropes |= {k.slides(each): k.write_rope(each.attention) for each in k.layers(config)}
     window = 2 * (k.window_of(config) or 65) - 2
     return {"layer_types": kinds, "local_attention": window, "rope_parameters": ropes}
 

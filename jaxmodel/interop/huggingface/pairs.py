@@ -27,7 +27,7 @@ def _base(shared: bool = True, encoder: Json = {}, **fields: Any) -> EncoderDeco
     )
 
 
-_ENCODER = Heads(write=lambda config: {"is_encoder_decoder": False}, base=True, part="encoder")
+_ENCODER = Heads(keys=(Group(write=lambda config: {"is_encoder_decoder": False}),), base=True, part="encoder")
 _BARE = k.inside("decoder", k.body())
 _LOGITS = "transposed lm_head.weight decoder/head/logits\n"
 
@@ -105,7 +105,7 @@ T5 = Family(
     ),
     rows=_t5_rows,
     heads={
-        "T5ForConditionalGeneration": Heads(_read_scaled, rows(_LOGITS), _write_scaled),
+        "T5ForConditionalGeneration": Heads(rows(_LOGITS), (Group(_read_scaled, _write_scaled),)),
         "T5Model": _BARE,
         "T5EncoderModel": _ENCODER,
     },
@@ -137,8 +137,8 @@ _KEYS = (
 
 def _words(text: str, bias: bool = False) -> Heads:
     """One logit a token of the vocabulary."""
-    tied = k.keys("tie_word_embeddings:decoder.tied=true")
-    return Heads(lambda json: {"decoder.head": Head(bias=bias)}, rows(text), keys=tied)
+    head = k.whatever(**{"decoder.head": Head(bias=bias)})
+    return Heads(rows(text), (head, *k.keys("tie_word_embeddings:decoder.tied=true")))
 
 
 def _read_scale(json: Json) -> Overrides:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxmodel import config as configs
 from jaxmodel.errors import InputError
-from jaxmodel.interop.huggingface.table import Family
+from jaxmodel.interop.huggingface.table import Family, read_keys
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Pool
 
@@ -76,7 +76,7 @@ def read_pool(files: Mapping[str, str], where: Path, width: int | None = None) -
 def plain(config: Transformer, family: Family, json: Mapping[str, Any]) -> tuple[Transformer, dict[str, Any]]:
     """The bare model's config and config.json beneath such a model, whose own config.json was this one."""
     name = architecture_of(family)
-    bare = family.heads[name].read(json)
+    bare = read_keys(family.heads[name].keys, json, CONFIG)
     return configs.replace(config, {"pool": bare.get("pool")}), {**json, "architectures": [name]}
 
 

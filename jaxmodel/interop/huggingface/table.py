@@ -5,6 +5,7 @@ A row and a key run both ways, so import and export are one table. Nothing here 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -122,65 +123,43 @@ class Row(NamedTuple):
     form: Form | Callable[[Any], Form] = COPY
 
 
-class Key(NamedTuple):
-    """A key of config.json and a field of our config.
-
-    Attributes:
-      key: where it is on disk.
-      field: dotted path of ours.
-      default: of the key, where config.json does not have it; REQUIRED: it must.
-      read: value on disk -> ours; None: as it is.
-      write: ours -> value on disk.
-    """
-
-    key: str
-    field: str
-    default: Any = None
-    read: Callable[[Any], Any] | None = None
-    write: Callable[[Any], Any] | None = None
-
-
-class Fixed(NamedTuple):
-    """A key that must have a value, for another would be another computation."""
-
-    key: str
-    value: Any
-
-
 class Group(NamedTuple):
-    """Keys that say something together.
+    """A key of config.json, or several that say something together.
 
     Attributes:
       read: config.json -> overrides of our config; none, where it is not given.
       write: our config -> keys of config.json, likewise.
+      key: that, where it is one.
+      field: dotted path of ours, where it is that of one key alone.
     """
 
     read: Callable[[Json], Overrides] = lambda json: {}
     write: Callable[[Any], dict[str, Any]] = lambda config: {}
+    key: str = ""
+    field: str = ""
 
 
-Keys = Sequence[Key | Fixed | Group]
+Keys = Sequence[Group]
 
 
 class Heads(NamedTuple):
     """What an architecture class has beside its body.
 
     Attributes:
-      read: config.json -> overrides of our config: head, pool.
-      rows: their tensors.
-      write: our config -> keys of config.json, or None where the config has not these heads; where it is read again as
-        another one, it has not.
+      rows: its tensors.
+      keys: of config.json, that say more of the head and the pool, or what these are whatever it says.
       base: whether it is the bare model, whose names have no prefix.
       part: the field of the family's config that alone is the model: "encoder"; none: all of it.
-      keys: of config.json, that say more of the head and the pool.
     """
 
-    read: Callable[[Json], Overrides] = lambda json: {}
     rows: tuple[Row, ...] = ()
-    write: Callable[[Any], dict[str, Any] | None] = lambda config: {}
+    keys: Keys = ()
     base: bool = False
     part: str = ""
-    keys: Keys = ()
+
+    def of(self, config: Any) -> Any:
+        """The model's config, of a family's."""
+        return getattr(config, self.part) if self.part else config
 
 
 class Family(NamedTuple):
@@ -214,7 +193,6 @@ class Family(NamedTuple):
         return name
 
 
-REQUIRED = object()
 WHOLE = "take the config.json that came with the weights"
 
 
@@ -232,91 +210,39 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
             f"{where}: quantization_config says that the weights are {kind}, which is not supported: load them with "
             "transformers and its option dequantize=True, save that, and read it"
         )
-    said = (json.get("architectures") or [next(iter(family.heads))])[0]
+    said = (json.get("architectures") or [*family.heads])[0]
     if said not in family.heads:
         raise InputError(
             f"{where}: architecture {said} is not supported: of {family.name} there are {', '.join(family.heads)}"
         )
-    of = family.heads[said]
-    overrides = read_keys(family.keys, json, where)
-    heads = read_keys((Group(of.read), *of.keys), json, where)
+    overrides, of_heads = (read_keys(keys, json, where) for keys in (family.keys, family.heads[said].keys))
     # Another head, or none: what was said of the usual one is not of it.
-    replaced = tuple(f"{name}." for name in heads if name.split(".")[-1] == "head")
-    overrides = {name: value for name, value in overrides.items() if not name.startswith(replaced)} | heads
+    replaced = tuple(f"{name}." for name in of_heads if name.split(".")[-1] == "head")
+    overrides = {name: value for name, value in overrides.items() if not name.startswith(replaced)} | of_heads
     try:
         found = configs.replace(family.base, overrides)
         found.check()
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    return getattr(found, of.part) if of.part else found, said
+    return family.heads[said].of(found), said
 
 
 def read_keys(keys: Keys, json: Json, where: str) -> Overrides:
     """What keys say of our config; InputError, which names the key, for what is not supported."""
     overrides: Overrides = {}
     for key in keys:
-        if isinstance(key, Group):
-            try:
-                overrides |= key.read(json)
-            except KeyError as error:
-                raise InputError(f"{where} lacks {error.args[0]}: {WHOLE}") from error
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{where}: {error}") from error
-        elif isinstance(key, Fixed):
-            if json.get(key.key, key.value) != key.value:
-                raise InputError(
-                    f"{where}: {key.key}={json[key.key]!r} is not supported: only {key.key}={key.value!r} is"
-                )
-        else:
-            value = json.get(key.key, key.default)
-            if value is REQUIRED:
-                raise InputError(f"{where} lacks {key.key}: {WHOLE}")
-            try:
-                overrides[key.field] = value if key.read is None else key.read(value)
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{where}: {key.key}={value!r} is not supported ({error})") from error
+        try:
+            overrides |= key.read(json)
+        except KeyError as error:
+            raise InputError(f"{where} lacks {error.args[0]}: {WHOLE}") from error
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: {error}") from error
     return overrides
 
 
 def write_keys(keys: Keys, config: Any) -> dict[str, Any]:
     """What keys say of one of ours."""
-    json: dict[str, Any] = {}
-    for key in keys:
-        if isinstance(key, Group):
-            json = _merged(json, key.write(config))
-        elif isinstance(key, Fixed):
-            json[key.key] = key.value
-        else:
-            value = _get(config, key.field)
-            if value is None:  # not said, or of a part that is not there
-                json[key.key] = None if key.default is REQUIRED else key.default
-            else:
-                json[key.key] = value if key.write is None else key.write(value)
-    return json
-
-
-def write_config(family: Family, config: Any) -> dict[str, Any] | None:
-    """config.json of one of ours; None where the family cannot say it."""
-    given = config
-    for name, heads in family.heads.items():
-        like = getattr(family.base, heads.part) if heads.part else family.base
-        if type(given) is not type(like):
-            continue
-        config = dataclasses.replace(family.base, **{heads.part: given}) if heads.part else given
-        of_heads = heads.write(config)
-        if of_heads is None:
-            continue
-        absent = tuple(f"{each}." for each in submodels(config) if heads.part and each != heads.part)
-        every = (*family.keys, *heads.keys)
-        keys = [key for key in every if not (isinstance(key, Key) and key.field.startswith(absent))]
-        json = {"model_type": family.name, "architectures": [name], **_merged(write_keys(keys, config), of_heads)}
-        try:
-            again, _ = read_config(family, json, family.name)
-        except InputError:
-            continue
-        if computes(again) == computes(given):
-            return json
-    return None
+    return functools.reduce(_merged, (key.write(config) for key in keys), {})
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,10 +251,19 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return {**one, **other, **both}
 
 
-def _get(config: Any, path: str) -> Any:
-    for name in path.split("."):
-        config = getattr(config, name, None)
-    return config
+def write_config(family: Family, config: Any) -> dict[str, Any] | None:
+    """config.json of one of ours; None where the family cannot say it: where it would be read as another."""
+    for name, heads in family.heads.items():
+        if type(config) is not type(heads.of(family.base)):
+            continue
+        whole = dataclasses.replace(family.base, **{heads.part: config}) if heads.part else config
+        absent = tuple(f"{each}." for each in submodels(whole) if heads.part not in ("", each))
+        keys = [key for key in (*family.keys, *heads.keys) if not key.field.startswith(absent)]
+        json = {"model_type": family.name, "architectures": [name], **write_keys(keys, whole)}
+        with contextlib.suppress(InputError):
+            if computes(read_config(family, json, family.name)[0]) == computes(config):
+                return json
+    return None
 
 
 def computes(config: Any) -> Any:

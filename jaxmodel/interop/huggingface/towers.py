@@ -51,7 +51,7 @@ def _clip_heads(name: str, projection: str) -> Mapping[str, Heads]:
 
     projected = rows(f"transposed {projection}.weight pool/projection")
     return {
-        name: Heads(lambda json: {"pool.dim": None}, base=True),
+        name: Heads(keys=(k.whatever(**{"pool.dim": None}),), base=True),
         f"{name}WithProjection": Heads(rows=projected, keys=k.keys("projection_dim:pool.dim=512")),
     }
 
