@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from jaxmodel.model import Model, Params, State
 from jaxmodel.sharding import Partitioning
 
 CONFIG = "config.json"
+STATE = "state/"  # what paths in the state begin with
 NAMED = 12  # tensors that a message lists before it counts the rest
 
 
@@ -90,9 +92,8 @@ def read(
     twice = tuple(row.name for row in heads) if getattr(found.config, "tied", False) else ()
     _check(directory, bound, tensors, (*found.family.ignored, *twice))
     params, state = _placed(model, *shapes, bound, tensors, partitioning, dtype)
-    kept: dict[str, Any] = {"config": dict(found.json), "architecture": found.architecture}
-    if found.sentence:
-        kept["sentence"] = dict(found.sentence)
+    kept = {"config": dict(found.json), "architecture": found.architecture}
+    kept |= {"sentence": dict(found.sentence)} if found.sentence else {}
     return params, state, read_tokenizer(directory), {"huggingface": kept}
 
 
@@ -103,23 +104,22 @@ def _flat(params: Any, state: Any) -> dict[str, Any]:
 
 def _bound(found: Found, tensors: Mapping[str, Any], flat: Mapping[str, Any]) -> list[Bound]:
     """The tensors that are wanted, by the names of this file: some are written without the prefix of their body."""
-    family, usual = found.family, bind(found.family, found.architecture, found.config, flat)
-    if all(each.name in tensors for each in usual):
-        return usual
-    others = (bind(family, found.architecture, found.config, flat, prefix) for prefix in ("", family.prefix))
-    return max([usual, *others], key=lambda each: sum(one.name in tensors for one in each))
+    family, prefixes = found.family, (None, "", found.family.prefix)
+    all_bound = (bind(family, found.architecture, found.config, flat, prefix) for prefix in prefixes)
+    return max(all_bound, key=lambda each: sum(one.name in tensors for one in each))
 
 
 def _check(directory: Path, bound: list[Bound], tensors: Mapping[str, files.Lazy], ignored: tuple[str, ...]) -> None:
     """InputError where the tensors are not those of the model."""
-    wanted = {each.name: each for each in bound}
-    problems = [f"{name} {list(each.shape)} is missing" for name, each in wanted.items() if name not in tensors]
-    for name, tensor in tensors.items():
-        if name in wanted:
-            if tensor.shape != wanted[name].shape:
-                problems.append(f"{name} is {list(tensor.shape)}, not {list(wanted[name].shape)}")
-        elif not any(fnmatch.fnmatch(name, glob) for glob in ignored):
-            problems.append(f"{name} {list(tensor.shape)} is unexpected")
+    wanted = {each.name: list(each.shape) for each in bound}
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    others = {name for name in found.keys() - wanted if not any(fnmatch.fnmatch(name, glob) for glob in ignored)}
+    problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in found]
+    for name, shape in found.items():
+        if name in others:
+            problems.append(f"{name} {shape} is unexpected")
+        elif wanted.get(name, shape) != shape:
+            problems.append(f"{name} is {shape}, not {wanted[name]}")
     if problems:
         more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         raise InputError(
@@ -144,40 +144,29 @@ def _placed(
     for each in bound:
         tensor = tensors[each.name]
         for nth, (path, index) in enumerate(each.places):
-            depth = len(index)
-            if path not in readers:
-                readers[path] = np.empty(flat[path].shape[:depth], object)
-                types[path] = tensor.dtype
-
-            def part(tensor: files.Lazy = tensor, each: Bound = each, nth: int = nth) -> np.ndarray:
-                return each.form.read(tensor.view(), each.shapes)[nth]
-
-            readers[path][index] = part
-            types[path] = np.promote_types(types[path], tensor.dtype) if types[path] != tensor.dtype else tensor.dtype
+            reader = readers.setdefault(path, np.empty(flat[path].shape[: len(index)], object))
+            reader[index] = functools.partial(_part, tensor, each, nth)
+            types[path] = np.promote_types(types.get(path, tensor.dtype), tensor.dtype)
     left = [path for path in flat if path not in readers]
     assert not left, f"no row of the table has {left}"
-    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if partitioning is None:
-        shardings, everywhere = jax.tree.map(lambda _: single, shapes), single
+        shardings, usual = {}, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     else:
-        shardings = partitioning.shardings(model.layout, shapes)
-        everywhere = jax.sharding.NamedSharding(partitioning.mesh, jax.sharding.PartitionSpec())
+        shardings = flat_of(partitioning.shardings(model.layout, shapes))
+        usual = jax.sharding.NamedSharding(partitioning.mesh, jax.sharding.PartitionSpec())
 
-    def place(name: str, shape: Any, sharding: Any, wanted: Any) -> jax.Array:
-        makers = readers[name].tolist() if readers[name].ndim else readers[name][()]
-        return placing.place(shape.shape, wanted, sharding, lambda index: placing.stacked(makers, index, wanted))
+    def place(start: str, path: Any, shape: Any) -> jax.Array:
+        name = start + weights.path_name(path)
+        wanted = shape.dtype if start else np.dtype(types[name] if dtype is None else dtype)
+        part = functools.partial(placing.stacked, readers[name], dtype=wanted)
+        return placing.place(shape.shape, wanted, shardings.get(name, usual), part)
 
-    def param(path: Any, shape: Any, sharding: Any) -> jax.Array:
-        name = weights.path_name(path)
-        return place(name, shape, sharding, types[name] if dtype is None else np.dtype(dtype))
+    placed = jax.tree_util.tree_map_with_path
+    return placed(functools.partial(place, ""), shapes), placed(functools.partial(place, STATE), state)
 
-    def statistic(path: Any, shape: Any) -> jax.Array:
-        return place(f"state/{weights.path_name(path)}", shape, everywhere, shape.dtype)
 
-    return (
-        jax.tree_util.tree_map_with_path(param, shapes, shardings),
-        jax.tree_util.tree_map_with_path(statistic, state),
-    )
+def _part(tensor: files.Lazy, each: Bound, nth: int) -> np.ndarray:
+    return each.form.read(tensor.view(), each.shapes)[nth]
 
 
 def write(
@@ -223,7 +212,7 @@ def write(
     left = set(flat) - {path for each in bound for path, _ in each.places}
     if left:
         raise InputError(f"transformers has no tensor in {architecture} for {', '.join(sorted(left))}")
-    types = (flat[each.places[0][0]].dtype for each in bound if not _is_state(each))
+    types = (flat[path].dtype for each in bound for path, _ in each.places if not path.startswith(STATE))
     usual = next(each for each in types if jnp.issubdtype(each, jnp.floating))
     said["dtype"] = str(usual)
     tensors = [_tensor(each, flat, usual) for each in bound]
@@ -237,13 +226,10 @@ def write(
     return paths
 
 
-def _is_state(each: Bound) -> bool:
-    return each.places[0][0].startswith("state/")
-
-
 def _tensor(each: Bound, flat: Mapping[str, Any], usual: Any) -> files.Tensor:
     """As it is written; statistics, which here are float32 always, are as narrow as weights are on disk."""
-    dtype = each.form.dtype or (usual if _is_state(each) else flat[each.places[0][0]].dtype)
+    first = each.places[0][0]
+    dtype = each.form.dtype or (usual if first.startswith(STATE) else flat[first].dtype)
 
     def produce() -> np.ndarray:
         ours = [np.asarray(flat[path][index]) for path, index in each.places]
