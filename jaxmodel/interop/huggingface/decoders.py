@@ -11,6 +11,41 @@ from jaxmodel.interop.huggingface.table import Family, Group, Json, Keys, Overri
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import MLP, Attention, Norm, Pool, Stem
 
+# GPT-2: one projection to queries, keys and values, stored [in, out].
+
+_INNER = Group(
+    lambda json: {"mlp.dim": json.get("n_inner") or 4 * json.get("n_embd", 768)},
+    lambda config: {"n_inner": config.mlp.dim},
+)
+GPT2 = Family(
+    name="gpt2",
+    prefix="transformer.",
+    base=transformer(
+        attention=Attention(num_heads=1, bias=True, output_bias=True),
+        **{"mlp": MLP(dim=1, bias=True), "norm": LAYER_NORM, "stem": Stem(positions="learned")},
+    ),
+    keys=(
+        *k.keys("vocab_size=50257 n_embd:embed_dim=768 n_layer:num_layers=12 n_head:attention.num_heads=12"),
+        *(_INNER, *k.keys("n_positions:max_length=1024 activation_function:mlp.activation=gelu_new~plain")),
+        *k.keys("layer_norm_epsilon:norm.epsilon=1e-5 tie_word_embeddings:tied=true scale_attn_weights==true"),
+        *k.keys("scale_attn_by_inverse_layer_idx==false add_cross_attention==false"),
+    ),
+    rows=rows("""
+        copy    w(t|p)e.weight            stem/(tokens|positions)
+        norm    h.{i}.ln_(1|2)            stack/(attention|mlp)_norm
+        columns h.{i}.attn.c_attn         stack/attention/query+key+value
+        plain   h.{i}.attn.c_proj         stack/attention/output
+        plain   h.{i}.mlp.c_(fc|proj)     stack/mlp/(up|down)
+        norm    ln_f                      norm
+    """),
+    heads={
+        **{"GPT2LMHeadModel": k.causal(), "GPT2Model": k.body()},
+        "GPT2ForSequenceClassification": k.classifier("score", Pool("last"), bias=False),
+        "GPT2ForTokenClassification": k.classifier("classifier", None),
+    },
+    ignored=("*.attn.bias", "*.attn.masked_bias"),
+)
+
 # Decoders in the manner of Llama
 
 NORMS = "norm layers.{i}.(input|post_attention)_layernorm stack/(attention|mlp)_norm\n"
@@ -183,39 +218,4 @@ GEMMA4 = GEMMA3._replace(
     ),
     rows=(*rows(GEMMA_ROWS), Row("layers.{i}.layer_scalar", ("stack/scale",))),
     heads=k.decoder_heads("Gemma4", 2, "Gemma4Text"),
-)
-
-# GPT-2: one projection to queries, keys and values, stored [in, out].
-
-_INNER = Group(
-    lambda json: {"mlp.dim": json.get("n_inner") or 4 * json.get("n_embd", 768)},
-    lambda config: {"n_inner": config.mlp.dim},
-)
-GPT2 = Family(
-    name="gpt2",
-    prefix="transformer.",
-    base=transformer(
-        attention=Attention(num_heads=1, bias=True, output_bias=True),
-        **{"mlp": MLP(dim=1, bias=True), "norm": LAYER_NORM, "stem": Stem(positions="learned")},
-    ),
-    keys=(
-        *k.keys("vocab_size=50257 n_embd:embed_dim=768 n_layer:num_layers=12 n_head:attention.num_heads=12"),
-        *(_INNER, *k.keys("n_positions:max_length=1024 activation_function:mlp.activation=gelu_new~plain")),
-        *k.keys("layer_norm_epsilon:norm.epsilon=1e-5 tie_word_embeddings:tied=true scale_attn_weights==true"),
-        *k.keys("scale_attn_by_inverse_layer_idx==false add_cross_attention==false"),
-    ),
-    rows=rows("""
-        copy    w(t|p)e.weight            stem/(tokens|positions)
-        norm    h.{i}.ln_(1|2)            stack/(attention|mlp)_norm
-        columns h.{i}.attn.c_attn         stack/attention/query+key+value
-        plain   h.{i}.attn.c_proj         stack/attention/output
-        plain   h.{i}.mlp.c_(fc|proj)     stack/mlp/(up|down)
-        norm    ln_f                      norm
-    """),
-    heads={
-        **{"GPT2LMHeadModel": k.causal(), "GPT2Model": k.body()},
-        "GPT2ForSequenceClassification": k.classifier("score", Pool("last"), bias=False),
-        "GPT2ForTokenClassification": k.classifier("classifier", None),
-    },
-    ignored=("*.attn.bias", "*.attn.masked_bias"),
 )

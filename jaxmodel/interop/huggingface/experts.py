@@ -136,5 +136,3 @@ GPT_OSS = LLAMA._replace(
     ),
     heads=k.decoder_heads("GptOss"),
 )
-
-EXPERTS = (QWEN3_MOE, MIXTRAL, OLMOE, QWEN2_MOE, GPT_OSS)

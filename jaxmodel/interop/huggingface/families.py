@@ -1,26 +1,11 @@
-"""Every family by its `model_type`. Another one is an entry in a file of tables, named here."""
+"""Every family by its `model_type`. Another one is an entry in a file of tables, which is named here."""
 
-from jaxmodel.interop.huggingface import (
-    decoders,
-    encoders,
-    experts,
-    images,
-    kin,
-    latents,
-    modern,
-    pairs,
-    recurrent,
-    speech,
-    towers,
-)
+from importlib import import_module
 
-_ALL = (
-    *(decoders.GPT2, decoders.LLAMA, decoders.QWEN3, decoders.MISTRAL, decoders.QWEN2),
-    *(decoders.GEMMA3, decoders.GEMMA2, decoders.GEMMA4, decoders.GEMMA, *kin.KIN, *experts.EXPERTS),
-    *(*latents.LATENTS, *recurrent.RECURRENT),
-    *(encoders.BERT, encoders.VIT, encoders.ROBERTA, encoders.DISTILBERT, encoders.DINOV2),
-    *(modern.MODERNBERT, modern.ELECTRA, images.RESNET, images.CONVNEXT, *towers.TOWERS),
-    *(speech.WAV2VEC2, speech.HUBERT),
-    *pairs.PAIRS,
-)
-FAMILIES = {family.name: family for family in _ALL}
+from jaxmodel.interop.huggingface.table import Family
+
+# Of families that say a config alike, the first is written.
+_DECODERS = ("decoders", "kin", "experts", "latents", "recurrent")
+_OTHERS = ("encoders", "modern", "images", "towers", "speech", "pairs")
+_TABLES = [vars(import_module(f"jaxmodel.interop.huggingface.{name}")) for name in (*_DECODERS, *_OTHERS)]
+FAMILIES = {each.name: each for table in _TABLES for each in table.values() if isinstance(each, Family)}

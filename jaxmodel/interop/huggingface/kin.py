@@ -157,4 +157,3 @@ GLM4 = LLAMA._replace(
     rows=rows(LLAMA_ROWS + GATES + "norm layers.{i}.post_(self_attn|mlp)_layernorm stack/(attention|mlp)_output_norm"),
     heads=k.decoder_heads("Glm4"),
 )
-KIN = (PHI3, OLMO2, OLMO3, SMOLLM3, GRANITE, STARCODER2, STABLELM, GPT_NEOX, COHERE2, GLM4)

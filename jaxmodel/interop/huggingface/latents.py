@@ -131,4 +131,3 @@ GLM4_MOE = DEEPSEEK_V3._replace(
     heads=k.decoder_heads("Glm4Moe", 2),
     ignored=(*LLAMA.ignored, "model.layers.46.*", "model.layers.92.*"),
 )
-LATENTS = (DEEPSEEK_V3, DEEPSEEK_V2, GLM4_MOE)

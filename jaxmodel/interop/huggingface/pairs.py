@@ -204,4 +204,3 @@ WHISPER = Family(
         "WhisperModel": _BARE,
     },
 )
-PAIRS = (T5, BART, WHISPER)

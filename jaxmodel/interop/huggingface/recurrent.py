@@ -187,5 +187,3 @@ FALCON_H1 = LLAMA._replace(
     """),
     heads=k.decoder_heads("FalconH1", 2),
 )
-
-RECURRENT = (MAMBA2, QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT, FALCON_H1)

@@ -178,4 +178,3 @@ LLAVA = Family(
         r"^vision_tower\.vision_model\.": "vision_tower.",
     },
 )
-TOWERS = (LLAVA, CLIP, CLIP_TEXT, CLIP_IMAGE, SIGLIP, SIGLIP_TEXT, SIGLIP_IMAGE)
