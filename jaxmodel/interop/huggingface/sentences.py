@@ -15,10 +15,10 @@ from jaxmodel.models.parts import Pool
 
 MODULES, CONFIG = "modules.json", "config.json"
 OTHERS = ("sentence_bert_config.json", "config_sentence_transformers.json")  # of texts, before they are tokens
-CHAIN = ("Transformer", "Pooling", "Normalize")  # the last may be left out
+CHAIN = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}  # the last may be left out
 MODE = "pooling_mode"
 KINDS = {"cls_token": "first", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
-SHORT = {"cls": "first", "mean": "mean", "max": "max"}  # as `pooling_mode` alone has them
+KNOWN = {**KINDS, "cls": "first", "mean": "mean", "max": "max"}  # the latter as `pooling_mode` alone has them
 
 
 def architecture_of(family: Family) -> str:
@@ -42,35 +42,30 @@ def read_pool(files: Mapping[str, str], where: Path, width: int | None = None) -
       where: their directory, for messages.
       width: of the model, which theirs must be.
     """
-    modules = _json(files, MODULES, where)
+    at, modules = where / MODULES, _json(files, MODULES, where)
     try:
         kinds = [str(each["type"]).rpartition(".")[2] for each in modules]
         paths = [str(each["path"]) for each in modules]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{where / MODULES} is no list of modules with path and type: download it again") from error
-    if kinds not in ([*CHAIN], [*CHAIN[:2]]):
-        raise InputError(
-            f"{where / MODULES}: {', '.join(kinds)} is not supported: only {CHAIN[0]}, {CHAIN[1]} is, and perhaps "
-            f"{CHAIN[2]} behind"
-        )
+        raise InputError(f"{at} is no list of modules with path and type: download it again") from error
+    if kinds not in ([*CHAIN], [*CHAIN][:2]):
+        usual = "only Transformer, Pooling is, and perhaps Normalize behind"
+        raise InputError(f"{at}: {', '.join(kinds)} is not supported: {usual}")
     if paths[0]:
-        raise InputError(f"{where / MODULES}: the Transformer is in {paths[0]!r}: only that beside {MODULES} is read")
-    name = f"{paths[1]}/{CONFIG}"
-    said = _json(files, name, where)
-    short = said.get(MODE)
-    names = [short] if isinstance(short, str) else short
-    if names is None:
-        names = [key.removeprefix(f"{MODE}_") for key, on in said.items() if key.startswith(f"{MODE}_") and on]
-    known = KINDS | SHORT
-    if len(names) != 1 or names[0] not in known:
+        raise InputError(f"{at}: the Transformer is in {paths[0]!r}: only that beside {MODULES} is read")
+    at, said = where / paths[1] / CONFIG, _json(files, f"{paths[1]}/{CONFIG}", where)
+    modes = [key.removeprefix(f"{MODE}_") for key, on in said.items() if key.startswith(f"{MODE}_") and on]
+    names = said.get(MODE) or modes
+    names = [names] if isinstance(names, str) else names
+    if len(names) != 1 or names[0] not in KNOWN:
         has = " and ".join(f"{MODE}_{each}" for each in names) or "no pooling mode"
-        raise InputError(f"{where / name}: {has} is not supported: one of {', '.join(known)} is")
+        raise InputError(f"{at}: {has} is not supported: one of {', '.join(KNOWN)} is")
     if not said.get("include_prompt", True):
-        raise InputError(f"{where / name}: include_prompt=false is not supported: every token is pooled here")
+        raise InputError(f"{at}: include_prompt=false is not supported: every token is pooled here")
     theirs = said.get("word_embedding_dimension", said.get("embedding_dimension", width))
     if width is not None and theirs != width:
-        raise InputError(f"{where / name}: embeddings of {theirs} do not fit the model, which has {width}")
-    return Pool(known[names[0]], normalize=len(kinds) > 2)
+        raise InputError(f"{at}: embeddings of {theirs} do not fit the model, which has {width}")
+    return Pool(KNOWN[names[0]], normalize=len(kinds) > 2)
 
 
 def plain(config: Transformer, family: Family, json: Mapping[str, Any]) -> tuple[Transformer, dict[str, Any]]:
@@ -106,14 +101,13 @@ def written(files: Mapping[str, str] | None, config: Any) -> dict[str, str]:
         return {}
     if read_pool(files, Path(), None) == configs.replace(pool, {"spare": False}):
         return dict(files)
-    folders = ["", "1_Pooling", "2_Normalize"][: 2 + pool.normalize]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(zip(folders, CHAIN, strict=False))
+        for i, (kind, path) in enumerate(CHAIN.items())
     ]
     said = {f"{MODE}_{name}": pool.kind == kind for name, kind in KINDS.items()}
     said = {"word_embedding_dimension": config.embed_dim, **said}
-    made = {MODULES: modules, f"1_Pooling/{CONFIG}": said}
+    made = {MODULES: modules[: 2 + pool.normalize], f"1_Pooling/{CONFIG}": said}
     kept = {name: text for name, text in files.items() if name in OTHERS}
     return kept | {name: json.dumps(each, indent=2) for name, each in made.items()}
 
