@@ -91,7 +91,22 @@ def read(
     # A head that is the embedding table may be on disk all the same.
     twice = tuple(row.name for row in heads) if getattr(found.config, "tied", False) else ()
     _check(directory, bound, tensors, (*found.family.ignored, *twice))
-    params, state = _placed(model, *shapes, bound, tensors, partitioning, dtype)
+    readers, types = _readers(bound, tensors, flat)
+    if partitioning is None:
+        shardings, usual = {}, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    else:
+        shardings = flat_of(partitioning.shardings(model.layout, shapes[0]))
+        usual = jax.sharding.NamedSharding(partitioning.mesh, jax.sharding.PartitionSpec())
+
+    def place(start: str, path: Any, shape: Any) -> jax.Array:
+        name = start + weights.path_name(path)
+        wanted = shape.dtype if start else np.dtype(types[name] if dtype is None else dtype)
+        part = functools.partial(placing.stacked, readers[name], dtype=wanted)
+        return placing.place(shape.shape, wanted, shardings.get(name, usual), part)
+
+    # Each part is read by the process that holds it.
+    parts = (functools.partial(place, ""), functools.partial(place, STATE))
+    params, state = map(jax.tree_util.tree_map_with_path, parts, shapes)
     kept = {"config": dict(found.json), "architecture": found.architecture}
     kept |= {"sentence": dict(found.sentence)} if found.sentence else {}
     return params, state, read_tokenizer(directory), {"huggingface": kept}
@@ -128,17 +143,10 @@ def _check(directory: Path, bound: list[Bound], tensors: Mapping[str, files.Lazy
         )
 
 
-def _placed(
-    model: Model,
-    shapes: Any,
-    state: Any,
-    bound: list[Bound],
-    tensors: Mapping[str, files.Lazy],
-    partitioning: Partitioning | None,
-    dtype: Any,
-) -> tuple[Params, State]:
-    """Params and state on their devices, each part read by the process that holds it."""
-    flat = _flat(shapes, state)
+def _readers(
+    bound: list[Bound], tensors: Mapping[str, files.Lazy], flat: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What reads each part of our arrays, by path, and the dtypes that these have on disk."""
     readers: dict[str, np.ndarray] = {}
     types: dict[str, Any] = {}
     for each in bound:
@@ -147,22 +155,8 @@ def _placed(
             reader = readers.setdefault(path, np.empty(flat[path].shape[: len(index)], object))
             reader[index] = functools.partial(_part, tensor, each, nth)
             types[path] = np.promote_types(types.get(path, tensor.dtype), tensor.dtype)
-    left = [path for path in flat if path not in readers]
-    assert not left, f"no row of the table has {left}"
-    if partitioning is None:
-        shardings, usual = {}, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    else:
-        shardings = flat_of(partitioning.shardings(model.layout, shapes))
-        usual = jax.sharding.NamedSharding(partitioning.mesh, jax.sharding.PartitionSpec())
-
-    def place(start: str, path: Any, shape: Any) -> jax.Array:
-        name = start + weights.path_name(path)
-        wanted = shape.dtype if start else np.dtype(types[name] if dtype is None else dtype)
-        part = functools.partial(placing.stacked, readers[name], dtype=wanted)
-        return placing.place(shape.shape, wanted, shardings.get(name, usual), part)
-
-    placed = jax.tree_util.tree_map_with_path
-    return placed(functools.partial(place, ""), shapes), placed(functools.partial(place, STATE), state)
+    assert readers.keys() == flat.keys(), f"no row of the table has {flat.keys() - readers.keys()}"
+    return readers, types
 
 
 def _part(tensor: files.Lazy, each: Bound, nth: int) -> np.ndarray:
