@@ -136,8 +136,7 @@ def images(size: int = 224, patch: int = 16, **usual: Any) -> Group:
 _VIT_ROWS = """
     token   embeddings.cls_token                                     stem/class_token
     batched embeddings.(position_embeddings|mask_token)              stem/(positions|mask_token)
-    patches embeddings.patch_embeddings.projection.weight            stem/patches
-    copy    embeddings.patch_embeddings.projection.bias              stem/patches_bias
+    patches embeddings.patch_embeddings.projection                   stem/patches
     linear  encoder.layer.{i}.attention.attention.(query|key|value)  stack/attention/(query|key|value)
     linear  encoder.layer.{i}.attention.output.dense                 stack/attention/output
     norm    layernorm                                                norm

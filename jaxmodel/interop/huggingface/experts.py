@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from jaxmodel.interop.huggingface import decoders, table
+from jaxmodel.interop.huggingface import decoders
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import LLAMA, QK_EPSILON, QK_NORM, ROTARY, WINDOW, both_biases, sizes
-from jaxmodel.interop.huggingface.rows import rows, transformer
+from jaxmodel.interop.huggingface.rows import COPY, in_turn, rows, transformer
 from jaxmodel.interop.huggingface.table import Group, Json, Overrides
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Attention, MoE, Norm
@@ -130,8 +130,8 @@ GPT_OSS = LLAMA._replace(
             flat   layers.{{i}}.mlp.experts.gate_up_proj_bias stack/moe/gate_bias+up_bias
             copy   layers.{{i}}.mlp.experts.down_proj(|_bias) stack/moe/down(|_bias)
         """,
-            wide=table.in_turn(table.COPY._replace(axis=2), _width),
-            flat=table.in_turn(table.COLUMNS, _width),
+            wide=in_turn(COPY._replace(axis=2), _width),
+            flat=in_turn(COPY._replace(axis=1), _width),
         ),
     ),
     heads=k.decoder_heads("GptOss"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.rows import rows
-from jaxmodel.interop.huggingface.table import COPY, Family, Group, Heads, Json, Overrides, Row, windows
+from jaxmodel.interop.huggingface.rows import COPY, rows, windows
+from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
 from jaxmodel.models.configs import ConvNet
 from jaxmodel.models.parts import ConvStem
 

@@ -42,7 +42,7 @@ def named(names: Mapping[Any, Any]) -> Conversion:
 
 _PLAIN = named(ACTIVATIONS)
 read_activation, write_activation = _PLAIN
-_CONVERTED: dict[str, Conversion] = {
+_CONVERTED: dict[str, Any] = {  # of `Conversion`s
     **{"": (lambda value: value,) * 2, "plain": _PLAIN, "gated": named(GATED), "bool": (bool, bool)},
     **{"list": (tuple, list), "inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, int)},
     "first": named({**GATED, "gelu": "geglu"}),  # gated ones of Gemma, the first of which were said to be exact
@@ -172,17 +172,17 @@ def read_rope(
         values["original_length"] = values["original_length"] or json.get("original_max_position_embeddings", length)
         if "factor" not in said and length:
             values["factor"] = length / values["original_length"]
-    scales = said.get("mscale"), said.get("mscale_all_dim")
-    if kind == "yarn" and values["attention_factor"] is None and all(scales):
+    scales = [said[name] for name in ("mscale", "mscale_all_dim") if said.get(name)]
+    if kind == "yarn" and values["attention_factor"] is None and len(scales) == 2:
         one, all_dims = (sharper(values["factor"], each) for each in scales)
         values["attention_factor"] = one / all_dims
-    turned = 1.0
-    if fraction is not None or kind == "proportional":
-        turned = json.get("partial_rotary_factor", 1.0 if fraction is None else fraction)
-        turned = float(said.get("partial_rotary_factor", turned))
+    part = "partial_rotary_factor"
+    turned = float(said.get(part, json.get(part, 1.0 if fraction is None else fraction)))
+    if fraction is None and kind != "proportional":
+        turned = 1.0
     scaling = "none" if kind == "default" else kind
-    theta = float(said.get("rope_theta", json.get("rope_theta", theta)))
     rope = Rope(scaling=scaling, fraction=turned, interleaved=interleaved, **values)
+    theta = float(said.get("rope_theta", json.get("rope_theta", theta)))
     return {"attention.rope_theta": theta, "attention.rope": rope}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from jaxmodel import config as configs
 from jaxmodel.data.audio import HOP
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer
-from jaxmodel.interop.huggingface.table import COPY, Family, Group, Heads, Json, Overrides, Row, windows
+from jaxmodel.interop.huggingface.rows import COPY, LAYER_NORM, rows, transformer, windows
+from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
 from jaxmodel.models import parts
 from jaxmodel.models.configs import EncoderDecoder
 from jaxmodel.models.parts import MLP, Attention, Head, Norm, Pool, Relative, Spectrogram, Stem

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jaxmodel.interop.huggingface import experts, table
+from jaxmodel.interop.huggingface import experts
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import LLAMA, LLAMA_ROWS, QK_EPSILON, ROTARY, both_biases, sizes
-from jaxmodel.interop.huggingface.rows import rows, transformer
-from jaxmodel.interop.huggingface.table import WHOLE, Group, Json, Overrides, Row
+from jaxmodel.interop.huggingface.rows import FLAT, TRANSPOSED, in_turn, rows, transformer
+from jaxmodel.interop.huggingface.table import WHOLE, Family, Group, Json, Overrides, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Attention, Norm, Recurrence
 
@@ -54,7 +54,7 @@ def _write_limits(config: Transformer) -> dict[str, Any]:
 
 _OF = ("recurrence.",)
 _LIMITS = Group(_read_limits, _write_limits)
-MAMBA2 = table.Family(
+MAMBA2 = Family(
     name="mamba2",
     prefix="backbone.",
     base=transformer(sublayers=("recurrence",), recurrence=MAMBA, norm=RMS),
@@ -100,8 +100,8 @@ def _qwen_rows(text: str, inputs: str) -> tuple[Row, ...]:
         depthwise layers.{{i}}.linear_attn.conv1d stack/recurrence/query_conv+key_conv+value_conv
         {inputs}
     """
-    by_group = table.in_turn(table.TRANSPOSED, lambda config: (config.recurrence or MAMBA).groups)
-    return rows(text + STATE_ROWS.replace("mixer", "linear_attn") + more, by_group=(by_group, table.FLAT))
+    by_group = in_turn(TRANSPOSED, lambda config: (config.recurrence or MAMBA).groups)
+    return rows(text + STATE_ROWS.replace("mixer", "linear_attn") + more, by_group=(by_group, FLAT))
 
 
 _SEPARATE = "linear layers.{i}.linear_attn.in_proj_(qkv|z|b|a) stack/recurrence/(query+key+value|gate|strength|step)"

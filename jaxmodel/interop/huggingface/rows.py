@@ -6,27 +6,49 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jaxmodel.interop.huggingface import table
-from jaxmodel.interop.huggingface.table import Row
+import numpy as np
+
+from jaxmodel.interop.huggingface.table import Form, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import MLP, Attention, Norm
 
 LAYER_NORM = Norm(kind="layer", bias=True)
 
 
-def _heads(config: Transformer) -> int:
-    return config.attention.num_heads
+def windows(size: int, dims: int = 2) -> Form:
+    """A convolution: [out, in, size, size] on disk, [size * size * in, out] with us, or [size, size, out].
+
+    Over one dim, [out, in, size] and [size * in, out].
+    """
+    return Form(
+        lambda x: x.reshape(*(size,) * dims, -1, x.shape[-1]).transpose(-1, -2, *range(dims)),
+        lambda x, shape: x.transpose(*range(2, dims + 2), 1, 0).reshape(shape),
+    )
 
 
+def in_turn(form: Form, groups: Callable[[Any], int]) -> Callable[[Any], Form]:
+    """Of each group its part of every array, one after the other.
+
+    Args:
+      form: of one alone.
+      groups: config -> how many there are.
+    """
+    return lambda config: form._replace(groups=groups(config))
+
+
+COPY = Form()
+TRANSPOSED = Form(lambda x: x.T, lambda x, shape: x.T)
+FLAT = Form(lambda x: x.reshape(-1))  # biases of heads: [heads, head_dim] with us
 FORMS: dict[str, Any] = {  # of one tensor; or of a layer's weight and bias
-    **{"copy": table.COPY, "transposed": table.TRANSPOSED, "flat": table.FLAT, "token": table.TOKEN},
-    **{"batched": table.BATCHED, "count": table.COUNT, "patches": lambda config: table.windows(config.images.patch)},
-    **{"linear": (table.TRANSPOSED, table.FLAT), "plain": (table.COPY, table.FLAT)},
-    **{
-        "columns": (table.COLUMNS, table.FLAT),
-        "by_head": tuple(table.in_turn(form, _heads) for form in (table.TRANSPOSED, table.FLAT)),
-    },
-    "depthwise": (table.DEPTHWISE, table.COPY),
+    **{"copy": COPY, "transposed": TRANSPOSED, "flat": FLAT, "count": Form(dtype=np.dtype(np.int64))},
+    # [1, 1, D] on disk: a class token, or positions [1, T, D].
+    **{"token": Form(lambda x: x.reshape(1, 1, -1)), "batched": Form(lambda x: x.reshape(1, *x.shape))},
+    # Stored [in, out], and then several lie side by side.
+    **{"linear": (TRANSPOSED, FLAT), "plain": (COPY, FLAT), "columns": (Form(axis=1), FLAT)},
+    "by_head": tuple(in_turn(form, lambda config: config.attention.num_heads) for form in (TRANSPOSED, FLAT)),
+    "patches": (lambda config: windows(config.images.patch), COPY),
+    # Of each channel by itself: [channels, 1, size] on disk, [size, channels] with us.
+    "depthwise": (Form(lambda x: x.T[:, None], lambda x, shape: x[:, 0].T), COPY),
 }
 
 

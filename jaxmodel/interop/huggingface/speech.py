@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from jaxmodel import config as configs
-from jaxmodel.interop.huggingface import encoders, table
+from jaxmodel.interop.huggingface import encoders
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.rows import rows
+from jaxmodel.interop.huggingface.rows import COPY, rows, windows
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Head, Pool, Stem, Waveform
@@ -40,8 +40,8 @@ _CONVOLUTION = """
 def _rows(config: Transformer) -> tuple[Row, ...]:
     sound = config.waveform or Waveform()
     before = "".join(_CONVOLUTION.format(j=j, size=size) for j, size in enumerate(sound.kernels))
-    forms = {f"over_{size}": (table.windows(size, 1), table.COPY) for size in sound.kernels}
-    return rows(before + _ROWS, places=table.windows(sound.position_kernel, 1), **forms)
+    forms = {f"over_{size}": (windows(size, 1), COPY) for size in sound.kernels}
+    return rows(before + _ROWS, places=windows(sound.position_kernel, 1), **forms)
 
 
 _LETTERS = k.keys("vocab_size:head.outputs=32~letters", letters=(lambda count: count or 32, int))

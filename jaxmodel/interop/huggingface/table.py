@@ -75,40 +75,6 @@ def _shape(form: Form, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     return tuple(jax.eval_shape(form.write, *ours).shape)
 
 
-COPY = Form()
-TRANSPOSED = Form(lambda x: x.T, lambda x, shape: x.T)
-# Biases of heads: [heads, head_dim] with us.
-FLAT = Form(lambda x: x.reshape(-1))
-# [1, 1, D] on disk: a class token, or positions [1, T, D].
-BATCHED = Form(lambda x: x.reshape(1, *x.shape))
-TOKEN = Form(lambda x: x.reshape(1, 1, -1))
-COLUMNS = Form(axis=1)  # stored [in, out], several side by side
-COUNT = Form(dtype=np.dtype(np.int64))
-# A convolution of each channel by itself: [channels, 1, size] on disk, [size, channels] with us.
-DEPTHWISE = Form(lambda x: x.T[:, None], lambda x, shape: x[:, 0].T)
-
-
-def windows(size: int, dims: int = 2) -> Form:
-    """A convolution: [out, in, size, size] on disk, [size * size * in, out] with us, or [size, size, out].
-
-    Over one dim, [out, in, size] and [size * in, out].
-    """
-    return Form(
-        lambda x: x.reshape(*(size,) * dims, -1, x.shape[-1]).transpose(-1, -2, *range(dims)),
-        lambda x, shape: x.transpose(*range(2, dims + 2), 1, 0).reshape(shape),
-    )
-
-
-def in_turn(form: Form, groups: Callable[[Any], int]) -> Callable[[Any], Form]:
-    """Of each group its part of every array, one after the other.
-
-    Args:
-      form: of one alone.
-      groups: config -> how many there are.
-    """
-    return lambda config: form._replace(groups=groups(config))
-
-
 class Row(NamedTuple):
     """A tensor on disk, some arrays of ours, and how they hold the same.
 
@@ -120,7 +86,7 @@ class Row(NamedTuple):
 
     name: str
     paths: tuple[str, ...]
-    form: Form | Callable[[Any], Form] = COPY
+    form: Form | Callable[[Any], Form] = Form()
 
 
 class Group(NamedTuple):

@@ -26,8 +26,7 @@ _ROWS = """
 _TEXT_ROWS = f"{_ROWS}norm final_layer_norm norm\n"
 _IMAGE_ROWS = f"""{_ROWS}
     copy    embeddings.class_embedding        stem/class_token
-    patches embeddings.patch_embedding.weight stem/patches
-    copy    embeddings.patch_embedding.bias   stem/patches_bias
+    patches embeddings.patch_embedding        stem/patches
 """
 _POSITIONS = ("*embeddings.position_ids",)
 _LEARNED = Stem(positions="learned")
