@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
@@ -93,11 +92,8 @@ def _sliding(json: Json) -> list[str]:
     return ["sliding_attention" if i >= first else "full_attention" for i in range(json["num_hidden_layers"])]
 
 
-def qwen_layers(types: Callable[[Json], list[str]] = _sliding) -> Group:
-    """As `layer_types`, with a switch that turns windows off."""
-    return k.switched(k.layer_types(types), "layer_types")
-
-
+# A switch turns all windows off.
+QWEN_LAYERS = k.switched(k.layer_types(_sliding), "layer_types")
 # Queries and keys are normalised as everything is.
 QK_EPSILON = k.implied("attention.qk_norm_epsilon", lambda json: json.get("rms_norm_eps", 1e-6))
 ROTARY = Attention(num_heads=1, rotary=True)
@@ -118,13 +114,13 @@ MISTRAL = LLAMA._replace(name="mistral", keys=(*sizes(), k.rotary(), *WINDOW), h
 QWEN2 = LLAMA._replace(
     name="qwen2",
     base=transformer(attention=Attention(num_heads=1, rotary=True, bias=True), norm=RMS),
-    keys=(*sizes(), k.rotary(), qwen_layers()),
+    keys=(*sizes(), k.rotary(), QWEN_LAYERS),
     heads=k.decoder_heads("Qwen2"),
 )
 QWEN3 = LLAMA._replace(
     name="qwen3",
     base=transformer(attention=QK_NORM, norm=RMS),
-    keys=(*sizes(head_dim=128), k.rotary(), qwen_layers(), *both_biases(), QK_EPSILON),
+    keys=(*sizes(head_dim=128), k.rotary(), QWEN_LAYERS, *both_biases(), QK_EPSILON),
     heads=k.decoder_heads("Qwen3"),
 )
 
@@ -177,31 +173,25 @@ GEMMA3 = GEMMA2._replace(
 )
 
 
-def _gemma4_layers() -> Group:
-    """As Gemma 3's; global layers have another width of heads, and may have fewer keys, which are their values."""
+def _read_global(json: Json) -> Overrides:
+    """Global layers have another width of heads, and may have fewer keys, which are their values."""
+    same = bool(json.get("attention_k_eq_v", False))
+    few = json.get("num_global_key_value_heads") if same else None
+    usual = {"head_dim": json.get("global_head_dim", 512), "num_key_value_heads": few}
+    one, *others = (json.get("per_layer_config") or {"": usual}).values()
+    if any(each != one for each in others):
+        raise ValueError("per_layer_config is not supported where global layers differ from each other")
+    return {
+        "attention.keys_as_values": same,
+        "attention.head_dim": one.get("head_dim") or json["head_dim"],
+        "attention.num_kv_heads": one.get("num_key_value_heads") or json["num_key_value_heads"],
+    }
 
-    def of_global(json: Json) -> Overrides:
-        same = bool(json.get("attention_k_eq_v", False))
-        few = json.get("num_global_key_value_heads") if same else None
-        usual = {"head_dim": json.get("global_head_dim", 512), "num_key_value_heads": few}
-        one, *others = (json.get("per_layer_config") or {"": usual}).values()
-        if any(each != one for each in others):
-            raise ValueError("per_layer_config is not supported where global layers differ from each other")
-        return {
-            "attention.keys_as_values": same,
-            "attention.head_dim": one.get("head_dim") or json["head_dim"],
-            "attention.num_kv_heads": one.get("num_key_value_heads") or json["num_key_value_heads"],
-        }
 
-    plain = k.rotary_by_layer(6, 1e6, 1e4, of_global)
-
-    def write(config: Transformer) -> dict[str, Any]:
-        each = {str(i): layer.attention for i, layer in enumerate(k.layers(config)) if not layer.attention.window}
-        sizes = {i: {"head_dim": a.head_dim, "num_key_value_heads": a.num_kv_heads} for i, a in each.items()}
-        same = any(a.keys_as_values for a in each.values())
-        return {**plain.write(config), "attention_k_eq_v": same, "per_layer_config": sizes}
-
-    return Group(plain.read, write)
+def _write_global(config: Transformer) -> dict[str, Any]:
+    each = {str(i): layer.attention for i, layer in enumerate(k.layers(config)) if not layer.attention.window}
+    sizes = {i: {"head_dim": a.head_dim, "num_key_value_heads": a.num_kv_heads} for i, a in each.items()}
+    return {"attention_k_eq_v": any(a.keys_as_values for a in each.values()), "per_layer_config": sizes}
 
 
 GEMMA4 = GEMMA3._replace(
@@ -212,8 +202,8 @@ GEMMA4 = GEMMA3._replace(
         block_scale=True,
     ),
     keys=_gemma(
-        *(QK_EPSILON, *k.keys("final_logit_softcapping:head.softcap=null"), _gemma4_layers()),
-        *k.keys("hidden_size_per_layer_input==0 num_kv_shared_layers==0"),
+        *(QK_EPSILON, k.rotary_by_layer(6, 1e6, 1e4, _read_global), Group(write=_write_global)),
+        *k.keys("final_logit_softcapping:head.softcap=null hidden_size_per_layer_input==0 num_kv_shared_layers==0"),
         *k.keys("enable_moe_block==false use_bidirectional_attention==null"),
     ),
     rows=(*rows(GEMMA_ROWS), Row("layers.{i}.layer_scalar", ("stack/scale",))),

@@ -94,17 +94,12 @@ QWEN2_MOE = LLAMA._replace(
     base=transformer(attention=Attention(num_heads=1, rotary=True, bias=True), norm=RMS, moe=SHARED),
     keys=(
         *(*sizes(), *experts(60, 4, "moe_intermediate_size"), *EVERYWHERE),
-        *(k.rotary(), decoders.qwen_layers(_every_other)),
+        *(k.rotary(), k.switched(k.layer_types(_every_other), "layer_types")),
         *k.keys("qkv_bias:attention.bias=true shared_expert_intermediate_size:moe.shared_dim"),
     ),
     rows=rows(SHARED_ROWS),
     heads=k.decoder_heads("Qwen2Moe"),
 )
-
-
-def _width(config: Transformer) -> int:
-    """Numbers of a gate, and of what it multiplies, which take turns."""
-    return config.moe.dim if config.moe else 1
 
 
 _YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
@@ -121,18 +116,17 @@ GPT_OSS = LLAMA._replace(
         k.rotary({**_YARN, "original_max_position_embeddings": 4096}, theta=1.5e5),
         *(*both_biases("true"), k.layer_types(lambda json: k.every(2, json), usual=128)),
     ),
-    rows=(
-        *rows(
-            f"""{decoders.LLAMA_ROWS}
+    rows=rows(
+        f"""{decoders.LLAMA_ROWS}
             copy   layers.{{i}}.self_attn.sinks             stack/attention/sinks
             linear layers.{{i}}.mlp.router                  stack/moe/router
             wide   layers.{{i}}.mlp.experts.gate_up_proj      stack/moe/gate+up
             flat   layers.{{i}}.mlp.experts.gate_up_proj_bias stack/moe/gate_bias+up_bias
             copy   layers.{{i}}.mlp.experts.down_proj(|_bias) stack/moe/down(|_bias)
         """,
-            wide=in_turn(COPY._replace(axis=2), _width),
-            flat=in_turn(COPY._replace(axis=1), _width),
-        ),
+        # A number of a gate and one of what it multiplies take turns.
+        wide=in_turn(COPY._replace(axis=2), lambda config: config.moe.dim),
+        flat=in_turn(COPY._replace(axis=1), lambda config: config.moe.dim),
     ),
     heads=k.decoder_heads("GptOss"),
 )
