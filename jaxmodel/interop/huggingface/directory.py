@@ -27,6 +27,7 @@ from jaxmodel.interop.signature import flat as flat_of
 from jaxmodel.model import Model, Params, State
 from jaxmodel.sharding import Partitioning
 
+Named = Mapping[str, Any]  # tensors on disk by name, or arrays of ours by path
 CONFIG = "config.json"
 STATE = "state/"  # what paths in the state begin with
 NAMED = 12  # tensors that a message lists before it counts the rest
@@ -117,14 +118,14 @@ def _flat(params: Any, state: Any) -> dict[str, Any]:
     return {**flat_of(params), **flat_of({"state": state})}
 
 
-def _bound(found: Found, tensors: Mapping[str, Any], flat: Mapping[str, Any]) -> list[Bound]:
+def _bound(found: Found, tensors: Named, flat: Named) -> list[Bound]:
     """The tensors that are wanted, by the names of this file: some are written without the prefix of their body."""
     family, prefixes = found.family, (None, "", found.family.prefix)
     all_bound = (bind(family, found.architecture, found.config, flat, prefix) for prefix in prefixes)
     return max(all_bound, key=lambda each: sum(one.name in tensors for one in each))
 
 
-def _check(directory: Path, bound: list[Bound], tensors: Mapping[str, files.Lazy], ignored: tuple[str, ...]) -> None:
+def _check(directory: Path, bound: list[Bound], tensors: Named, ignored: tuple[str, ...]) -> None:
     """InputError where the tensors are not those of the model."""
     wanted = {each.name: list(each.shape) for each in bound}
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
@@ -143,9 +144,7 @@ def _check(directory: Path, bound: list[Bound], tensors: Mapping[str, files.Lazy
         )
 
 
-def _readers(
-    bound: list[Bound], tensors: Mapping[str, files.Lazy], flat: Mapping[str, Any]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _readers(bound: list[Bound], tensors: Named, flat: Named) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What reads each part of our arrays, by path, and the dtypes that these have on disk."""
     readers: dict[str, np.ndarray] = {}
     types: dict[str, Any] = {}
@@ -203,16 +202,15 @@ def write(
             raise InputError(f"{name}, transformers wants plain weights: merge adapters and dequantize first")
     flat = _flat(params, state or {})
     bound = bind(of, architecture, model.config, flat)
-    left = set(flat) - {path for each in bound for path, _ in each.places}
-    if left:
+    if left := flat.keys() - {path for each in bound for path, _ in each.places}:
         raise InputError(f"transformers has no tensor in {architecture} for {', '.join(sorted(left))}")
     types = (flat[path].dtype for each in bound for path, _ in each.places if not path.startswith(STATE))
     usual = next(each for each in types if jnp.issubdtype(each, jnp.floating))
     said["dtype"] = str(usual)
     tensors = [_tensor(each, flat, usual) for each in bound]
     paths = files.write_weights(directory, tensors, shard_bytes=shard_bytes)
-    (directory / CONFIG).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for name, text in sentence.items():
+    said_as_text = json.dumps(said, indent=2, sort_keys=True) + "\n"
+    for name, text in {CONFIG: said_as_text, **sentence}.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(text, encoding="utf-8")
     if tokenizer is not None:

@@ -15,6 +15,9 @@ from jaxmodel.models.parts import Attention, Head, Pool, Rope
 
 REQUIRED = object()
 Conversion = tuple[Callable[[Any], Any], Callable[[Any], Any]]  # read, write
+Reads = Callable[[Json], Overrides]
+Kinds = Callable[[Json], Sequence[str]]  # config.json -> what `layer_types` would say
+NOTHING = Group().read
 
 # On disk -> ours; of several the first is written.
 ACTIVATIONS = {
@@ -257,11 +260,7 @@ def every(period: int, json: Json, last: str = "full_attention", others: str = "
     return [others if (i + 1) % period else last for i in range(json["num_hidden_layers"])]
 
 
-def by_layer(
-    kinds: Mapping[str, tuple[str, Callable[[Json], Overrides]]],
-    usual: Callable[[Json], Sequence[str]],
-    of: Callable[[Transformer], str],
-) -> Group:
+def by_layer(kinds: Mapping[str, tuple[str, Reads]], usual: Kinds, of: Callable[[Transformer], str]) -> Group:
     """`layer_types`, by which layers differ.
 
     Args:
@@ -302,12 +301,7 @@ def switched(group: Group, key: str) -> Group:
     return Group(read, write)
 
 
-def layer_types(
-    types: Callable[[Json], Sequence[str]],
-    usual: int | None = None,
-    full: Callable[[Json], Overrides] = lambda json: {},
-    local: Callable[[Json], Overrides] = lambda json: {},
-) -> Group:
+def layer_types(types: Kinds, usual: int | None = None, full: Reads = NOTHING, local: Reads = NOTHING) -> Group:
     """`layer_types`: full_attention, or sliding_attention with a window.
 
     Args:
@@ -325,12 +319,7 @@ def layer_types(
     return together(by_layer(kinds, types, slides), window)
 
 
-def rotary_by_layer(
-    period: int,
-    theta: float,
-    local_theta: float | None = None,
-    of_global: Callable[[Json], Overrides] = lambda json: {},
-) -> Group:
+def rotary_by_layer(period: int, theta: float, local_theta: float | None = None, of_global: Reads = NOTHING) -> Group:
     """`layer_types`, and an entry of `rope_parameters` for each of them; how long a text may be.
 
     Args:

@@ -47,7 +47,7 @@ class Form(NamedTuple):
         """The arrays, of these shapes, that a tensor holds."""
         if len(shapes) == 1:
             return [self.restored(tensor, shapes[0])]
-        ends = np.cumsum([self.shape((shape,))[self.axis] // self.groups for shape in shapes])[:-1]
+        ends = np.cumsum([shape_of(self, (shape,))[self.axis] // self.groups for shape in shapes])[:-1]
         parts = np.split(self._split(tensor), ends, self.axis + 1)
         return [self.restored(self._merged(part), shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -58,10 +58,6 @@ class Form(NamedTuple):
         join = (jnp if isinstance(ours[0], jax.Array) else np).concatenate
         return self._merged(join([self._split(self.flat(each)) for each in ours], self.axis + 1))
 
-    def shape(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-        """Of the tensor, from those of ours."""
-        return _shape(self, shapes)
-
     def _split(self, x: Any) -> Any:
         return x.reshape(*x.shape[: self.axis], self.groups, -1, *x.shape[self.axis + 1 :])
 
@@ -70,7 +66,8 @@ class Form(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _shape(form: Form, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+def shape_of(form: Form, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """Of the tensor, from those of ours."""
     ours = (jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)
     return tuple(jax.eval_shape(form.write, *ours).shape)
 
@@ -154,9 +151,7 @@ class Family(NamedTuple):
 
     def current(self, name: str) -> str:
         """The name that a tensor has now."""
-        for old, new in self.renamed.items():
-            name = re.sub(old, new, name)
-        return name
+        return functools.reduce(lambda name, each: re.sub(*each, name), self.renamed.items(), name)
 
 
 WHOLE = "take the config.json that came with the weights"
@@ -178,9 +173,8 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
         )
     said = (json.get("architectures") or [*family.heads])[0]
     if said not in family.heads:
-        raise InputError(
-            f"{where}: architecture {said} is not supported: of {family.name} there are {', '.join(family.heads)}"
-        )
+        known = ", ".join(family.heads)
+        raise InputError(f"{where}: architecture {said} is not supported: of {family.name} there are {known}")
     overrides, of_heads = (read_keys(keys, json, where) for keys in (family.keys, family.heads[said].keys))
     # Another head, or none: what was said of the usual one is not of it.
     replaced = tuple(f"{name}." for name in of_heads if name.split(".")[-1] == "head")
@@ -316,7 +310,7 @@ def bind(
                 at = index if e is None else (*index, e)
                 inner = tuple(tuple(shapes[path].shape)[len(at) :] for path in mine)
                 places = tuple((path, at) for path in mine)
-                found.append(Bound(before + row.name.format(i=i, e=e), places, inner, form.shape(inner), form))
+                found.append(Bound(before + row.name.format(i=i, e=e), places, inner, shape_of(form, inner), form))
     assert len({each.name for each in found}) == len(found), "two rows give one name"
     return found
 
