@@ -110,6 +110,7 @@ def fields(config_type: type) -> dict[str, FieldInfo]:
     return found
 
 
+@functools.cache
 def _options(hint: Any) -> tuple[Any, ...]:
     """The members of a union, or the one type there is; None is `NoneType`, and a `Literal` is its words."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
