@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxmodel.config import FieldInfo, create, flatten, parse
-from jaxmodel.models.configs import ConvNet, EncoderDecoder, Perceptron, Transformer, Variant
-from jaxmodel.models.multimodal import Towers, VisionLanguage
+from jaxmodel.models.configs import Transformer, Variant
+from jaxmodel.models.pairs import EncoderDecoder, Towers, VisionLanguage
+from jaxmodel.models.plain import ConvNet, Perceptron
 
 KINDS = {each.__name__: each for each in (ConvNet, EncoderDecoder, Perceptron, Towers, Transformer, VisionLanguage)}
 

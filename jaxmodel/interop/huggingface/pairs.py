@@ -10,7 +10,7 @@ from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer
 from jaxmodel.interop.huggingface.table import COPY, Family, Group, Heads, Json, Overrides, Row, windows
 from jaxmodel.models import parts
-from jaxmodel.models.configs import EncoderDecoder
+from jaxmodel.models.pairs import EncoderDecoder
 from jaxmodel.models.parts import MLP, Attention, Head, Norm, Pool, Relative, Spectrogram, Stem
 
 BOTH = ("encoder.", "decoder.")

@@ -18,8 +18,9 @@ import numpy as np
 
 from jaxmodel import config as configs
 from jaxmodel.errors import InputError
-from jaxmodel.models.configs import ConvNet, Transformer, Variant
+from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import MLP, Attention
+from jaxmodel.models.plain import ConvNet
 
 Overrides = dict[str, Any]  # dotted path of our config -> value
 Json = Mapping[str, Any]
