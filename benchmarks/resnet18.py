@@ -13,7 +13,7 @@ def ours() -> Contender:
     import numpy as np
 
     from jaxmodel import tasks
-    from jaxmodel.models.configs import ConvNet
+    from jaxmodel.models.plain import ConvNet
 
     model = ConvNet(num_classes=CLASSES, channels=3, widths=WIDTHS, blocks=BLOCKS).build()
     rng = np.random.default_rng(0)

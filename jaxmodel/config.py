@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from jaxmodel.errors import InputError
 
@@ -66,6 +67,12 @@ def register(config_type: type[C]) -> type[C]:
     return config_type
 
 
+@typing.dataclass_transform(frozen_default=True)
+def registered(kind: type[C]) -> type[C]:
+    """Make a class of annotated fields a frozen dataclass, and register it."""
+    return register(dataclasses.dataclass(frozen=True)(kind))
+
+
 def is_config(value: Any) -> bool:
     """Whether this is a frozen dataclass, or an instance of one."""
     return dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen  # pyright: ignore
@@ -110,6 +117,7 @@ def fields(config_type: type) -> dict[str, FieldInfo]:
     return found
 
 
+@functools.cache
 def _options(hint: Any) -> tuple[Any, ...]:
     """The members of a union, or the one type there is; None is `NoneType`, and a `Literal` is its words."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -216,6 +224,21 @@ def validate(config: Any, prefix: str = "") -> None:
         value = _check(getattr(config, name), info, prefix + name)
         if is_config(value):
             validate(value, f"{prefix}{name}.")
+
+
+def refuse(config: Any, message: str, prefix: str = "model.") -> NoReturn:
+    """Raise InputError; `<path>` in the message is a field of the config with its value, as a flag says it.
+
+    >>> refuse(FieldInfo(int, low=3), "<low> is too high: lower it", "data.")
+    Traceback (most recent call last):
+        ...
+    jaxmodel.errors.InputError: data.low=3 is too high: lower it
+    """
+
+    def said(path: re.Match[str]) -> str:
+        return f"{prefix}{path[1]}={to_text(functools.reduce(getattr, path[1].split('.'), config))}"
+
+    raise InputError(re.sub(r"<([\w.]+)>", said, message))
 
 
 # Written down and read back

@@ -20,7 +20,8 @@ from jaxmodel.errors import InputError
 from jaxmodel.interop import stablehlo
 from jaxmodel.interop.huggingface import directory as huggingface
 from jaxmodel.model import Model, Params, State, sharded
-from jaxmodel.models import configs as _known  # noqa: F401 (registers the configs a checkpoint may name)
+from jaxmodel.models import pairs as _pairs  # noqa: F401 (they register the configs a checkpoint may name)
+from jaxmodel.models import plain as _plain  # noqa: F401
 from jaxmodel.options import DTYPES
 from jaxmodel.sharding import RULES, Partitioning, Rules
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmodel.model import Model, from_function, from_nnx
-from jaxmodel.models.configs import ConvNet, Perceptron, Transformer, Variant
+from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import MLP, Attention, Head, Images, MoE, Norm, Pool, Stem
+from jaxmodel.models.plain import ConvNet, Perceptron
 
 VOCAB, LENGTH, BATCH, DIM = 64, 16, 8, 32
 

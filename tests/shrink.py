@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from jaxmodel.config import replace
-from jaxmodel.models.configs import ConvNet, Transformer
+from jaxmodel.models.configs import Transformer
+from jaxmodel.models.plain import ConvNet
 from jaxmodel.models.presets import PRESETS
 
 # A size by the name of its field; a number that is smaller already stays.

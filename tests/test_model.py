@@ -10,7 +10,7 @@ from jaxmodel import weights
 from jaxmodel.config import from_dict, replace, to_dict
 from jaxmodel.errors import InputError
 from jaxmodel.model import Outputs, chain, from_function, from_linen, frozen, sharded, trained
-from jaxmodel.models.configs import ConvNet
+from jaxmodel.models.plain import ConvNet
 from jaxmodel.sharding import make_mesh, with_rules
 from tests.contract import CONTRACT, GPT, MIXTURE, batch_of, built, params_of, relative, same
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxmodel.model import Batch, Model
 from jaxmodel.models import network, parts
-from jaxmodel.models.configs import ConvNet
+from jaxmodel.models.plain import ConvNet
 from jaxmodel.nn.activations import ACTIVATIONS
 from jaxmodel.nn.conv import Conv, DepthwiseConv, max_pool
 from jaxmodel.nn.layer import STABLE, Layer, compact, constant, he

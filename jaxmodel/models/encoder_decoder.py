@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.model import Batch, Model, Outputs, Params, State
-from jaxmodel.models.configs import EncoderDecoder
 from jaxmodel.models.inputs import check_batch
+from jaxmodel.models.pairs import EncoderDecoder
 from jaxmodel.sharding import Partitioning
 
 

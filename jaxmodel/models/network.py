@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
+from jaxmodel.models.base import require_sizes
 from jaxmodel.models.inputs import check_batch
-from jaxmodel.models.sizes import require_sizes
 from jaxmodel.nn.layer import Layer, layout_of, params_of
 from jaxmodel.nn.norm import fresh_statistics
 from jaxmodel.sharding import Partitioning

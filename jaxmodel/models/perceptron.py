@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmodel import weights
 from jaxmodel.model import Batch, Model
 from jaxmodel.models import network, parts
-from jaxmodel.models.configs import Perceptron
+from jaxmodel.models.plain import Perceptron
 from jaxmodel.nn import layer
 from jaxmodel.nn.activations import ACTIVATIONS
 from jaxmodel.nn.layer import STABLE, Layer, compact, he, normal

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State, no_state
-from jaxmodel.models.multimodal import Towers
+from jaxmodel.models.pairs import Towers
 from jaxmodel.nn.layer import PARAMS, STABLE
 from jaxmodel.sharding import Partitioning
 

@@ -52,7 +52,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     NaN.
     """
     config.check()
-    kinds = {name: config.variant(name) for pattern, _ in config.segments for name in pattern}
+    kinds = config.kinds
     parts = _modules(config, kinds, partitioning)
     (reads,) = config.reads
     final_norm = config.norm.placement != "post" and not (config.pool and config.pool.norm)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.model import Batch, Model, Outputs, Params, State
-from jaxmodel.models.multimodal import VisionLanguage
+from jaxmodel.models.pairs import VisionLanguage
 from jaxmodel.nn import layer
 from jaxmodel.nn.layer import normal
 from jaxmodel.nn.mlp import MLP

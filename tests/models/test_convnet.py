@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxmodel.errors import InputError
-from jaxmodel.models.configs import ConvNet
 from jaxmodel.models.parts import ConvStem
+from jaxmodel.models.plain import ConvNet
 from jaxmodel.nn.conv import max_pool, patches
 from tests.contract import same
 

@@ -9,7 +9,8 @@ import pytest
 
 from jaxmodel import config
 from jaxmodel.errors import InputError
-from jaxmodel.models.configs import UNGATED, ConvNet, Perceptron
+from jaxmodel.models.parts import UNGATED
+from jaxmodel.models.plain import ConvNet, Perceptron
 from jaxmodel.models.presets import PRESETS
 from jaxmodel.nn.activations import ACTIVATIONS
 from tests.contract import batch_of, relative

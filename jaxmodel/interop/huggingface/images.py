@@ -7,8 +7,8 @@ from typing import Any
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.rows import COPY, rows, windows
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
-from jaxmodel.models.configs import ConvNet
 from jaxmodel.models.parts import ConvStem
+from jaxmodel.models.plain import ConvNet
 
 
 def _heads(name: str, layer: str) -> dict[str, Heads]:

@@ -10,7 +10,7 @@ from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.rows import COPY, LAYER_NORM, rows, transformer, windows
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
 from jaxmodel.models import parts
-from jaxmodel.models.configs import EncoderDecoder
+from jaxmodel.models.pairs import EncoderDecoder
 from jaxmodel.models.parts import MLP, Attention, Head, Norm, Pool, Relative, Spectrogram, Stem
 
 BOTH = ("encoder.", "decoder.")

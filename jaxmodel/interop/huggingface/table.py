@@ -19,7 +19,8 @@ import numpy as np
 
 from jaxmodel import config as configs
 from jaxmodel.errors import InputError
-from jaxmodel.models.configs import ConvNet, Transformer
+from jaxmodel.models.configs import Transformer
+from jaxmodel.models.plain import ConvNet
 
 Overrides = dict[str, Any]  # dotted path of our config -> value
 Json = Mapping[str, Any]

@@ -14,7 +14,7 @@ from jaxmodel.interop.huggingface.encoders import ENCODER_KEYS, TWO_WAYS, images
 from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer, within
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.multimodal import Towers, VisionLanguage
+from jaxmodel.models.pairs import Towers, VisionLanguage
 from jaxmodel.models.parts import MLP, Attention, Pool, Stem
 
 _ROWS = """
