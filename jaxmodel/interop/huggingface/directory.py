@@ -209,8 +209,8 @@ def write(
     said["dtype"] = str(usual)
     tensors = [_tensor(each, flat, usual) for each in bound]
     paths = files.write_weights(directory, tensors, shard_bytes=shard_bytes)
-    said_as_text = json.dumps(said, indent=2, sort_keys=True) + "\n"
-    for name, text in {CONFIG: said_as_text, **sentence}.items():
+    config_text = json.dumps(said, indent=2, sort_keys=True) + "\n"
+    for name, text in {CONFIG: config_text, **sentence}.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(text, encoding="utf-8")
     if tokenizer is not None:

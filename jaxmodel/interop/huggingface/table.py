@@ -27,13 +27,12 @@ Json = Mapping[str, Any]
 
 
 class Form(NamedTuple):
-    """How one tensor on disk and some arrays of ours hold the same numbers: each of ours as `flat` makes it, one behind
-    the other along an axis; one alone is the plain case.
+    """How one tensor on disk and some arrays of ours hold the same numbers: one after the other, along an axis.
 
     Attributes:
-      flat: ours -> as on disk; of numpy arrays, or of jax's where only its shape is asked for.
+      flat: one of ours -> as it is on disk; of numpy arrays, or of jax's where only its shape is asked for.
       restored: (a part of the tensor, shape of ours) -> ours, a view of it where that can be.
-      axis: that they lie along.
+      axis: that they lie along, where there are several.
       groups: how often they take turns along it: a part of each for every head.
       dtype: of the tensor, where that is not the dtype of ours.
     """
