@@ -64,8 +64,7 @@ def describe(directory: Path) -> Found:
     bare = {**said, "architectures": [sentences.architecture_of(family)]}
     config, architecture = read_config(family, bare if sentence else said, str(path))
     if sentence:
-        spare = sentences.has_own_layer(family, config, files.open_weights(directory))
-        config = sentences.pooled(config, sentence, directory, spare)
+        config = sentences.pooled(family, config, sentence, directory, files.open_weights(directory))
     return Found(family, config, architecture, said, sentence)
 
 

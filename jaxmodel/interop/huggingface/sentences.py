@@ -75,20 +75,19 @@ def plain(config: Transformer, family: Family, json: Mapping[str, Any]) -> tuple
     return configs.replace(config, {"pool": bare.get("pool")}), {**json, "architectures": [name]}
 
 
-def pooled(config: Any, files: Mapping[str, str], where: Path, spare: bool) -> Transformer:
-    """The config of a bare model with their pool; `spare`: its own layer stays, and nobody reads it."""
+def pooled(family: Family, config: Any, files: Mapping[str, str], where: Path, names: Iterable[str]) -> Transformer:
+    """The config of a bare model with their pool.
+
+    A dense layer of the bare model's own pool stays, if it is among the tensors of these names; nobody reads it.
+    """
     if not isinstance(config, Transformer) or config.images is not None:
         raise InputError(f"{where / MODULES}: only sentences of a single model of tokens are read")
     pool = read_pool(files, where, config.embed_dim)
-    return configs.replace(config, {"pool": configs.replace(pool, {"spare": spare})})
-
-
-def has_own_layer(family: Family, config: Any, names: Iterable[str]) -> bool:
-    """Whether a dense layer of the bare model's own pool is among the tensors."""
     rows = family.rows if isinstance(family.rows, tuple) else family.rows(config)
     rows = (*rows, *family.heads[architecture_of(family)].rows)
     own = tuple(row.name for row in rows if row.paths == ("pool/dense",))
-    return any(name.endswith(own) for name in names)
+    spare = any(name.endswith(own) for name in names)
+    return configs.replace(config, {"pool": configs.replace(pool, {"spare": spare})})
 
 
 def written(files: Mapping[str, str] | None, config: Any) -> dict[str, str]:
