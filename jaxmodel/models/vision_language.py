@@ -23,11 +23,10 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
     """
     config.check()
     whole, tower, text = (each.build(partitioning) for each in (config.image, config.tower, config.text))
-    init_weight = normal(None)
     width = config.text.embed_dim
 
     def projector(partitioning: Partitioning | None) -> MLP:
-        return MLP(partitioning, config.projector, width, init_weight, init_weight)
+        return MLP(partitioning, width, normal(None), normal(None), config.projector)
 
     def declare(key: jax.Array) -> Params:
         return projector(None).init({"params": key}, jnp.zeros((1, config.image.embed_dim)))["params"]

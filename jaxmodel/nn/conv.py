@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
-from jaxmodel.nn.layer import Initializer, Layer, compact, einsum, normal, zeros
+from jaxmodel.nn.layer import Layer, compact, einsum, he, normal, zeros
 
 
 def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
@@ -47,17 +47,15 @@ def windows(x: jax.Array, size: int, stride: int) -> jax.Array:
 class Conv(Layer):
     """A convolution with an odd kernel, or windows side by side, x [B,H,W,C] to [B,H/stride,W/stride,F]."""
 
-    channels: int
     filters: int
     size: int
     stride: int
-    init: Initializer
     bias: bool = False
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        inputs = (self.size, self.size, self.channels)
-        weight = self.weight("kernel", "height width channels -> filters", inputs, (self.filters,), self.init)
+        inputs = (self.size, self.size, x.shape[-1])
+        weight = self.weight("kernel", "height width channels -> filters", inputs, (self.filters,), he)
         windows = patches(x, self.size, self.stride)
         return biased(self, einsum(windows.reshape(*windows.shape[:3], *inputs), weight))
 
@@ -65,18 +63,17 @@ class Conv(Layer):
 class DepthwiseConv(Layer):
     """A convolution of each channel by itself with an odd kernel, x [B,H,W,C] to the same shape."""
 
-    channels: int
     size: int
     bias: bool = False
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.size, self.size, self.channels)
+        shape = (self.size, self.size, x.shape[-1])
         kernel = self.vector("kernel", "height width filters", shape, normal(1 / self.size)).astype(x.dtype)
         y = jax.lax.conv_general_dilated(
             *(x, kernel[:, :, None], (1, 1), "SAME"),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.channels,
+            feature_group_count=x.shape[-1],
         )
         return biased(self, y)
 

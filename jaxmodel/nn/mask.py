@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 # The position of a token that is not there: padding, or a cache slot that was never written.
 ABSENT = -1
+
+
+class Source(NamedTuple):
+    """What an encoder read: hidden [B,S,E], and positions int32[B,S], ABSENT where there is padding."""
+
+    hidden: jax.Array
+    positions: jax.Array
+
+
+class Seen(NamedTuple):
+    """What all blocks are told of the tokens whose vectors they are given.
+
+    Attributes:
+      positions: int32[B or 1,T], ABSENT where there is padding.
+      segments: int32[B,T] packed documents; None: a row is one.
+      mask: bool[B,T], true where a token is real; None: all are.
+      source: what cross attention looks at; None: what a cache keeps of it.
+      relative: float32[H,N], as `Relative` gives it.
+      pieces: of the queries in attention, see there.
+      train: whether things are dropped out.
+    """
+
+    positions: jax.Array
+    segments: jax.Array | None = None
+    mask: jax.Array | None = None
+    source: Source | None = None
+    relative: jax.Array | None = None
+    pieces: int = 1
+    train: bool = False
 
 
 def positions_of(batch_size: int, length: int, mask: jax.Array | None = None) -> jax.Array:

@@ -16,16 +16,13 @@ from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
 from jaxmodel.nn.activations import ACTIVATIONS
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, scaled, zeros
+from jaxmodel.nn.layer import STABLE, Half, bias_layout, compact, scaled, zeros
 
 
-class MLP(Layer):
+class MLP(Half):
     """x [...,E] to [..., D] through F hidden units; in a block E is D."""
 
     config: parts.MLP
-    dim: int
-    init_input: Initializer
-    init_output: Initializer
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,7 +38,7 @@ class MLP(Layer):
         return self.constrain(y, "batch", *(None,) * (y.ndim - 2), "mlp")
 
 
-class MoE(Layer):
+class MoE(Half):
     """Every token goes through its top experts, none is dropped (arXiv:2211.15841); x [B,T,D] to [B,T,D].
 
     A token's result depends on that token alone and the losses on one sequence, never on what shares the device. With a
@@ -50,27 +47,21 @@ class MoE(Layer):
     """
 
     config: parts.MoE
-    dim: int
-    init_input: Initializer
-    init_output: Initializer
 
     @compact
     def __call__(
         self, x: jax.Array, real: jax.Array, segments: jax.Array | None = None, whole: bool = True
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        config = self.config
-        router = self.vector("router", "embed experts", (self.dim, config.num_experts), self.init_input)
-        logits = x.astype(STABLE) @ router
+        config, E = self.config, self.config.num_experts
+        logits = x.astype(STABLE) @ self.vector("router", "embed experts", (self.dim, E), self.init_input)
         if config.bias:
-            logits = logits + self.vector("router_bias", "experts", (config.num_experts,), zeros)
+            logits = logits + self.vector("router_bias", "experts", (E,), zeros)
         probabilities, gates, chosen = self._route(logits)
-        experts = {name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated}
-        if config.bias:
-            experts |= {f"{name}_bias": self._expert_bias(name) for name in tuple(experts)}
+        experts = self._experts()
         sent = chosen
         if config.capacity_factor is not None and whole:
             room = self._room(chosen, real, segments, config.capacity_factor)
-            sent = jnp.where(room, chosen, config.num_experts)  # an expert that nobody has
+            sent = jnp.where(room, chosen, E)  # an expert that nobody has
         y = self._dispatch(x, gates.astype(x.dtype), sent, experts)
         if config.shared_dim is not None:
             y = y + self._shared(x, config.shared_dim)
@@ -123,22 +114,25 @@ class MoE(Layer):
     def _shared(self, x: jax.Array, width: int) -> jax.Array:
         """What the expert of all tokens gives."""
         config = parts.MLP(dim=width, activation=self.config.activation)
-        y = MLP(self.partitioning, config, self.dim, self.init_input, self.init_output, name="shared")(x)
+        y = MLP(self.partitioning, self.dim, self.init_input, self.init_output, config, name="shared")(x)
         if not self.config.shared_gate:
             return y
         gate = self.vector("shared_gate", "embed classes", (self.dim, 1), self.init_input)
         return y * jax.nn.sigmoid(x.astype(STABLE) @ gate).astype(y.dtype)
 
-    def _expert(self, name: str) -> tuple[Any, str]:
-        sizes = (self.dim, self.config.dim) if name != "down" else (self.config.dim, self.dim)
-        layout = "experts; mlp -> embed" if name == "down" else "experts; embed -> mlp"
-        init = self.init_output if name == "down" else self.init_input
-        weight = self.weight(name, layout, sizes[:1], sizes[1:], init, stack=(self.config.num_experts,))
-        return weight.leaf, layout
-
-    def _expert_bias(self, name: str) -> tuple[jax.Array, str]:
-        size, layout = (self.dim, "experts embed_bias") if name == "down" else (self.config.dim, "experts mlp")
-        return self.vector(f"{name}_bias", layout, (self.config.num_experts, size), zeros), layout
+    def _experts(self) -> dict[str, tuple[Any, str]]:
+        """Weights and biases of all experts by name, each with its layout."""
+        E, D, F = self.config.num_experts, self.dim, self.config.dim
+        read = "experts; embed -> mlp", (D,), (F,), self.init_input
+        write = "experts; mlp -> embed", (F,), (D,), self.init_output
+        ways = {"gate": read} if self._gated else {}
+        ways |= {"up": read, "down": write}
+        found = {name: (self.weight(name, *way, (E,)).leaf, way[0]) for name, way in ways.items()}
+        if self.config.bias:
+            for name, (layout, _, shape, _) in ways.items():
+                layout = bias_layout(layout)
+                found[f"{name}_bias"] = self.vector(f"{name}_bias", layout, (E, *shape), zeros), layout
+        return found
 
     def _dispatch(
         self, x: jax.Array, gates: jax.Array, chosen: jax.Array, experts: Mapping[str, tuple[Any, str]]
