@@ -14,7 +14,7 @@ from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.inputs import check_batch
-from jaxmodel.models.parts import Spectrogram, Waveform
+from jaxmodel.models.parts import Spectrogram
 from jaxmodel.nn import layer
 from jaxmodel.nn.block import Block
 from jaxmodel.nn.cache import block_cache
@@ -60,11 +60,8 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         """Params with their layouts, from modules without a mesh: their input here is a single token, or image."""
         parts, blocks = _modules(config, kinds, None)
         kind, dims = config.inputs[reads]
-        shape = [1 if isinstance(dim, str) else dim for dim in dims]
-        if config.spectrogram:
-            shape = [1, 1, config.spectrogram.bands]
-        elif config.waveform:
-            shape[1] = config.waveform.samples(1)
+        dims = (1, 1, config.spectrogram.bands) if config.spectrogram else dims
+        shape = [config.least.get(dim, 1) if isinstance(dim, str) else dim for dim in dims]
         x, one = jnp.zeros((1, 1, config.embed_dim), dtype), jnp.zeros((1, 1), jnp.int32)
         tokens = jnp.zeros((1, config.images.length if config.images else 1), jnp.int32)
         seen = Seen(one, source=Source(x, one) if config.cross else None)
@@ -126,15 +123,9 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         x = run("stem", params, inputs, slots if config.stem.slots else seen.positions, batch, train, key=stem_key)
         relative = run("relative", params) if "relative" in parts else None
         seen = seen._replace(source=_source(config, batch, bool(state)), relative=relative)
-        x, caches, losses = run_stack(
-            params["stack"],
-            x,
-            state["stack"] if state else None,
-            stack_key,
-            config.segments,
-            {kind: block_runner(kind, seen) for kind in kinds},
-            scan=config.execution.scan,
-        )
+        runners = {kind: block_runner(kind, seen) for kind in kinds}
+        stack, caches = params["stack"], state["stack"] if state else None
+        x, caches, losses = run_stack(stack, x, caches, stack_key, config.segments, runners, config.execution.scan)
         if "norm" in parts:
             x = run("norm", params, x)
         values = {**ends(params, x, batch, seen.mask), "hidden": x}
@@ -165,17 +156,16 @@ def _modules(
     config: Transformer, kinds: dict[str, Transformer], partitioning: Partitioning | None
 ) -> tuple[dict[str, layer.Layer], dict[str, Block]]:
     """The parts that a model has around its stack, and its kinds of block."""
-    parts: dict[str, layer.Layer] = {"stem": Stem(partitioning, config)}
-    a, init = config.attention, layer.normal(0.02 if config.init_scale is None else config.init_scale)
-    if a.relative:
-        parts["relative"] = Relative(partitioning, a.relative, a.num_heads, a.causal, init)
-    if config.norm.placement != "post" and not (config.pool and config.pool.norm):
-        parts["norm"] = Norm(partitioning, config.norm)
-    if config.pool:
-        parts["pool"] = Pool(partitioning, config)
-    if config.head:
-        parts["head"] = Head(partitioning, config)
-    return parts, {name: Block(partitioning, each) for name, each in kinds.items()}
+    final_norm = config.norm.placement != "post" and not (config.pool and config.pool.norm)
+    parts = {
+        "stem": Stem(partitioning, config),
+        "relative": Relative(partitioning, config) if config.attention.relative else None,
+        "norm": Norm(partitioning, config.norm) if final_norm else None,
+        "pool": Pool(partitioning, config) if config.pool else None,
+        "head": Head(partitioning, config) if config.head else None,
+    }
+    blocks = {name: Block(partitioning, each) for name, each in kinds.items()}
+    return {name: each for name, each in parts.items() if each}, blocks
 
 
 def _source(config: Transformer, batch: Batch, cached: bool) -> Source | None:
@@ -194,8 +184,12 @@ def _seen(config: Transformer, batch: Batch, state: State, train: bool) -> tuple
     there = batch[reads if reads in batch else "frames"]
     shape = there.shape[:2] if config.length is None else (len(there), config.length)
     mask, segments, positions = batch.get("mask"), batch.get("segments"), batch.get("positions")
-    if config.waveform is not None:
-        shape, mask = _heard(config.waveform, shape, mask)
+    if (waveform := config.waveform) is not None:
+        if shape[1] < (least := waveform.samples(1)):
+            raise InputError(f"audio of {shape[1]} samples is shorter than the {least} of one frame: fill it up")
+        shape = shape[0], waveform.frames(shape[1])
+        if mask is not None:  # real are the frames of as many samples, from the first one on
+            mask = jnp.arange(shape[1]) < waveform.frames(jnp.sum(mask, axis=1))[:, None]
     if shape[1] > config.max_length:
         raise InputError(f"a sequence of {shape[1]} tokens is longer than model.max_length={config.max_length}")
     if segments is not None:
@@ -209,7 +203,7 @@ def _seen(config: Transformer, batch: Batch, state: State, train: bool) -> tuple
     if positions is None:
         # One row serves all where every row is alike: its mask is made once.
         rows = 1 if mask is None and not state else shape[0]
-        positions = positions_of(rows, shape[1], mask) if segments is None else _restarted(segments)
+        positions = positions_of(rows, shape[1], mask, segments)
         if state:
             positions = jnp.where(positions >= 0, positions + state["length"][:, None], ABSENT)
     elif mask is not None:
@@ -218,18 +212,6 @@ def _seen(config: Transformer, batch: Batch, state: State, train: bool) -> tuple
         positions = jnp.broadcast_to(positions, shape)
     real = jnp.ones(shape, bool) if mask is None else mask
     return Seen(positions, segments, mask, pieces=pieces, train=train), slots, real
-
-
-def _heard(
-    waveform: Waveform, shape: tuple[int, int], mask: jax.Array | None
-) -> tuple[tuple[int, int], jax.Array | None]:
-    """Rows and frames of samples [B,S], and which frames are real: those of as many samples, from the first one on."""
-    least, frames = waveform.samples(1), waveform.frames(shape[1])
-    if shape[1] < least:
-        raise InputError(f"audio of {shape[1]} samples is shorter than the {least} of one frame: fill it up")
-    if mask is not None:
-        mask = jnp.arange(frames) < waveform.frames(jnp.sum(mask, axis=1))[:, None]
-    return (shape[0], frames), mask
 
 
 def _frames(config: Spectrogram, batch: Batch) -> jax.Array:
@@ -244,10 +226,3 @@ def _frames(config: Spectrogram, batch: Batch) -> jax.Array:
     if frames.shape[1:] != wanted:
         raise InputError(f"frames is {list(frames.shape)}, the model reads [batch, {wanted[0]}, {wanted[1]}]")
     return frames
-
-
-def _restarted(segments: jax.Array) -> jax.Array:
-    """Positions that restart with every segment; padding (segment 0) is ABSENT."""
-    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
-    starts = jnp.where(segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1], index, 0)
-    return jnp.where(segments > 0, index - jax.lax.cummax(starts, axis=1), ABSENT)

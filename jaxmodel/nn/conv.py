@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
-from jaxmodel.nn.layer import Layer, compact, einsum, he, normal, zeros
+from jaxmodel.nn.layer import Layer, compact, he, normal, zeros
 
 
 def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
@@ -38,10 +38,9 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def windows(x: jax.Array, size: int, stride: int) -> jax.Array:
-    """The windows over time of x [B,T,C], [B,ceil(T/stride),size*C], with zeros beyond its ends as in `patches`."""
-    length, pad = x.shape[1], (size - 1) // 2
-    x = jnp.pad(x, ((0, 0), (pad, pad), (0, 0)))
-    return jnp.concatenate([x[:, i : i + length : stride] for i in range(size)], axis=-1)
+    """The windows over time of x [B,T,C], [B,1+floor((T-size)/stride),size*C], none of which goes beyond its ends."""
+    ends = (x.shape[1] - size) // stride * stride + 1  # behind where the last window begins
+    return jnp.concatenate([x[:, i : i + ends : stride] for i in range(size)], axis=-1)
 
 
 class Conv(Layer):
@@ -54,10 +53,9 @@ class Conv(Layer):
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        inputs = (self.size, self.size, x.shape[-1])
-        weight = self.weight("kernel", "height width channels -> filters", inputs, (self.filters,), he)
         windows = patches(x, self.size, self.stride)
-        return biased(self, einsum(windows.reshape(*windows.shape[:3], *inputs), weight))
+        windows = windows.reshape(*windows.shape[:3], self.size, self.size, x.shape[-1])
+        return biased(self, self.linear(windows, "kernel", "height width channels -> filters", (self.filters,), he))
 
 
 class DepthwiseConv(Layer):

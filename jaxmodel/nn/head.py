@@ -68,23 +68,21 @@ class Head(Layer):
 
     @compact
     def __call__(self, hidden: jax.Array, tied: Weight | None) -> jax.Array:
-        config, head = self.config, self.config.head
+        config, head, init = self.config, self.config.head, normal(self.config.init_scale)
         assert head is not None
         width = head.dim or config.embed_dim
         if head.activation != "none" or head.dim:
-            hidden = self.linear(hidden, "dense", "embed -> mlp", (width,), normal(config.init_scale), head.dense_bias)
+            hidden = self.linear(hidden, "dense", "embed -> mlp", (width,), init, head.dense_bias)
         if head.activation != "none":
             hidden = ACTIVATIONS[head.activation][0](hidden)
             if head.norm:
                 hidden = Norm(self.partitioning, config.norm, name="norm")(hidden)
         outputs = "vocab" if head.outputs is None else "classes"  # a few classes are not worth splitting
-        if tied is None:
-            layout, shape = f"embed -> {outputs}", (config.num_outputs,)
-            logits = self.linear(hidden, "logits", layout, shape, normal(config.init_scale)).astype(STABLE)
-        else:
-            logits = einsum(hidden, tied).astype(STABLE)
+        shape = (config.num_outputs,)
+        weight = tied or self.weight("logits", f"embed -> {outputs}", hidden.shape[-1:], shape, init)
+        logits = einsum(hidden, weight).astype(STABLE)
         if head.bias:
-            logits = logits + self.vector("bias", outputs, (config.num_outputs,), zeros)
+            logits = logits + self.vector("bias", outputs, shape, zeros)
         logits = softcapped(scaled(logits, head.scale), head.softcap)
         return self.constrain(logits, "batch", *(None,) * (logits.ndim - 2), outputs)
 

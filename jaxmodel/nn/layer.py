@@ -159,21 +159,19 @@ def normal(scale: float | None) -> Initializer:
     return init
 
 
+def small(scale: float | None) -> Initializer:
+    """Normal for tables, which start small whatever their width: 0.02 where `scale` is None."""
+    return normal(0.02 if scale is None else scale)
+
+
 def he(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Normal with variance 2 / inputs, for layers before a ReLU (arXiv:1502.01852)."""
     return jax.random.normal(key, shape, dtype) * (2.0 / shape[-2]) ** 0.5
 
 
-def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """An initializer of zeros."""
-    return jnp.zeros(shape, dtype)
-
-
-def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """An initializer of ones."""
-    return jnp.ones(shape, dtype)
-
-
 def constant(value: float) -> Initializer:
     """An initializer of one value."""
     return lambda key, shape, dtype: jnp.full(shape, value, dtype)
+
+
+zeros, ones = constant(0.0), constant(1.0)

@@ -40,11 +40,26 @@ class Seen(NamedTuple):
     train: bool = False
 
 
-def positions_of(batch_size: int, length: int, mask: jax.Array | None = None) -> jax.Array:
-    """int32[B,T] positions that count real tokens only, so left and right padding agree; padding is ABSENT."""
+def positions_of(
+    batch_size: int, length: int, mask: jax.Array | None = None, segments: jax.Array | None = None
+) -> jax.Array:
+    """int32[B,T] positions that count real tokens only, so left and right padding agree; padding is ABSENT.
+
+    They restart with every segment; segment 0 is padding, and then `mask` is not looked at.
+    """
+    if segments is not None:
+        index = jnp.arange(length, dtype=jnp.int32)
+        return jnp.where(segments > 0, index - segment_starts(segments), ABSENT)
     if mask is None:
         return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
     return jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, ABSENT)
+
+
+def segment_starts(segments: jax.Array) -> jax.Array:
+    """int32[B,T]: where in its row a token's segment begins."""
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    begins = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+    return jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
 
 
 def attention_mask(

@@ -17,6 +17,7 @@ from jaxmodel.errors import InputError
 from jaxmodel.models import parts
 from jaxmodel.nn.activations import ACTIVATIONS
 from jaxmodel.nn.layer import STABLE, Half, bias_layout, compact, scaled, zeros
+from jaxmodel.nn.mask import segment_starts
 
 
 class MLP(Half):
@@ -56,16 +57,16 @@ class MoE(Half):
         logits = x.astype(STABLE) @ self.vector("router", "embed experts", (self.dim, E), self.init_input)
         if config.bias:
             logits = logits + self.vector("router_bias", "experts", (E,), zeros)
-        probabilities, gates, chosen = self._route(logits)
-        experts = self._experts()
+        chance, gates, chosen = self._route(logits)
+        leaves, layouts = self._experts()
         sent = chosen
         if config.capacity_factor is not None and whole:
             room = self._room(chosen, real, segments, config.capacity_factor)
             sent = jnp.where(room, chosen, E)  # an expert that nobody has
-        y = self._dispatch(x, gates.astype(x.dtype), sent, experts)
+        y = self._dispatch(layouts, x, gates.astype(x.dtype), sent, leaves)
         if config.shared_dim is not None:
             y = y + self._shared(x, config.shared_dim)
-        return y, self._losses(logits, probabilities, chosen, real)
+        return y, self._losses(logits, chance, chosen, real)
 
     def _route(self, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Probabilities of all experts [B,T,E]; gates of each token's own, and which these are [B,T,K]."""
@@ -97,9 +98,7 @@ class MoE(Half):
         if segments is None:
             length = jnp.sum(real, axis=1, keepdims=True)
         else:
-            changes = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
-            start = jax.lax.cummax(jnp.where(changes, jnp.arange(T), 0), axis=1)
-            before = before - jnp.take_along_axis(before, start[..., None], axis=1)
+            before = before - jnp.take_along_axis(before, segment_starts(segments)[..., None], axis=1)
             length = jax.vmap(lambda row, mine: jnp.bincount(row, mine, length=T + 1)[row])(
                 segments, real.astype(jnp.int32)
             )
@@ -120,28 +119,29 @@ class MoE(Half):
         gate = self.vector("shared_gate", "embed classes", (self.dim, 1), self.init_input)
         return y * jax.nn.sigmoid(x.astype(STABLE) @ gate).astype(y.dtype)
 
-    def _experts(self) -> dict[str, tuple[Any, str]]:
-        """Weights and biases of all experts by name, each with its layout."""
+    def _experts(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Weights and biases of all experts by name, and their layouts."""
         E, D, F = self.config.num_experts, self.dim, self.config.dim
         read = "experts; embed -> mlp", (D,), (F,), self.init_input
         write = "experts; mlp -> embed", (F,), (D,), self.init_output
         ways = {"gate": read} if self._gated else {}
         ways |= {"up": read, "down": write}
-        found = {name: (self.weight(name, *way, (E,)).leaf, way[0]) for name, way in ways.items()}
+        leaves = {name: self.weight(name, *way, (E,)).leaf for name, way in ways.items()}
+        layouts = {name: layout for name, (layout, *_) in ways.items()}
         if self.config.bias:
             for name, (layout, _, shape, _) in ways.items():
-                layout = bias_layout(layout)
-                found[f"{name}_bias"] = self.vector(f"{name}_bias", layout, (E, *shape), zeros), layout
-        return found
+                layouts[f"{name}_bias"] = beside = bias_layout(layout)
+                leaves[f"{name}_bias"] = self.vector(f"{name}_bias", beside, (E, *shape), zeros)
+        return leaves, layouts
 
-    def _dispatch(
-        self, x: jax.Array, gates: jax.Array, chosen: jax.Array, experts: Mapping[str, tuple[Any, str]]
-    ) -> jax.Array:
-        """Sort tokens by expert and multiply group by group, on each device for its own sequences and experts."""
-        leaves = {name: leaf for name, (leaf, _) in experts.items()}
-        if self.partitioning is None:
-            return self._compute(x, gates, chosen, leaves, 0)
-        partitioning = self.partitioning
+    def _dispatch(self, layouts: Mapping[str, str], *args: Any) -> jax.Array:
+        """Sort tokens by expert and multiply group by group, on each device for its own sequences and experts.
+
+        What comes after layouts is what `_compute` takes beside `share`.
+        """
+        partitioning, x, leaves = self.partitioning, args[0], args[-1]
+        if partitioning is None:
+            return self._compute(0, *args)
         across = partitioning.mesh_axes(("experts",))
         # Rows that the mesh does not divide (a prompt or two) stay whole, and every device works on all of them.
         rows = partitioning.spec((("batch",),), x.shape[:1])
@@ -150,35 +150,27 @@ class MoE(Half):
             raise InputError(
                 f"rules put both `batch` and `experts` on {', '.join(across)}: they need axes of their own"
             )
-        if not batch and not across:
-            return self._compute(x, gates, chosen, leaves, 0)
+        manual = batch | set(across)
+        if not manual:
+            return self._compute(0, *args)
 
-        def local(x: jax.Array, gates: jax.Array, chosen: jax.Array, leaves: Mapping[str, Any]) -> jax.Array:
-            first = jax.lax.axis_index(across) if across else 0
-            held = self.config.num_experts // math.prod(partitioning.mesh.shape[axis] for axis in across)
-            y = self._compute(x, gates, chosen, leaves, first * held)
+        def local(*args: Any) -> jax.Array:
+            y = self._compute(jax.lax.axis_index(across) if across else 0, *args)
             return jax.lax.psum(y, across) if across else y
 
-        manual = batch | set(across)
         without = tuple(axis for axis in partitioning.mesh.axis_names if axis not in across)
-        specs = {name: partitioning.specs(layout, leaf, without) for name, (leaf, layout) in experts.items()}
-        return jax.shard_map(
-            local,
-            mesh=partitioning.mesh,
-            in_specs=(rows, rows, rows, specs),
-            out_specs=rows,
-            axis_names=manual,
-            check_vma=False,
-        )(x, gates, chosen, leaves)
+        specs = rows, rows, rows, partitioning.specs(layouts, leaves, without)
+        split = {"mesh": partitioning.mesh, "in_specs": specs, "out_specs": rows, "axis_names": manual}
+        return jax.shard_map(local, **split, check_vma=False)(*args)
 
     def _compute(
-        self, x: jax.Array, gates: jax.Array, chosen: jax.Array, leaves: Mapping[str, Any], first: jax.Array | int
+        self, share: jax.Array | int, x: jax.Array, gates: jax.Array, chosen: jax.Array, leaves: Mapping[str, Any]
     ) -> jax.Array:
-        """The experts `first`, `first`+1, … that `leaves` holds, applied to the tokens that chose them."""
+        """The experts that `leaves` holds, the `share`-th of equal shares, applied to the tokens that chose them."""
         B, T, D = x.shape
         top = self.config.experts_per_token
         held = jax.eval_shape(weights.dense, leaves["up"]).shape[0]
-        expert = chosen.reshape(-1) - first
+        expert = chosen.reshape(-1) - share * held
         mine = (expert >= 0) & (expert < held)
         expert = jnp.where(mine, expert, held)  # others sort to the end, behind every group
         order = jnp.argsort(expert, stable=True)
@@ -201,15 +193,13 @@ class MoE(Half):
         back = jnp.where(mine[:, None], y[jnp.argsort(order)], 0.0)
         return jnp.sum(back.reshape(B, T, top, D) * gates[..., None], axis=2)
 
-    def _losses(
-        self, logits: jax.Array, probabilities: jax.Array, chosen: jax.Array, real: jax.Array
-    ) -> dict[str, jax.Array]:
+    def _losses(self, logits: jax.Array, chance: jax.Array, chosen: jax.Array, real: jax.Array) -> dict[str, jax.Array]:
         """float32[B] each: load balancing over one sequence's tokens, and the router z-loss."""
         count = jnp.maximum(jnp.sum(real, axis=1), 1).astype(STABLE)
         weight = real[..., None].astype(STABLE)
         picked = jnp.sum(jax.nn.one_hot(chosen, self.config.num_experts, dtype=STABLE), axis=2)
         share = jnp.sum(picked * weight, axis=1) / (count[:, None] * self.config.experts_per_token)
-        mean = jnp.sum(probabilities * weight, axis=1) / count[:, None]
+        mean = jnp.sum(chance * weight, axis=1) / count[:, None]
         z = jnp.sum(jax.nn.logsumexp(logits, axis=-1) ** 2 * real, axis=1) / count
         balance = self.config.num_experts * jnp.sum(share * mean, axis=-1)
         return {"balance": self.config.balance_loss * balance, "router_z": self.config.z_loss * z}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
-from jaxmodel.nn.layer import STABLE, Layer, compact, ones, zeros
+from jaxmodel.nn.layer import STABLE, Layer, compact, constant, ones, zeros
 
 
 def rms_normalize(x: jax.Array, epsilon: float, axis: int = -1, *, centred: bool = False) -> jax.Array:
@@ -22,7 +22,7 @@ def rms_normalize(x: jax.Array, epsilon: float, axis: int = -1, *, centred: bool
 
 def norm_scale(layer: Layer, name: str, layout: str, dim: int, offset: float) -> jax.Array:
     """The scale of a norm, float32[dim], which starts at 1 and is stored without `offset`."""
-    scale = layer.vector(name, layout, (dim,), lambda key, shape, dtype: ones(key, shape, dtype) - offset)
+    scale = layer.vector(name, layout, (dim,), constant(1.0 - offset))
     return scale + offset if offset else scale
 
 

@@ -51,7 +51,7 @@ def init_stack(key: jax.Array, segments: Segments, init_block: Mapping[str, Call
 
 
 def run_stack(
-    params: Any, x: jax.Array, state: Any, key: jax.Array | None, segments: Segments, run_block: RunBlock, *, scan: bool
+    params: Any, x: jax.Array, state: Any, key: jax.Array | None, segments: Segments, run_block: RunBlock, scan: bool
 ) -> Ran:
     """x through every block, with the state of each and the summed losses."""
     changed: dict[str, Any] = {}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxmodel import weights
 from jaxmodel.models import parts
 from jaxmodel.nn.activations import ACTIVATIONS
+from jaxmodel.nn.conv import windows
 from jaxmodel.nn.layer import STABLE, Layer, compact, constant, normal, zeros
 from jaxmodel.nn.norm import Norm
 
@@ -31,8 +32,7 @@ class Waveform(Layer):
         x = x_BS[..., None]
         for i, filters in enumerate(config.dims):
             name, size, stride = f"convolution_{i}", config.kernels[i], config.strides[i]
-            ends = (x.shape[1] - size) // stride * stride + 1  # behind where the last window begins
-            x = jnp.concatenate([x[:, k : k + ends : stride] for k in range(size)], axis=-1)
+            x = windows(x, size, stride)
             x = self.linear(x, name, "window -> filters", (filters,), normal(None), config.bias)
             if config.norm == "layer" or i == 0:
                 axis = -1 if config.norm == "layer" else 1
