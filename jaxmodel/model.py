@@ -178,13 +178,19 @@ def _chain(parts: dict[str, Model]) -> Model:
                 changed[name] = out.state
         return Outputs(values, changed, losses)
 
+    layout = {name: model.layout for name, model in parts.items()}
+    config = Chain(tuple((name, model.config) for name, model in parts.items()))
+    return Model(init, apply, start_of(parts), layout, config)
+
+
+def start_of(parts: Mapping[str, Model]) -> Start:
+    """The `start` of a model whose state is that of its parts by name, as far as they have one."""
+
     def start(batch_size: int | None = None, length: int | None = None) -> State:
         states = {name: model.start(batch_size, length) for name, model in parts.items()}
         return {name: state for name, state in states.items() if state}
 
-    layout = {name: model.layout for name, model in parts.items()}
-    config = Chain(tuple((name, model.config) for name, model in parts.items()))
-    return Model(init, apply, start, layout, config)
+    return start
 
 
 def frozen(model: Model, select: str = "*") -> Model:

@@ -35,7 +35,7 @@ class _Network(Layer):
                 x = run(f"stage{stage}_{block}", x, width, 1 if block else stride, train)
         values = {"hidden": x, "embedding": jnp.mean(x.astype(STABLE), axis=(1, 2))}
         if config.pool_epsilon is not None:
-            of = Norm(self.partitioning, x.shape[-1], _layer_norm(config.pool_epsilon), name="pool_norm")
+            of = Norm(self.partitioning, _layer_norm(config.pool_epsilon), name="pool_norm")
             values["embedding"] = of(values["embedding"])
         values["embedding"] = self.dropout(values["embedding"], config.dropout, train)
         if config.num_classes:
@@ -61,7 +61,7 @@ class _Network(Layer):
         del stride  # it is between the stages
         config = self.config
         (first, size, _), (second, _, factor), (third, _, _) = config.convolutions
-        h = DepthwiseConv(self.partitioning, width, size, config.bias, name=f"{name}_{first}")(x)
+        h = DepthwiseConv(self.partitioning, size, config.bias, name=f"{name}_{first}")(x)
         h = self._norm(f"{name}_{first}_norm", self._constrained(h), train)
         h = self._activation(self._conv(f"{name}_{second}", h, int(width * factor), 1, 1))
         return self._added(name, x, self._conv(f"{name}_{third}", h, width, 1, 1))
@@ -79,15 +79,14 @@ class _Network(Layer):
         return self._constrained(y)
 
     def _conv(self, name: str, x: jax.Array, width: int, size: int, stride: int) -> jax.Array:
-        channels, bias = x.shape[-1], self.config.bias
-        return Conv(self.partitioning, channels, width, size, stride, he, bias, name=name)(x)
+        return Conv(self.partitioning, width, size, stride, self.config.bias, name=name)(x)
 
     def _norm(self, name: str, x: jax.Array, train: bool) -> jax.Array:
-        config, width = self.config, x.shape[-1]
+        config = self.config
         if config.norm == "layer":
-            return Norm(self.partitioning, width, _layer_norm(config.epsilon), name=name)(x)
+            return Norm(self.partitioning, _layer_norm(config.epsilon), name=name)(x)
         how = config.epsilon, config.momentum, config.count_batches
-        return BatchNorm(self.partitioning, width, *how, name=name)(x, train)
+        return BatchNorm(self.partitioning, *how, name=name)(x, train)
 
     def _constrained(self, x: jax.Array) -> jax.Array:
         return self.constrain(x, "batch", None, None, None)

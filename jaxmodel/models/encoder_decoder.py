@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmodel.model import Batch, Model, Outputs, Params, State
+from jaxmodel.model import Batch, Model, Outputs, Params, State, start_of
 from jaxmodel.models.inputs import check_batch
 from jaxmodel.models.pairs import EncoderDecoder
 from jaxmodel.sharding import Partitioning
@@ -31,8 +31,7 @@ def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> M
         """Of both, the shared table with the encoder's."""
         if config.shared:
             stem = {name: each for name, each in decoder["stem"].items() if name != "tokens"}
-            decoder = {name: each for name, each in decoder.items() if name != "stem"}
-            decoder = {**decoder, "stem": stem} if stem else decoder
+            decoder = {name: each for name, each in {**decoder, "stem": stem}.items() if each}
         return {"encoder": encoder, "decoder": decoder}
 
     def init(key: jax.Array) -> Params:
@@ -49,20 +48,19 @@ def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> M
         source = {name: batch[name] for name in names if batch.get(name) is not None}
         if set(batch) == {"hidden"}:
             return decoder.apply(own, batch)
-        given = batch.get("encoder_hidden") is not None
-        sourced = given or any(name in source for name in (*config.encoder.reads, "frames"))
+        hidden = batch.get("encoder_hidden")
+        sourced = hidden is not None or any(name in source for name in (*config.encoder.reads, "frames"))
         needed = () if sourced or state else config.encoder.reads
         check_batch(batch, config.inputs, needed if sourced and state else (*needed, "decoder_tokens"))
         keys = (None, None) if key is None else jax.random.split(key)
         target, values, losses = dict[str, Any](), dict[str, jax.Array](), dict[str, jax.Array]()
-        if given:
-            target |= {"encoder_hidden": batch["encoder_hidden"], "encoder_mask": batch.get("mask")}
-        elif sourced:
+        if hidden is None and sourced:
             with jax.named_scope("encoder"):
                 out = encoder.apply(params["encoder"], source, key=keys[0], train=train)
-            values["encoder_hidden"] = out["hidden"]
+            values["encoder_hidden"] = hidden = out["hidden"]
             losses |= {f"encoder/{name}": value for name, value in out.losses.items()}
-            target |= {"encoder_hidden": out["hidden"], "encoder_mask": batch.get("mask")}
+        if hidden is not None:
+            target |= {"encoder_hidden": hidden, "encoder_mask": batch.get("mask")}
         if batch.get("decoder_tokens") is None:  # none yet: the source alone enters the cache
             target["tokens"] = jnp.zeros((len(target["encoder_hidden"]), 0), jnp.int32)
         else:
@@ -73,8 +71,4 @@ def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> M
         losses |= {f"decoder/{name}": value for name, value in out.losses.items()}
         return Outputs({**out.values, **values}, {"decoder": out.state} if state else {}, losses)
 
-    def start(batch_size: int | None = None, length: int | None = None) -> State:
-        state = decoder.start(batch_size, length)
-        return {"decoder": state} if state else {}
-
-    return Model(init, apply, start, parted(encoder.layout, decoder.layout), config)
+    return Model(init, apply, start_of({"decoder": decoder}), parted(encoder.layout, decoder.layout), config)

@@ -12,7 +12,7 @@ from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
 from jaxmodel.models.base import require_sizes
 from jaxmodel.models.inputs import check_batch
-from jaxmodel.nn.layer import Layer, layout_of, params_of
+from jaxmodel.nn.layer import Layer, layout_of, params_of, rngs
 from jaxmodel.nn.norm import fresh_statistics
 from jaxmodel.sharding import Partitioning
 
@@ -47,10 +47,9 @@ def build(
             raise InputError("this model keeps batch statistics: pass state=model.start(), or a checkpoint's")
         if train and config.dropout and key is None:
             raise InputError(f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)")
-        rngs = {} if key is None else {"dropout": key}
         both = {"params": params, "state": state or {}}
         read = {name: batch[name] for name in config.inputs}
-        values, changed = network.apply(both, read, train, rngs=rngs, mutable=["state"])
+        values, changed = network.apply(both, read, train, rngs=rngs(key), mutable=["state"])
         return Outputs(values, changed.get("state", {}))  # type: ignore[arg-type]
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:

@@ -49,12 +49,12 @@ class _Network(Layer):
         return self.constrain(self.linear(x, name, f"inputs -> {dim}", (width,), init, True), "batch", None)
 
     def _norm(self, name: str, x: jax.Array, train: bool) -> jax.Array:
-        width, config = x.shape[-1], self.config
+        config = self.config
         if config.norm == "batch":
-            return BatchNorm(self.partitioning, width, config.epsilon, config.momentum, name=name)(x, train)
+            return BatchNorm(self.partitioning, config.epsilon, config.momentum, name=name)(x, train)
         if config.norm == "layer":
             kind = parts.Norm(kind="layer", epsilon=config.epsilon, bias=True)
-            return Norm(self.partitioning, width, kind, name=name)(x)
+            return Norm(self.partitioning, kind, name=name)(x)
         return x
 
 

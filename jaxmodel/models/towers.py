@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -27,11 +25,11 @@ def build(config: Towers, partitioning: Partitioning | None = None) -> Model:
     """
     config.check()
     towers = {name: getattr(config, name).build(partitioning) for name in config.submodels}
+    ends = {"logit_scale": config.logit_scale} | ({"logit_bias": BIAS} if config.logit_bias else {})
 
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key, len(towers))
         params = {name: tower.init(key) for key, (name, tower) in zip(keys, towers.items(), strict=True)}
-        ends = {"logit_scale": config.logit_scale} | ({"logit_bias": BIAS} if config.logit_bias else {})
         return params | {name: jnp.asarray(value, PARAMS) for name, value in ends.items()}
 
     def apply(
@@ -55,6 +53,5 @@ def build(config: Towers, partitioning: Partitioning | None = None) -> Model:
             found["logits"] = logits + params.get("logit_bias", jnp.zeros(())).astype(STABLE)
         return Outputs(found, {}, losses)
 
-    layout: dict[str, Any] = {name: tower.layout for name, tower in towers.items()}
-    layout |= {name: "" for name in ("logit_scale", *("logit_bias",) * config.logit_bias)}
+    layout = {name: tower.layout for name, tower in towers.items()} | dict.fromkeys(ends, "")
     return Model(init, apply, no_state, layout, config)

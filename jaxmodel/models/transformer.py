@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,15 @@ from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.inputs import check_batch
-from jaxmodel.models.parts import Spectrogram, Waveform
+from jaxmodel.models.parts import Spectrogram
 from jaxmodel.nn import layer
-from jaxmodel.nn.attention import Source
 from jaxmodel.nn.block import Block
 from jaxmodel.nn.cache import block_cache
 from jaxmodel.nn.head import Head, Pool
-from jaxmodel.nn.mask import ABSENT, positions_of
+from jaxmodel.nn.mask import ABSENT, Seen, Source, positions_of
 from jaxmodel.nn.norm import Norm
 from jaxmodel.nn.relative import Relative
-from jaxmodel.nn.stack import init_stack, run_stack
+from jaxmodel.nn.stack import by_kind, init_stack, run_stack
 from jaxmodel.nn.stem import Stem
 from jaxmodel.sharding import Partitioning
 
@@ -53,72 +52,59 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     """
     config.check()
     kinds = config.kinds
-    parts = _modules(config, kinds, partitioning)
+    parts, blocks = _modules(config, kinds, partitioning)
     (reads,) = config.reads
-    final_norm = config.norm.placement != "post" and not (config.pool and config.pool.norm)
     dtype = jnp.dtype(config.execution.dtype)
-    one = jnp.zeros((1, 1), jnp.int32)
 
     def declare(key: jax.Array) -> Any:
         """Params with their layouts, from modules without a mesh: their input here is a single token, or image."""
-        stem, blocks, norm, pool, head, relative = _modules(config, kinds, None)
-        dims = (1, 1, config.spectrogram.bands) if config.spectrogram else config.inputs[reads][1]
+        parts, blocks = _modules(config, kinds, None)
+        kind, dims = config.inputs[reads]
+        dims = (1, 1, config.spectrogram.bands) if config.spectrogram else dims
+        shape = [config.least.get(dim, 1) if isinstance(dim, str) else dim for dim in dims]
+        x, one = jnp.zeros((1, 1, config.embed_dim), dtype), jnp.zeros((1, 1), jnp.int32)
+        tokens = jnp.zeros((1, config.images.length if config.images else 1), jnp.int32)
+        seen = Seen(one, source=Source(x, one) if config.cross else None)
+        width = config.stem.embed_dim or config.embed_dim
+        table = layer.Weight(jnp.zeros((1, width)), (width,), (1,), True) if config.tied else None
         stem_key, stack_key, norm_key, head_key, pool_key = jax.random.split(key, 5)
-        x = jnp.zeros((1, 1, config.embed_dim), dtype)
-        shape = [1 if isinstance(dim, str) else dim for dim in dims]
-        if config.waveform:
-            shape[1] = config.waveform.samples(1)
-        tokens = config.images.length if config.images else 1
+        examples = {
+            "stem": (stem_key, jnp.zeros(shape, kind), tokens, {}),
+            "relative": (jax.random.fold_in(stem_key, 1),),
+            "norm": (norm_key, x),
+            "pool": (pool_key, x, None, tokens),
+            "head": (head_key, jnp.zeros((1, 1, config.read_dim), dtype), table),
+        }
 
         def block(kind: str, key: jax.Array) -> Any:
-            source = Source(x, one) if config.cross else None
-            return blocks[kind].init({"params": key}, x, one, None, None, None, False, 1, source)["params"]
+            return blocks[kind].init({"params": key}, x, seen)["params"]
 
-        def made(module: Any, key: jax.Array, *args: Any) -> dict[str, Any]:
-            return module.init({"params": key}, *args).get("params", {})
-
-        types = jnp.zeros((1, tokens), jnp.int32)
-        found = {
-            "stem": made(stem, stem_key, jnp.zeros(shape, config.inputs[reads][0]), types, types, None, None, False),
-            "stack": init_stack(stack_key, config.segments, {k: functools.partial(block, k) for k in kinds}),
-        }
-        if relative:
-            found["relative"] = made(relative, jax.random.fold_in(stem_key, 1))
-        if final_norm:
-            found["norm"] = made(norm, norm_key, x)
-        if config.pool:
-            found["pool"] = made(pool, pool_key, x, None, types)
-        if config.head:
-            width = config.stem.embed_dim or config.embed_dim
-            table = layer.Weight(jnp.zeros((1, width)), (width,), (1,), True)
-            read = jnp.zeros((1, 1, config.read_dim), dtype)
-            found["head"] = made(head, head_key, read, table if config.tied else None)
+        found = {"stack": init_stack(stack_key, config.segments, {k: functools.partial(block, k) for k in kinds})}
+        for name, module in parts.items():
+            key, *example = examples[name]
+            found[name] = module.init({"params": key}, *example).get("params", {})
         return {name: each for name, each in found.items() if each}
+
+    def run(name: str, params: Params, *args: Any, key: jax.Array | None = None) -> Any:
+        """What a part gives."""
+        with jax.named_scope(name):
+            return parts[name].apply({"params": params.get(name, {})}, *args, rngs=layer.rngs(key))
 
     def ends(params: Params, hidden: jax.Array, batch: Batch, real: jax.Array | None) -> dict[str, jax.Array]:
         """Embedding and logits of hidden [B,T,D], as far as the model has them."""
         values: dict[str, jax.Array] = {}
         if config.pool:
-            with jax.named_scope("pool"):
-                inputs = hidden, real, batch.get("tokens")
-                hidden = parts.pool.apply({"params": params.get("pool", {})}, *inputs)  # type: ignore[assignment]
-            values["embedding"] = hidden
+            values["embedding"] = hidden = run("pool", params, hidden, real, batch.get("tokens"))
         if config.head:
-            table = parts.stem.apply({"params": params["stem"]}, method="table") if config.tied else None
-            with jax.named_scope("head"):
-                values["logits"] = parts.head.apply({"params": params.get("head", {})}, hidden, table)  # type: ignore[assignment]
+            table: Any = parts["stem"].apply({"params": params["stem"]}, method="table") if config.tied else None
+            values["logits"] = run("head", params, hidden, table)
         return values
 
-    def block_runner(kind: str, where: _Where, train: bool, source: Source | None, relative: Any) -> Any:
-        # See `Attention`: what lies behind a piece of queries is hidden only where slots follow positions.
-        pieces = config.execution.query_pieces if train and where.ordered else 1
-
+    def block_runner(kind: str, seen: Seen) -> Any:
         def run(params: Params, x: jax.Array, cache: Any, key: jax.Array | None) -> Any:
-            rngs = {} if key is None else {"dropout": key}
-            seen = (where.positions, where.segments, where.mask, cache, train, pieces, source, relative)
-            return parts.blocks[kind].apply({"params": params}, x, *seen, rngs=rngs)
+            return blocks[kind].apply({"params": params}, x, seen, cache, rngs=layer.rngs(key))
 
-        return jax.checkpoint(run) if config.execution.remat and train else run
+        return jax.checkpoint(run) if config.execution.remat and seen.train else run
 
     def apply(
         params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
@@ -132,65 +118,54 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
             said = f"dropout={config.dropout}" if config.dropout else f"waveform.mask_fraction={hidden}"
             raise InputError(f"model.{said} needs a key in training: apply(…, key=key, train=True)")
         stem_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        where = _Where(config, batch, state)
-        with jax.named_scope("stem"):
-            rngs = {} if stem_key is None else {"dropout": stem_key}
-            seen = _frames(config.spectrogram, batch) if config.spectrogram else batch[reads]
-            positions = where.slots if config.stem.slots else where.positions
-            given = (batch.get(name) for name in ("types", "masked", "vectors"))
-            inputs = seen, positions, *given, train
-            x: Any = parts.stem.apply({"params": params["stem"]}, *inputs, rngs=rngs)
-        source = _source(config, batch, bool(state))
-        relative = parts.relative and parts.relative.apply({"params": params["relative"]})
-        runners = {k: block_runner(k, where, train, source, relative) for k in kinds}
-        caches = state["stack"] if state else None
-        x, caches, losses = run_stack(
-            params["stack"], x, caches, stack_key, config.segments, runners, scan=config.execution.scan
-        )
-        if final_norm:
-            x = parts.norm.apply({"params": params["norm"]}, x)
-        changed = {"stack": caches, "length": where.after} if state else {}
-        values = {**ends(params, x, batch, where.mask), "hidden": x}
+        seen, slots, real = _seen(config, batch, state, train)
+        inputs = _frames(config.spectrogram, batch) if config.spectrogram else batch[reads]
+        x = run("stem", params, inputs, slots if config.stem.slots else seen.positions, batch, train, key=stem_key)
+        relative = run("relative", params) if "relative" in parts else None
+        seen = seen._replace(source=_source(config, batch, bool(state)), relative=relative)
+        runners = {kind: block_runner(kind, seen) for kind in kinds}
+        stack, caches = params["stack"], state["stack"] if state else None
+        x, caches, losses = run_stack(stack, x, caches, stack_key, config.segments, runners, config.execution.scan)
+        if "norm" in parts:
+            x = run("norm", params, x)
+        values = {**ends(params, x, batch, seen.mask), "hidden": x}
         if config.waveform:
-            values["lengths"] = jnp.sum(where.real, axis=1, dtype=jnp.int32)
-        return Outputs(values, changed, losses)
+            values["lengths"] = jnp.sum(real, axis=1, dtype=jnp.int32)
+        if not state:
+            return Outputs(values, {}, losses)
+        length = state["length"] + jnp.sum(real, axis=1, dtype=jnp.int32)
+        return Outputs(values, {"stack": caches, "length": length}, losses)
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:
         if batch_size is None or length is None or not config.causal:
             return {}  # where earlier tokens see later ones, there is nothing to keep
         if length > config.max_length and config.stem.positions == "learned":
             raise InputError(f"a cache of {length} tokens is longer than model.max_length={config.max_length}")
-        stack: dict[str, Any] = {}
-        for i, (pattern, repeats) in enumerate(config.segments):
-            stack[str(i)] = {}
-            for kind in dict.fromkeys(pattern):
-                cache = block_cache(kinds[kind], batch_size, length, dtype)
-                count = repeats * pattern.count(kind)
-                stack[str(i)][kind] = jax.tree.map(lambda z, n=count: jnp.broadcast_to(z, (n, *z.shape)), cache)
-        return {"stack": stack, "length": jnp.zeros(batch_size, jnp.int32)}
+
+        def empty(kind: str, count: int, _: Any) -> Any:
+            cache = block_cache(kinds[kind], batch_size, length, dtype)
+            return jax.tree.map(lambda each: jnp.broadcast_to(each, (count, *each.shape)), cache)
+
+        return {"stack": by_kind(config.segments, empty), "length": jnp.zeros(batch_size, jnp.int32)}
 
     layout = layer.layout_of(jax.eval_shape(declare, jax.random.key(0)))
     return Model(lambda key: layer.params_of(declare(key)), apply, start, layout, config)
 
 
-class _Parts(NamedTuple):
-    """The modules of a model."""
-
-    stem: Stem
-    blocks: dict[str, Block]
-    norm: Norm
-    pool: Pool
-    head: Head
-    relative: Relative | None
-
-
-def _modules(config: Transformer, kinds: dict[str, Transformer], partitioning: Partitioning | None) -> _Parts:
+def _modules(
+    config: Transformer, kinds: dict[str, Transformer], partitioning: Partitioning | None
+) -> tuple[dict[str, layer.Layer], dict[str, Block]]:
+    """The parts that a model has around its stack, and its kinds of block."""
+    final_norm = config.norm.placement != "post" and not (config.pool and config.pool.norm)
+    parts = {
+        "stem": Stem(partitioning, config),
+        "relative": Relative(partitioning, config) if config.attention.relative else None,
+        "norm": Norm(partitioning, config.norm) if final_norm else None,
+        "pool": Pool(partitioning, config) if config.pool else None,
+        "head": Head(partitioning, config) if config.head else None,
+    }
     blocks = {name: Block(partitioning, each) for name, each in kinds.items()}
-    norm = Norm(partitioning, config.embed_dim, config.norm)
-    a, init = config.attention, layer.normal(0.02 if config.init_scale is None else config.init_scale)
-    relative = Relative(partitioning, a.relative, a.num_heads, a.causal, init) if a.relative else None
-    stem, pool, head = Stem(partitioning, config), Pool(partitioning, config), Head(partitioning, config)
-    return _Parts(stem, blocks, norm, pool, head, relative)
+    return {name: each for name, each in parts.items() if each}, blocks
 
 
 def _source(config: Transformer, batch: Batch, cached: bool) -> Source | None:
@@ -203,49 +178,40 @@ def _source(config: Transformer, batch: Batch, cached: bool) -> Source | None:
     return Source(hidden, positions_of(hidden.shape[0], hidden.shape[1], mask))
 
 
-class _Where:
-    """Positions, segments and reality of a batch's tokens, with what a cache already holds before them."""
-
-    def __init__(self, config: Transformer, batch: Batch, state: State) -> None:
-        (reads,) = config.reads
-        there = batch[reads if reads in batch else "frames"]
-        shape = there.shape[:2] if config.length is None else (len(there), config.length)
-        mask, segments, positions = batch.get("mask"), batch.get("segments"), batch.get("positions")
-        if config.waveform is not None:
-            shape, mask = _heard(config.waveform, shape, mask)
-        if shape[1] > config.max_length:
-            raise InputError(f"a sequence of {shape[1]} tokens is longer than model.max_length={config.max_length}")
-        if segments is not None:
-            mask = segments > 0 if mask is None else mask & (segments > 0)
-            if state:
-                raise InputError("packed segments and a cache do not go together: give one sequence a row")
-        self.slots = jnp.arange(shape[1], dtype=jnp.int32)[None] if positions is None else positions
-        if positions is None:
-            # One row serves all where every row is alike: its mask is made once.
-            rows = 1 if mask is None and not state else shape[0]
-            positions = positions_of(rows, shape[1], mask) if segments is None else _restarted(segments)
-            if state:
-                positions = jnp.where(positions >= 0, positions + state["length"][:, None], ABSENT)
-        elif mask is not None:
-            positions = jnp.where(mask, positions, ABSENT)
+def _seen(config: Transformer, batch: Batch, state: State, train: bool) -> tuple[Seen, jax.Array, jax.Array]:
+    """What blocks are told of a batch's tokens, behind what a cache already holds; their slots; and which are real."""
+    (reads,) = config.reads
+    there = batch[reads if reads in batch else "frames"]
+    shape = there.shape[:2] if config.length is None else (len(there), config.length)
+    mask, segments, positions = batch.get("mask"), batch.get("segments"), batch.get("positions")
+    if (waveform := config.waveform) is not None:
+        if shape[1] < (least := waveform.samples(1)):
+            raise InputError(f"audio of {shape[1]} samples is shorter than the {least} of one frame: fill it up")
+        shape = shape[0], waveform.frames(shape[1])
+        if mask is not None:  # real are the frames of as many samples, from the first one on
+            mask = jnp.arange(shape[1]) < waveform.frames(jnp.sum(mask, axis=1))[:, None]
+    if shape[1] > config.max_length:
+        raise InputError(f"a sequence of {shape[1]} tokens is longer than model.max_length={config.max_length}")
+    if segments is not None:
+        mask = segments > 0 if mask is None else mask & (segments > 0)
         if state:
-            positions = jnp.broadcast_to(positions, shape)
-        self.positions, self.segments, self.mask = positions, segments, mask
-        self.ordered = not state and (batch.get("positions") is None or segments is not None)
-        self.real = jnp.ones(shape, bool) if mask is None else mask
-        self.after = state["length"] + jnp.sum(self.real, axis=1, dtype=jnp.int32) if state else None
-
-
-def _heard(
-    waveform: Waveform, shape: tuple[int, int], mask: jax.Array | None
-) -> tuple[tuple[int, int], jax.Array | None]:
-    """Rows and frames of samples [B,S], and which frames are real: those of as many samples, from the first one on."""
-    least, frames = waveform.samples(1), waveform.frames(shape[1])
-    if shape[1] < least:
-        raise InputError(f"audio of {shape[1]} samples is shorter than the {least} of one frame: fill it up")
-    if mask is not None:
-        mask = jnp.arange(frames) < waveform.frames(jnp.sum(mask, axis=1))[:, None]
-    return (shape[0], frames), mask
+            raise InputError("packed segments and a cache do not go together: give one sequence a row")
+    slots = jnp.arange(shape[1], dtype=jnp.int32)[None] if positions is None else positions
+    # See `Attention`: what lies behind a piece of queries is hidden only where slots follow positions.
+    ordered = not state and (positions is None or segments is not None)
+    pieces = config.execution.query_pieces if train and ordered else 1
+    if positions is None:
+        # One row serves all where every row is alike: its mask is made once.
+        rows = 1 if mask is None and not state else shape[0]
+        positions = positions_of(rows, shape[1], mask, segments)
+        if state:
+            positions = jnp.where(positions >= 0, positions + state["length"][:, None], ABSENT)
+    elif mask is not None:
+        positions = jnp.where(mask, positions, ABSENT)
+    if state:
+        positions = jnp.broadcast_to(positions, shape)
+    real = jnp.ones(shape, bool) if mask is None else mask
+    return Seen(positions, segments, mask, pieces=pieces, train=train), slots, real
 
 
 def _frames(config: Spectrogram, batch: Batch) -> jax.Array:
@@ -255,14 +221,8 @@ def _frames(config: Spectrogram, batch: Batch) -> jax.Array:
         missing = config.samples - batch["audio"].shape[1]
         if missing < 0:
             raise InputError(f"audio of more than model.spectrogram.samples={config.samples}: cut it into pieces")
-        frames = log_mel(jnp.pad(batch["audio"], ((0, 0), (0, missing))), bands=config.bands)
+        with jax.named_scope("stem"):
+            frames = log_mel(jnp.pad(batch["audio"], ((0, 0), (0, missing))), bands=config.bands)
     if frames.shape[1:] != wanted:
         raise InputError(f"frames is {list(frames.shape)}, the model reads [batch, {wanted[0]}, {wanted[1]}]")
     return frames
-
-
-def _restarted(segments: jax.Array) -> jax.Array:
-    """Positions that restart with every segment; padding (segment 0) is ABSENT."""
-    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
-    starts = jnp.where(segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1], index, 0)
-    return jnp.where(segments > 0, index - jax.lax.cummax(starts, axis=1), ABSENT)

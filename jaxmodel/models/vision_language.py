@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxmodel.model import Batch, Model, Outputs, Params, State
+from jaxmodel.model import Batch, Model, Outputs, Params, State, start_of
 from jaxmodel.models.pairs import VisionLanguage
 from jaxmodel.nn import layer
 from jaxmodel.nn.layer import normal
@@ -23,11 +23,10 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
     """
     config.check()
     whole, tower, text = (each.build(partitioning) for each in (config.image, config.tower, config.text))
-    init_weight = normal(None)
     width = config.text.embed_dim
 
     def projector(partitioning: Partitioning | None) -> MLP:
-        return MLP(partitioning, config.projector, width, init_weight, init_weight)
+        return MLP(partitioning, width, normal(None), normal(None), config.projector)
 
     def declare(key: jax.Array) -> Params:
         return projector(None).init({"params": key}, jnp.zeros((1, config.image.embed_dim)))["params"]
@@ -57,10 +56,6 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
         out = text.apply(params["text"], given, before, key=keys[1], train=train)
         return Outputs(out.values, {"text": out.state} if out.state else {}, out.losses)
 
-    def start(batch_size: int | None = None, length: int | None = None) -> State:
-        found = text.start(batch_size, length)
-        return {"text": found} if found else {}
-
     between = layer.layout_of(jax.eval_shape(declare, jax.random.key(0)))
     layout = {"image": whole.layout, "projector": between, "text": text.layout}
-    return Model(init, apply, start, layout, config)
+    return Model(init, apply, start_of({"text": text}), layout, config)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
 from jaxmodel.models.configs import Transformer
-from jaxmodel.nn.cache import AttentionCache, CrossCache, Read
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, Weight, compact, einsum, ones, scaled, zeros
-from jaxmodel.nn.mask import attention_mask
+from jaxmodel.nn.cache import AttentionCache, CrossCache, Read, appended, head_sizes
+from jaxmodel.nn.layer import STABLE, Half, compact, einsum, ones, scaled, softcapped, zeros
+from jaxmodel.nn.mask import Seen, Source, attention_mask
 from jaxmodel.nn.norm import norm_scale, rms_normalize
 from jaxmodel.nn.relative import bias_between
 from jaxmodel.nn.rope import rotate
@@ -66,8 +66,7 @@ def dot_product_attention(
     k_BGSK = k_BSGK.astype(q_BTHK.dtype).transpose(0, 2, 1, 3)
     v_BGSK = v_BSGK.astype(q_BTHK.dtype).transpose(0, 2, 1, 3)
     scores = jnp.einsum("bgrtk,bgsk->bgrts", q_BGRTK, k_BGSK, preferred_element_type=STABLE)
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
+    scores = softcapped(scores, softcap)
     if bias is not None:
         scores = scores + bias.reshape(bias.shape[0], G, H // G, *bias.shape[2:])
     if mask is not None:
@@ -83,99 +82,53 @@ def dot_product_attention(
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, v_BSGK.shape[-1])
 
 
-def _kept(
-    cache: AttentionCache | None, keys: jax.Array, values: jax.Array, positions: jax.Array
-) -> tuple[AttentionCache | None, Read]:
-    """The grown cache, and all that is visible."""
-    return (None, (keys, values, positions)) if cache is None else cache.append(keys, values, positions)
+# Queries; keys, values and the positions of both; the cache; and what makes heads of what attention gives.
+Projected = tuple[jax.Array, Read, AttentionCache | None, Callable[[jax.Array], jax.Array]]
 
 
-class Source(NamedTuple):
-    """What an encoder read: hidden [B,S,E], and positions int32[B,S], ABSENT where there is padding."""
-
-    hidden: jax.Array
-    positions: jax.Array
-
-
-class Attention(Layer):
-    """The attention half of a block, x [B,T,D] to [B,T,D]; with a cache, also its successor.
-
-    `relative` float32[H,N] is what `Relative` gives.
-    """
+class Attention(Half):
+    """The attention half of a block, x [B,T,D] to [B,T,D]; with a cache, also its successor."""
 
     config: parts.Attention
     model: Transformer
-    dim: int
-    init_input: Initializer
-    init_output: Initializer
 
     @compact
     def __call__(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        segments: jax.Array | None,
-        cache: AttentionCache | None,
-        pieces: int = 1,
-        relative: jax.Array | None = None,
+        self, x: jax.Array, seen: Seen, cache: AttentionCache | None
     ) -> tuple[jax.Array, AttentionCache | None]:
-        config, (H, G, K) = self.config, self._sizes
-        widen = None
-        if config.latent is not None:
-            q, k, v, key_positions, cache, widen = self._latent(config.latent, x, positions, cache, K)
-        else:
-            q = self._project(x, "query", "heads", H, K)
-            k = scaled(self._project(x, "key", "kv_heads", G, K), config.key_scale)
-            v = k if config.keys_as_values else self._project(x, "value", "kv_heads", G, K)
-            if config.value_norm:
-                v = rms_normalize(v, config.qk_norm_epsilon).astype(x.dtype)
-            if config.qk_norm != "none":
-                q, k = self._normalize(q, "query_norm"), self._normalize(k, "key_norm")
-            if config.rotary:
-                q, k = (rotate(each, positions, config, self.model.max_length) for each in (q, k))
-            cache, (k, v, key_positions) = _kept(cache, k, v, positions)
-        sinks = self.vector("sinks", "heads", (H,), zeros) if config.sinks else None
-        scale = K**-0.5 if config.scale is None else config.scale
-        # In training no key after a query is ever seen, nor computed: late keys are cut off a piece of queries at
-        # a time. (Not elsewhere: an export must compute, bit for bit, what the checkpoint does at every length.)
-        T = x.shape[1]
-        if pieces > 1 and (not config.causal or T % pieces or T // pieces < SHORTEST_PIECE):
-            pieces = 1
+        config, T = self.config, x.shape[1]
+        project = self._by_head if config.latent is None else self._latent
+        q, read, cache, widen = project(x, seen.positions, cache)
+        sinks = self.vector("sinks", "heads", (config.num_heads,), zeros) if config.sinks else None
 
         def attend(begin: int, end: int, last: int) -> jax.Array:
-            here = None if segments is None else segments[:, begin:end]
-            there = None if segments is None else segments[:, :last]
-            mask = attention_mask(
-                positions[:, begin:end],
-                key_positions[:, :last],
-                query_segments=here,
-                key_segments=there,
-                causal=config.causal,
-                window=config.window,
-            )
-            part = q[:, begin:end], k[:, :last], v[:, :last]
+            asking, queries, mine = jax.tree.map(lambda a: a[:, begin:end], (q, seen.positions, seen.segments))
+            k, v, keys, theirs = jax.tree.map(lambda a: a[:, :last], (*read, seen.segments))
+            sight = {"causal": config.causal, "window": config.window}
+            mask = attention_mask(queries, keys, query_segments=mine, key_segments=theirs, **sight)
             bias = None
-            if config.relative is not None and relative is not None:
-                bias = bias_between(relative, positions[:, begin:end], key_positions[:, :last])
-            return dot_product_attention(*part, mask, scale=scale, softcap=config.softcap, sinks=sinks, bias=bias)
+            if config.relative is not None and seen.relative is not None:
+                bias = bias_between(seen.relative, queries, keys)
+            return self._attend(asking, k, v, mask, sinks=sinks, bias=bias)
 
+        # In training no key after a query is ever seen, nor computed: late keys are cut off a piece of queries at
+        # a time. (Not elsewhere: an export must compute, bit for bit, what the checkpoint does at every length.)
+        pieces = [(0, T, read[0].shape[1])]
+        if seen.pieces > 1 and config.causal and T % seen.pieces == 0 and T // seen.pieces >= SHORTEST_PIECE:
+            size = T // seen.pieces
+            pieces = [(end - size, end, end) for end in range(size, T + 1, size)]
         with jax.named_scope("attend"):
-            if pieces == 1:
-                out = attend(0, T, k.shape[1])
-            else:
-                ends = [(i + 1) * T // pieces for i in range(pieces)]
-                out = jnp.concatenate([attend(end - T // pieces, end, end) for end in ends], axis=1)
-        out = out if widen is None else widen(out)
+            out = jnp.concatenate([attend(*piece) for piece in pieces], axis=1)
+        out = widen(out)
         if config.gate:
-            gate = self._project(x, "gate", "heads", H, K)
+            gate = self._project(x, "gate", "heads", *out.shape[2:])
             out = out * jax.nn.sigmoid(gate.astype(STABLE)).astype(out.dtype)
         return self._output(out), cache
 
-    @property
-    def _sizes(self) -> tuple[int, int, int]:
-        """Query heads, key/value heads and the width of one."""
-        H = self.config.num_heads
-        return H, self.config.num_kv_heads or H, self.config.head_dim or self.dim // H
+    def _attend(self, *args: Any, **options: Any) -> jax.Array:
+        config = self.config
+        scale = head_sizes(config, self.dim)[-1] ** -0.5 if config.scale is None else config.scale
+        return dot_product_attention(*args, **options, scale=scale, softcap=config.softcap)
 
     def _output(self, out: jax.Array) -> jax.Array:
         out = self.constrain(out, "batch", None, "heads", None)
@@ -189,59 +142,70 @@ class Attention(Layer):
         y = self.linear(x, name, f"embed -> {heads} head_dim", (num, width), self.init_input, bias)
         return self.constrain(y, "batch", None, heads, None)
 
-    def _latent(
-        self, latent: parts.Latent, x: jax.Array, positions: jax.Array, cache: AttentionCache | None, K: int
-    ) -> tuple[
-        jax.Array, jax.Array, jax.Array, jax.Array, AttentionCache | None, Callable[[jax.Array], jax.Array] | None
-    ]:
-        """Queries, keys, values and their positions; the cache; and what makes heads of what attention gives, if any.
+    def _by_head(self, x: jax.Array, positions: jax.Array, cache: AttentionCache | None) -> Projected:
+        config, (H, G, K) = self.config, head_sizes(self.config, self.dim)
+        q = self._project(x, "query", "heads", H, K)
+        k = scaled(self._project(x, "key", "kv_heads", G, K), config.key_scale)
+        v = k if config.keys_as_values else self._project(x, "value", "kv_heads", G, K)
+        if config.value_norm:
+            v = rms_normalize(v, config.qk_norm_epsilon).astype(x.dtype)
+        if config.qk_norm != "none":
+            q, k = self._normalize(q, "query_norm"), self._normalize(k, "key_norm")
+        if config.rotary:
+            q, k = (rotate(each, positions, config, self.model.max_length) for each in (q, k))
+        cache, read = appended(cache, k, v, positions)
+        return q, read, cache, lambda out: out
+
+    def _latent(self, x: jax.Array, positions: jax.Array, cache: AttentionCache | None) -> Projected:
+        """From narrow vectors, which are what a cache keeps.
 
         A single token, whose cache may be long, meets the narrow vectors themselves: its queries are brought to
         them, and what it takes from them to heads; that saves making keys and values of every token again.
         """
-        H, R, rank = self.config.num_heads, latent.rope_dim, latent.kv_rank
-
-        def heads(name: str, origin: str, width: int, size: int) -> Weight:
-            return self.weight(name, f"{origin} -> heads head_dim", (width,), (H, size), self.init_input)
+        latent, (H, _, K) = self.config.latent, head_sizes(self.config, self.dim)
+        assert latent is not None
+        R, rank, layout = latent.rope_dim, latent.kv_rank, "latent -> heads head_dim"
 
         def turned(x: jax.Array) -> jax.Array:
             return rotate(x, positions, self.config, self.model.max_length)
 
         if latent.q_rank is None:
-            q = einsum(x, heads("query", "embed", self.dim, K))
+            q = self.linear(x, "query", "embed -> heads head_dim", (H, K), self.init_input)
         else:
             narrow = self._normalize(self._project(x, "query_latent", "latent", 1, latent.q_rank), "query_norm")
-            q = einsum(narrow[:, :, 0], heads("query", "latent", latent.q_rank, K))
+            q = self.linear(narrow[:, :, 0], "query", layout, (H, K), self.init_input)
         q, q_turned = q[..., : K - R], turned(q[..., K - R :])
         k = self._normalize(self._project(x, "latent", "latent", 1, rank), "latent_norm")
         k_turned = turned(self._project(x, "rope_key", "latent", 1, R))
         whole = cache is None or x.shape[1] > 1
-        cache, (k, k_turned, key_positions) = _kept(cache, k, k_turned, positions)
+        cache, (k, k_turned, key_positions) = appended(cache, k, k_turned, positions)
         k, k_turned = k.astype(x.dtype), k_turned.astype(x.dtype)
-        key, value = heads("key", "latent", rank, K - R), heads("value", "latent", rank, latent.value_dim)
-        widen: Callable[[jax.Array], jax.Array] | None = None
+        key, value = (
+            self.weight(name, layout, (rank,), (H, width), self.init_input)
+            for name, width in (("key", K - R), ("value", latent.value_dim))
+        )
         if whole:
-            v, k = einsum(k[:, :, 0], value), einsum(k[:, :, 0], key)
+            v, k, widen = einsum(k[:, :, 0], value), einsum(k[:, :, 0], key), lambda out: out
             k_turned = jnp.broadcast_to(k_turned, (*k.shape[:3], R))
         else:
             into, out = (weights.dense(each.leaf, x.dtype).reshape(rank, H, -1) for each in (key, value))
             q, v = jnp.einsum("bthk,rhk->bthr", q, into), k
             widen = functools.partial(jnp.einsum, "rhk,bthr->bthk", out)
         q, k = jnp.concatenate([q, q_turned], axis=-1), jnp.concatenate([k, k_turned], axis=-1)
-        return self.constrain(q, "batch", None, "heads", None), k, v, key_positions, cache, widen
+        return self.constrain(q, "batch", None, "heads", None), (k, v, key_positions), cache, widen
 
     def _normalize(self, x: jax.Array, name: str) -> jax.Array:
         """Norm [B,T,H,K] over each head, or over all of them together."""
         config, flat = self.config, x
         if config.qk_norm == "layer":
             scale = self.vector(name, "heads_norm head_dim", x.shape[2:], ones)
-            centred = x.astype(STABLE) - jnp.mean(x.astype(STABLE), axis=-1, keepdims=True)
-            return (rms_normalize(centred, config.qk_norm_epsilon) * scale).astype(x.dtype)
-        layout = "head_dim"
-        if config.qk_norm == "all":
-            flat, layout = x.reshape(*x.shape[:2], -1), "heads_norm"
-        scale = norm_scale(self, name, layout, flat.shape[-1], self.model.norm.offset)
-        return (rms_normalize(flat, config.qk_norm_epsilon) * scale).astype(x.dtype).reshape(x.shape)
+        else:
+            together = config.qk_norm == "all"
+            flat = x.reshape(*x.shape[:2], -1) if together else x
+            layout = "heads_norm" if together else "head_dim"
+            scale = norm_scale(self, name, layout, flat.shape[-1], self.model.norm.offset)
+        y = rms_normalize(flat, config.qk_norm_epsilon, centred=config.qk_norm == "layer")
+        return (y * scale).astype(x.dtype).reshape(x.shape)
 
 
 class CrossAttention(Attention):
@@ -251,20 +215,18 @@ class CrossAttention(Attention):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: jax.Array, source: Source | None, cache: CrossCache | None
     ) -> tuple[jax.Array, CrossCache | None]:
-        config, (H, G, K) = self.config, self._sizes
+        H, G, K = head_sizes(self.config, self.dim)
         q = self._project(x, "query", "heads", H, K)
         if source is not None:
             k, v = (self._project(source.hidden, name, "kv_heads", G, K) for name in ("key", "value"))
-            read = k, v, source.positions
-            cache = None if cache is None else cache.kept(*read)
+            positions = source.positions
+            cache = None if cache is None else cache.kept(k, v, positions)
         else:
             assert cache is not None
-            read = cache.source()
-            if not read[2].shape[1]:
+            k, v, positions = cache.source()
+            if not positions.shape[1]:
                 raise InputError("the cache holds no source yet: let the model read one first")
-        k, v, positions = read
-        scale = K**-0.5 if config.scale is None else config.scale
         with jax.named_scope("attend"):
             mask = attention_mask(jnp.zeros((1, 1), jnp.int32), positions, causal=False)
-            out = dot_product_attention(q, k, v, mask, scale=scale, softcap=config.softcap)
+            out = self._attend(q, k, v, mask)
         return self._output(out), cache

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
-from jaxmodel.nn.layer import Initializer, Layer, compact, einsum, normal, zeros
+from jaxmodel.nn.layer import Layer, compact, he, normal, zeros
 
 
 def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
@@ -38,45 +38,40 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def windows(x: jax.Array, size: int, stride: int) -> jax.Array:
-    """The windows over time of x [B,T,C], [B,ceil(T/stride),size*C], with zeros beyond its ends as in `patches`."""
-    length, pad = x.shape[1], (size - 1) // 2
-    x = jnp.pad(x, ((0, 0), (pad, pad), (0, 0)))
-    return jnp.concatenate([x[:, i : i + length : stride] for i in range(size)], axis=-1)
+    """The windows over time of x [B,T,C], [B,1+floor((T-size)/stride),size*C], none of which goes beyond its ends."""
+    ends = (x.shape[1] - size) // stride * stride + 1  # behind where the last window begins
+    return jnp.concatenate([x[:, i : i + ends : stride] for i in range(size)], axis=-1)
 
 
 class Conv(Layer):
     """A convolution with an odd kernel, or windows side by side, x [B,H,W,C] to [B,H/stride,W/stride,F]."""
 
-    channels: int
     filters: int
     size: int
     stride: int
-    init: Initializer
     bias: bool = False
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        inputs = (self.size, self.size, self.channels)
-        weight = self.weight("kernel", "height width channels -> filters", inputs, (self.filters,), self.init)
         windows = patches(x, self.size, self.stride)
-        return biased(self, einsum(windows.reshape(*windows.shape[:3], *inputs), weight))
+        windows = windows.reshape(*windows.shape[:3], self.size, self.size, x.shape[-1])
+        return biased(self, self.linear(windows, "kernel", "height width channels -> filters", (self.filters,), he))
 
 
 class DepthwiseConv(Layer):
     """A convolution of each channel by itself with an odd kernel, x [B,H,W,C] to the same shape."""
 
-    channels: int
     size: int
     bias: bool = False
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.size, self.size, self.channels)
+        shape = (self.size, self.size, x.shape[-1])
         kernel = self.vector("kernel", "height width filters", shape, normal(1 / self.size)).astype(x.dtype)
         y = jax.lax.conv_general_dilated(
             *(x, kernel[:, :, None], (1, 1), "SAME"),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.channels,
+            feature_group_count=x.shape[-1],
         )
         return biased(self, y)
 

@@ -5,17 +5,15 @@ B batch, T time, D model dim, V logits.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.activations import ACTIVATIONS
-from jaxmodel.nn.attention import CrossAttention, Source
-from jaxmodel.nn.layer import STABLE, Layer, Weight, compact, einsum, normal, zeros
-from jaxmodel.nn.mask import positions_of
+from jaxmodel.nn.attention import CrossAttention
+from jaxmodel.nn.layer import STABLE, Layer, Weight, compact, einsum, normal, scaled, softcapped, zeros
+from jaxmodel.nn.mask import Source, positions_of
 from jaxmodel.nn.mlp import MLP
 from jaxmodel.nn.norm import Norm
 
@@ -39,7 +37,7 @@ class Pool(Layer):
         else:
             x = pooled(hidden, None, "last") if pool.kind == "slot" else pooled(hidden, real, pool.kind)
         if pool.norm:
-            x = Norm(self.partitioning, config.embed_dim, config.norm, name="norm")(x)
+            x = Norm(self.partitioning, config.norm, name="norm")(x)
         if pool.activation != "none" or pool.spare:
             y = self.linear(x, "dense", "embed -> mlp", (config.embed_dim,), init, True)
             x = x if pool.spare else ACTIVATIONS[pool.activation][0](y)
@@ -52,15 +50,15 @@ class Pool(Layer):
 
     def _attended(self, hidden: jax.Array, real: jax.Array | None) -> jax.Array:
         """What a learned vector sees of all tokens, and an MLP of that."""
-        config, D = self.config, self.config.embed_dim
-        init = normal(config.init_scale)
-        shared: dict[str, Any] = {"dim": D, "init_input": init, "init_output": init}
+        config, D, init = self.config, self.config.embed_dim, normal(self.config.init_scale)
+        common = self.partitioning, D, init, init
         probe = self.vector("probe", "embed_bias", (D,), normal(D**-0.5))
         probe = jnp.broadcast_to(probe.astype(hidden.dtype), (len(hidden), 1, D))
-        see = CrossAttention(self.partitioning, **shared, config=config.attention, model=config, name="attention")
-        x = see(probe, Source(hidden, positions_of(*hidden.shape[:2], real)), None)[0][:, 0]
-        y = Norm(self.partitioning, D, config.norm, name="mlp_norm")(x)
-        return x + MLP(self.partitioning, **shared, config=config.mlp, name="mlp")(y)
+        see = CrossAttention(*common, config.attention, config, name="attention")
+        source = Source(hidden, positions_of(len(hidden), hidden.shape[1], real))
+        x = see(probe, source, None)[0][:, 0]
+        y = Norm(self.partitioning, config.norm, name="mlp_norm")(x)
+        return x + MLP(*common, config.mlp, name="mlp")(y)
 
 
 class Head(Layer):
@@ -70,26 +68,22 @@ class Head(Layer):
 
     @compact
     def __call__(self, hidden: jax.Array, tied: Weight | None) -> jax.Array:
-        config, head = self.config, self.config.head
+        config, head, init = self.config, self.config.head, normal(self.config.init_scale)
         assert head is not None
         width = head.dim or config.embed_dim
         if head.activation != "none" or head.dim:
-            hidden = self.linear(hidden, "dense", "embed -> mlp", (width,), normal(config.init_scale), head.dense_bias)
+            hidden = self.linear(hidden, "dense", "embed -> mlp", (width,), init, head.dense_bias)
         if head.activation != "none":
             hidden = ACTIVATIONS[head.activation][0](hidden)
             if head.norm:
-                hidden = Norm(self.partitioning, width, config.norm, name="norm")(hidden)
+                hidden = Norm(self.partitioning, config.norm, name="norm")(hidden)
         outputs = "vocab" if head.outputs is None else "classes"  # a few classes are not worth splitting
-        if tied is None:
-            sizes = (hidden.shape[-1],), (config.num_outputs,)
-            tied = self.weight("logits", f"embed -> {outputs}", *sizes, normal(config.init_scale))
-        logits = einsum(hidden, tied).astype(STABLE)
+        shape = (config.num_outputs,)
+        weight = tied or self.weight("logits", f"embed -> {outputs}", hidden.shape[-1:], shape, init)
+        logits = einsum(hidden, weight).astype(STABLE)
         if head.bias:
-            logits = logits + self.vector("bias", outputs, (config.num_outputs,), zeros)
-        if head.scale is not None:
-            logits = logits * head.scale
-        if head.softcap is not None:
-            logits = head.softcap * jnp.tanh(logits / head.softcap)
+            logits = logits + self.vector("bias", outputs, shape, zeros)
+        logits = softcapped(scaled(logits, head.scale), head.softcap)
         return self.constrain(logits, "batch", *(None,) * (logits.ndim - 2), outputs)
 
 

@@ -92,12 +92,9 @@ class Layer(nn.Module):
         self, x: jax.Array, name: str, layout: str, shape: tuple[int, ...], init: Initializer, bias: bool = False
     ) -> jax.Array:
         """x times a weight called `name`, to [..., *shape]; plus what is called `name`_bias, of what it produces."""
-        contracted, produced = weights.parse(layout).contracted, layout.rpartition("-> ")[2]
-        y = einsum(x, self.weight(name, layout, x.shape[x.ndim - len(contracted) :], shape, init))
-        if not bias:
-            return y
-        produced = "embed_bias" if produced == "embed" else produced
-        return y + self.vector(f"{name}_bias", produced, shape, zeros).astype(y.dtype)
+        contracted = len(weights.parse(layout).contracted)
+        y = einsum(x, self.weight(name, layout, x.shape[x.ndim - contracted :], shape, init))
+        return y + self.vector(f"{name}_bias", bias_layout(layout), shape, zeros).astype(y.dtype) if bias else y
 
     def vector(self, name: str, layout: str, shape: tuple[int, ...], init: Initializer) -> jax.Array:
         """Declare what is no matrix, never quantized, adapted or decayed: a scale, a bias, positions, a router."""
@@ -123,9 +120,33 @@ class Layer(nn.Module):
         return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
+def bias_layout(layout: str) -> str:
+    """The layout of what is added to a product with a weight of this layout."""
+    parsed = weights.parse(layout)
+    return " ".join((*parsed.stack, *("embed_bias" if dim == "embed" else dim for dim in parsed.produced)))
+
+
+class Half(Layer):
+    """Half of a block: it reads vectors [B,T,D] and writes such, by weights that begin as it is told."""
+
+    dim: int
+    init_input: Initializer
+    init_output: Initializer
+
+
 def scaled(x: jax.Array, scale: float | None) -> jax.Array:
     """x times a number that a config may give, in x's dtype."""
     return x if scale is None else x * jnp.asarray(scale, x.dtype)
+
+
+def softcapped(x: jax.Array, cap: float | None) -> jax.Array:
+    """x brought between -cap and cap, smoothly; as it is without one."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def rngs(key: jax.Array | None) -> dict[str, jax.Array]:
+    """What a module draws from in `apply`."""
+    return {} if key is None else {"dropout": key}
 
 
 def normal(scale: float | None) -> Initializer:
@@ -138,21 +159,19 @@ def normal(scale: float | None) -> Initializer:
     return init
 
 
+def small(scale: float | None) -> Initializer:
+    """Normal for tables, which start small whatever their width: 0.02 where `scale` is None."""
+    return normal(0.02 if scale is None else scale)
+
+
 def he(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Normal with variance 2 / inputs, for layers before a ReLU (arXiv:1502.01852)."""
     return jax.random.normal(key, shape, dtype) * (2.0 / shape[-2]) ** 0.5
 
 
-def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """An initializer of zeros."""
-    return jnp.zeros(shape, dtype)
-
-
-def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """An initializer of ones."""
-    return jnp.ones(shape, dtype)
-
-
 def constant(value: float) -> Initializer:
     """An initializer of one value."""
     return lambda key, shape, dtype: jnp.full(shape, value, dtype)
+
+
+zeros, ones = constant(0.0), constant(1.0)

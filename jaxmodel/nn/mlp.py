@@ -16,16 +16,14 @@ from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
 from jaxmodel.nn.activations import ACTIVATIONS
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, scaled, zeros
+from jaxmodel.nn.layer import STABLE, Half, bias_layout, compact, scaled, zeros
+from jaxmodel.nn.mask import segment_starts
 
 
-class MLP(Layer):
+class MLP(Half):
     """x [...,E] to [..., D] through F hidden units; in a block E is D."""
 
     config: parts.MLP
-    dim: int
-    init_input: Initializer
-    init_output: Initializer
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,7 +39,7 @@ class MLP(Layer):
         return self.constrain(y, "batch", *(None,) * (y.ndim - 2), "mlp")
 
 
-class MoE(Layer):
+class MoE(Half):
     """Every token goes through its top experts, none is dropped (arXiv:2211.15841); x [B,T,D] to [B,T,D].
 
     A token's result depends on that token alone and the losses on one sequence, never on what shares the device. With a
@@ -50,31 +48,25 @@ class MoE(Layer):
     """
 
     config: parts.MoE
-    dim: int
-    init_input: Initializer
-    init_output: Initializer
 
     @compact
     def __call__(
         self, x: jax.Array, real: jax.Array, segments: jax.Array | None = None, whole: bool = True
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        config = self.config
-        router = self.vector("router", "embed experts", (self.dim, config.num_experts), self.init_input)
-        logits = x.astype(STABLE) @ router
+        config, E = self.config, self.config.num_experts
+        logits = x.astype(STABLE) @ self.vector("router", "embed experts", (self.dim, E), self.init_input)
         if config.bias:
-            logits = logits + self.vector("router_bias", "experts", (config.num_experts,), zeros)
-        probabilities, gates, chosen = self._route(logits)
-        experts = {name: self._expert(name) for name in ("gate", "up", "down") if name != "gate" or self._gated}
-        if config.bias:
-            experts |= {f"{name}_bias": self._expert_bias(name) for name in tuple(experts)}
+            logits = logits + self.vector("router_bias", "experts", (E,), zeros)
+        chance, gates, chosen = self._route(logits)
+        leaves, layouts = self._experts()
         sent = chosen
         if config.capacity_factor is not None and whole:
             room = self._room(chosen, real, segments, config.capacity_factor)
-            sent = jnp.where(room, chosen, config.num_experts)  # an expert that nobody has
-        y = self._dispatch(x, gates.astype(x.dtype), sent, experts)
+            sent = jnp.where(room, chosen, E)  # an expert that nobody has
+        y = self._dispatch(layouts, x, gates.astype(x.dtype), sent, leaves)
         if config.shared_dim is not None:
             y = y + self._shared(x, config.shared_dim)
-        return y, self._losses(logits, probabilities, chosen, real)
+        return y, self._losses(logits, chance, chosen, real)
 
     def _route(self, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Probabilities of all experts [B,T,E]; gates of each token's own, and which these are [B,T,K]."""
@@ -106,9 +98,7 @@ class MoE(Layer):
         if segments is None:
             length = jnp.sum(real, axis=1, keepdims=True)
         else:
-            changes = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
-            start = jax.lax.cummax(jnp.where(changes, jnp.arange(T), 0), axis=1)
-            before = before - jnp.take_along_axis(before, start[..., None], axis=1)
+            before = before - jnp.take_along_axis(before, segment_starts(segments)[..., None], axis=1)
             length = jax.vmap(lambda row, mine: jnp.bincount(row, mine, length=T + 1)[row])(
                 segments, real.astype(jnp.int32)
             )
@@ -123,31 +113,35 @@ class MoE(Layer):
     def _shared(self, x: jax.Array, width: int) -> jax.Array:
         """What the expert of all tokens gives."""
         config = parts.MLP(dim=width, activation=self.config.activation)
-        y = MLP(self.partitioning, config, self.dim, self.init_input, self.init_output, name="shared")(x)
+        y = MLP(self.partitioning, self.dim, self.init_input, self.init_output, config, name="shared")(x)
         if not self.config.shared_gate:
             return y
         gate = self.vector("shared_gate", "embed classes", (self.dim, 1), self.init_input)
         return y * jax.nn.sigmoid(x.astype(STABLE) @ gate).astype(y.dtype)
 
-    def _expert(self, name: str) -> tuple[Any, str]:
-        sizes = (self.dim, self.config.dim) if name != "down" else (self.config.dim, self.dim)
-        layout = "experts; mlp -> embed" if name == "down" else "experts; embed -> mlp"
-        init = self.init_output if name == "down" else self.init_input
-        weight = self.weight(name, layout, sizes[:1], sizes[1:], init, stack=(self.config.num_experts,))
-        return weight.leaf, layout
+    def _experts(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Weights and biases of all experts by name, and their layouts."""
+        E, D, F = self.config.num_experts, self.dim, self.config.dim
+        read = "experts; embed -> mlp", (D,), (F,), self.init_input
+        write = "experts; mlp -> embed", (F,), (D,), self.init_output
+        ways = {"gate": read} if self._gated else {}
+        ways |= {"up": read, "down": write}
+        leaves = {name: self.weight(name, *way, (E,)).leaf for name, way in ways.items()}
+        layouts = {name: layout for name, (layout, *_) in ways.items()}
+        if self.config.bias:
+            for name, (layout, _, shape, _) in ways.items():
+                layouts[f"{name}_bias"] = beside = bias_layout(layout)
+                leaves[f"{name}_bias"] = self.vector(f"{name}_bias", beside, (E, *shape), zeros)
+        return leaves, layouts
 
-    def _expert_bias(self, name: str) -> tuple[jax.Array, str]:
-        size, layout = (self.dim, "experts embed_bias") if name == "down" else (self.config.dim, "experts mlp")
-        return self.vector(f"{name}_bias", layout, (self.config.num_experts, size), zeros), layout
+    def _dispatch(self, layouts: Mapping[str, str], *args: Any) -> jax.Array:
+        """Sort tokens by expert and multiply group by group, on each device for its own sequences and experts.
 
-    def _dispatch(
-        self, x: jax.Array, gates: jax.Array, chosen: jax.Array, experts: Mapping[str, tuple[Any, str]]
-    ) -> jax.Array:
-        """Sort tokens by expert and multiply group by group, on each device for its own sequences and experts."""
-        leaves = {name: leaf for name, (leaf, _) in experts.items()}
-        if self.partitioning is None:
-            return self._compute(x, gates, chosen, leaves, 0)
-        partitioning = self.partitioning
+        What comes after layouts is what `_compute` takes beside `share`.
+        """
+        partitioning, x, leaves = self.partitioning, args[0], args[-1]
+        if partitioning is None:
+            return self._compute(0, *args)
         across = partitioning.mesh_axes(("experts",))
         # Rows that the mesh does not divide (a prompt or two) stay whole, and every device works on all of them.
         rows = partitioning.spec((("batch",),), x.shape[:1])
@@ -156,35 +150,27 @@ class MoE(Layer):
             raise InputError(
                 f"rules put both `batch` and `experts` on {', '.join(across)}: they need axes of their own"
             )
-        if not batch and not across:
-            return self._compute(x, gates, chosen, leaves, 0)
+        manual = batch | set(across)
+        if not manual:
+            return self._compute(0, *args)
 
-        def local(x: jax.Array, gates: jax.Array, chosen: jax.Array, leaves: Mapping[str, Any]) -> jax.Array:
-            first = jax.lax.axis_index(across) if across else 0
-            held = self.config.num_experts // math.prod(partitioning.mesh.shape[axis] for axis in across)
-            y = self._compute(x, gates, chosen, leaves, first * held)
+        def local(*args: Any) -> jax.Array:
+            y = self._compute(jax.lax.axis_index(across) if across else 0, *args)
             return jax.lax.psum(y, across) if across else y
 
-        manual = batch | set(across)
         without = tuple(axis for axis in partitioning.mesh.axis_names if axis not in across)
-        specs = {name: partitioning.specs(layout, leaf, without) for name, (leaf, layout) in experts.items()}
-        return jax.shard_map(
-            local,
-            mesh=partitioning.mesh,
-            in_specs=(rows, rows, rows, specs),
-            out_specs=rows,
-            axis_names=manual,
-            check_vma=False,
-        )(x, gates, chosen, leaves)
+        specs = rows, rows, rows, partitioning.specs(layouts, leaves, without)
+        split = {"mesh": partitioning.mesh, "in_specs": specs, "out_specs": rows, "axis_names": manual}
+        return jax.shard_map(local, **split, check_vma=False)(*args)
 
     def _compute(
-        self, x: jax.Array, gates: jax.Array, chosen: jax.Array, leaves: Mapping[str, Any], first: jax.Array | int
+        self, share: jax.Array | int, x: jax.Array, gates: jax.Array, chosen: jax.Array, leaves: Mapping[str, Any]
     ) -> jax.Array:
-        """The experts `first`, `first`+1, … that `leaves` holds, applied to the tokens that chose them."""
+        """The experts that `leaves` holds, the `share`-th of equal shares, applied to the tokens that chose them."""
         B, T, D = x.shape
         top = self.config.experts_per_token
         held = jax.eval_shape(weights.dense, leaves["up"]).shape[0]
-        expert = chosen.reshape(-1) - first
+        expert = chosen.reshape(-1) - share * held
         mine = (expert >= 0) & (expert < held)
         expert = jnp.where(mine, expert, held)  # others sort to the end, behind every group
         order = jnp.argsort(expert, stable=True)
@@ -207,15 +193,13 @@ class MoE(Layer):
         back = jnp.where(mine[:, None], y[jnp.argsort(order)], 0.0)
         return jnp.sum(back.reshape(B, T, top, D) * gates[..., None], axis=2)
 
-    def _losses(
-        self, logits: jax.Array, probabilities: jax.Array, chosen: jax.Array, real: jax.Array
-    ) -> dict[str, jax.Array]:
+    def _losses(self, logits: jax.Array, chance: jax.Array, chosen: jax.Array, real: jax.Array) -> dict[str, jax.Array]:
         """float32[B] each: load balancing over one sequence's tokens, and the router z-loss."""
         count = jnp.maximum(jnp.sum(real, axis=1), 1).astype(STABLE)
         weight = real[..., None].astype(STABLE)
         picked = jnp.sum(jax.nn.one_hot(chosen, self.config.num_experts, dtype=STABLE), axis=2)
         share = jnp.sum(picked * weight, axis=1) / (count[:, None] * self.config.experts_per_token)
-        mean = jnp.sum(probabilities * weight, axis=1) / count[:, None]
+        mean = jnp.sum(chance * weight, axis=1) / count[:, None]
         z = jnp.sum(jax.nn.logsumexp(logits, axis=-1) ** 2 * real, axis=1) / count
         balance = self.config.num_experts * jnp.sum(share * mean, axis=-1)
         return {"balance": self.config.balance_loss * balance, "router_z": self.config.z_loss * z}

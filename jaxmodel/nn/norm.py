@@ -9,18 +9,20 @@ import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
-from jaxmodel.nn.layer import STABLE, Layer, compact, ones, zeros
+from jaxmodel.nn.layer import STABLE, Layer, compact, constant, ones, zeros
 
 
-def rms_normalize(x: jax.Array, epsilon: float, axis: int = -1) -> jax.Array:
-    """x divided by the root mean square of an axis, float32 (arXiv:1910.07467)."""
+def rms_normalize(x: jax.Array, epsilon: float, axis: int = -1, *, centred: bool = False) -> jax.Array:
+    """x, less its mean if `centred`, divided by the root mean square of an axis, float32 (arXiv:1910.07467)."""
     x = x.astype(STABLE)
+    if centred:
+        x = x - jnp.mean(x, axis=axis, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=axis, keepdims=True) + epsilon)
 
 
 def norm_scale(layer: Layer, name: str, layout: str, dim: int, offset: float) -> jax.Array:
     """The scale of a norm, float32[dim], which starts at 1 and is stored without `offset`."""
-    scale = layer.vector(name, layout, (dim,), lambda key, shape, dtype: ones(key, shape, dtype) - offset)
+    scale = layer.vector(name, layout, (dim,), constant(1.0 - offset))
     return scale + offset if offset else scale
 
 
@@ -30,19 +32,16 @@ class Norm(Layer):
     Over the axis of time it is group norm with a group a channel (arXiv:1803.08494).
     """
 
-    dim: int
     config: parts.Norm
     axis: int = -1
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        config, y = self.config, x.astype(STABLE)
-        if config.kind == "layer":
-            y = y - jnp.mean(y, axis=self.axis, keepdims=True)
-        y = rms_normalize(y, config.epsilon, self.axis)
-        y = y * norm_scale(self, "scale", "embed_norm", self.dim, config.offset)
+        config, dim = self.config, x.shape[-1]
+        y = rms_normalize(x, config.epsilon, self.axis, centred=config.kind == "layer")
+        y = y * norm_scale(self, "scale", "embed_norm", dim, config.offset)
         if config.bias:
-            y = y + self.vector("bias", "embed_norm", (self.dim,), zeros)
+            y = y + self.vector("bias", "embed_norm", (dim,), zeros)
         return y.astype(x.dtype)
 
 
@@ -53,19 +52,19 @@ class BatchNorm(Layer):
     `mean`, `variance`, the latter unbiased as in the paper; perhaps `count` of batches); in evaluation it uses those.
     """
 
-    dim: int
     epsilon: float
     momentum: float
     counts: bool = False
 
     @compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        scale = self.vector("scale", "filters_norm", (self.dim,), ones)
-        bias = self.vector("bias", "filters_norm", (self.dim,), zeros)
+        shape = x.shape[-1:]
+        scale = self.vector("scale", "filters_norm", shape, ones)
+        bias = self.vector("bias", "filters_norm", shape, zeros)
         if not (self.has_variable("state", "mean") or self.is_initializing()):
             raise InputError("batch norm needs its running statistics: pass state=model.start(), or a checkpoint's")
-        mean = self.variable("state", "mean", jnp.zeros, (self.dim,), STABLE)
-        variance = self.variable("state", "variance", jnp.ones, (self.dim,), STABLE)
+        mean = self.variable("state", "mean", jnp.zeros, shape, STABLE)
+        variance = self.variable("state", "variance", jnp.ones, shape, STABLE)
         count = self.variable("state", "count", jnp.zeros, (), jnp.int32) if self.counts else None
         y = x.astype(STABLE)
         if train:
@@ -73,7 +72,7 @@ class BatchNorm(Layer):
             now_mean = jnp.mean(y, axes)
             now_variance = jnp.mean((y - now_mean) ** 2, axes)
             if not self.is_initializing():
-                size = x.size // self.dim
+                size = x.size // x.shape[-1]
                 unbiased = now_variance * (size / max(size - 1, 1))
                 mean.value = self.momentum * mean.value + (1 - self.momentum) * now_mean
                 variance.value = self.momentum * variance.value + (1 - self.momentum) * unbiased

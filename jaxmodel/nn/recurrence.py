@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxmodel.models import parts
 from jaxmodel.nn.attention import UNSEEN
 from jaxmodel.nn.cache import RecurrentCache
-from jaxmodel.nn.layer import STABLE, Initializer, Layer, compact, ones, scaled, zeros
+from jaxmodel.nn.layer import STABLE, Half, compact, normal, ones, scaled, zeros
+from jaxmodel.nn.mask import Seen
 from jaxmodel.nn.norm import rms_normalize
 
 SCALED = ("gate", "value", "key", "query", "step")  # what `scales` are of
@@ -137,28 +138,22 @@ def causal_conv(
     return y, whole
 
 
-class Recurrence(Layer):
+class Recurrence(Half):
     """The recurrence of a block, x [B,T,D] to [B,T,D]; with a cache, also its successor."""
 
     config: parts.Recurrence
-    dim: int
     epsilon: float
-    init_input: Initializer
-    init_output: Initializer
 
     @compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None, segments: jax.Array | None, cache: RecurrentCache | None
+        self, x: jax.Array, seen: Seen, cache: RecurrentCache | None
     ) -> tuple[jax.Array, RecurrentCache | None]:
-        config, T = self.config, x.shape[1]
+        config, T, mask, segments, order = self.config, x.shape[1], seen.mask, seen.segments, None
         H, G, N, P = config.num_heads, config.groups, config.state_dim, config.head_dim
-        order = None
         if mask is not None and not (isinstance(T, int) and T == 1):
             # Real tokens first, padding behind: nobody then is ever before a token but those that it follows.
             order = jnp.argsort(~mask, axis=1, stable=True)
-            x = _taken(x, order)
-            mask = _taken(mask, order)
-            segments = None if segments is None else _taken(segments, order)
+            x, mask, segments = jax.tree.map(lambda each: _taken(each, order), (x, mask, segments))
         gate = self._project(x, "gate", "heads", (H, P))
         step = self._project(x, "step", "heads", (H,)).astype(STABLE) + self.vector("step_shift", "heads", (H,), _steps)
         step = jnp.clip(jax.nn.softplus(step), config.step_min, config.step_max)
@@ -168,36 +163,31 @@ class Recurrence(Layer):
         decay = -jnp.exp(self.vector("decay", "heads", (H,), _decays)) * step
         if mask is not None:  # padding changes no state
             decay, strength = (jnp.where(mask[..., None], each, 0.0) for each in (decay, strength))
-        tails: dict[str, Any] = {}
-        seen: dict[str, jax.Array] = {}
-        for name, heads, shape in (
-            ("query", "kv_heads", (G, N)),
-            ("key", "kv_heads", (G, N)),
-            ("value", "heads", (H, P)),
-        ):
-            y = self._project(x, name, heads, shape)
+        tails: dict[str, jax.Array] = {}
+
+        def convolved(name: str, heads: str, shape: tuple[int, ...]) -> jax.Array:
+            y, channels = self._project(x, name, heads, shape), math.prod(shape)
             tail = None if cache is None else getattr(cache, name)
-            channels = math.prod(shape)
-            kernel = self.vector(f"{name}_conv", "kernel channels", (config.kernel, channels), _kernel)
+            kernel = self.vector(f"{name}_conv", "kernel channels", (config.kernel, channels), normal(None))
             y, whole = causal_conv(y, kernel.reshape(-1, *shape), tail, segments)
             if config.conv_bias:
                 shift = self.vector(f"{name}_conv_bias", "channels", (channels,), zeros)
                 y = y + shift.reshape(shape).astype(y.dtype)
-            seen[name] = jax.nn.silu(y).astype(STABLE)
-            tails[name] = _last(whole, config.kernel - 1, mask)
-        q, k, v = seen["query"], seen["key"], seen["value"]
+            last = _last(whole, config.kernel - 1, mask)
+            tails[name] = last if tail is None else last.astype(tail.dtype)
+            return jax.nn.silu(y).astype(STABLE)
+
+        q, k = (convolved(name, "kv_heads", (G, N)) for name in ("query", "key"))
+        v = convolved("value", "heads", (H, P))
         if config.kind == "delta":
             q, k = _unit(q) * N**-0.5, _unit(k)
-
-        def by_group(y: jax.Array) -> jax.Array:
-            return y.reshape(*y.shape[:2], G, H // G, *y.shape[3:])
-
-        inputs = Inputs(q, k, by_group(v), by_group(decay), by_group(strength), segments)
+        values, decay, strength = (
+            each.reshape(*each.shape[:2], G, H // G, *each.shape[3:]) for each in (v, decay, strength)
+        )
         state = jnp.zeros((x.shape[0], H, N, P), STABLE) if cache is None else cache.state
         with jax.named_scope("recur"):
-            y, state = recur(
-                inputs, state.reshape(-1, G, H // G, N, P), delta=config.kind == "delta", chunk=config.chunk
-            )
+            inputs, state = Inputs(q, k, values, decay, strength, segments), state.reshape(-1, G, H // G, N, P)
+            y, state = recur(inputs, state, delta=config.kind == "delta", chunk=config.chunk)
         y = y.reshape(*v.shape)
         if config.skip:
             y = y + self.vector("skip", "heads", (H,), ones)[:, None] * v
@@ -206,10 +196,7 @@ class Recurrence(Layer):
         y = scaled(y, config.output_scale)
         if order is not None:
             y = _taken(y, jnp.argsort(order, axis=1))
-        if cache is not None:
-            tails = {name: tail.astype(getattr(cache, name).dtype) for name, tail in tails.items()}
-            cache = RecurrentCache(**tails, state=state.reshape(-1, H, N, P))
-        return y, cache
+        return y, cache and RecurrentCache(**tails, state=state.reshape(-1, H, N, P))
 
     def _project(self, x: jax.Array, name: str, heads: str, shape: tuple[int, ...]) -> jax.Array:
         dims = " ".join((heads, "head_dim")[: len(shape)])
@@ -247,10 +234,6 @@ def _last(whole: jax.Array, count: int, mask: jax.Array | None) -> jax.Array:
 def _unit(x: jax.Array) -> jax.Array:
     """x with its last axis of length 1."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
-
-
-def _kernel(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    return jax.random.normal(key, shape, dtype) * shape[0] ** -0.5
 
 
 def _steps(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -9,21 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmodel.models import parts
-from jaxmodel.nn.layer import Initializer, Layer, compact
+from jaxmodel.models.configs import Transformer
+from jaxmodel.nn.layer import Layer, compact, small
 
 
 class Relative(Layer):
     """The bias float32[H, 2 max_distance + 1] of each head, by distance: that of a key `max_distance` before first."""
 
-    config: parts.Relative
-    num_heads: int
-    causal: bool
-    init_table: Initializer
+    config: Transformer
 
     @compact
     def __call__(self) -> jax.Array:
-        shape = self.config.buckets, self.num_heads
-        return self.vector("table", "buckets heads", shape, self.init_table)[buckets(self.config, self.causal)].T
+        config = self.config.attention
+        assert config.relative is not None
+        shape, init = (config.relative.buckets, config.num_heads), small(self.config.init_scale)
+        return self.vector("table", "buckets heads", shape, init)[buckets(config.relative, config.causal)].T
 
 
 def bias_between(relative: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ that counts that kind's blocks in the order they run (a pattern with five local 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,43 +20,48 @@ from jaxmodel.nn.layer import Declared, is_declared
 
 Segments = tuple[tuple[tuple[str, ...], int], ...]
 
-# (params of one block, x, its state or None, key) -> (x, its state, losses)
-RunBlock = Callable[[Any, jax.Array, Any, "jax.Array | None"], tuple[jax.Array, Any, dict[str, jax.Array]]]
+# x, the state of each block (a tree like params, or None) and the losses
+Ran = tuple[jax.Array, Any, dict[str, jax.Array]]
+
+# What runs one block, by its kind: (its params, x, its state or None, key) -> (x, its state, losses)
+RunBlock = Mapping[str, Callable[[Any, jax.Array, Any, "jax.Array | None"], Ran]]
+
+
+def by_kind(segments: Segments, made: Callable[[str, int, tuple[int, int]], Any]) -> Any:
+    """A tree like the params of a stack, of `made(kind, how many blocks there are of it, its place)`."""
+    return {
+        str(i): {
+            kind: made(kind, repeats * pattern.count(kind), (i, j)) for j, kind in enumerate(dict.fromkeys(pattern))
+        }
+        for i, (pattern, repeats) in enumerate(segments)
+    }
 
 
 def init_stack(key: jax.Array, segments: Segments, init_block: Mapping[str, Callable[[jax.Array], Any]]) -> Any:
     """`Declared` params of every segment; `init_block[kind]` makes one block's from a key."""
-    params: dict[str, Any] = {}
-    for i, (pattern, repeats) in enumerate(segments):
-        params[str(i)] = {}
-        for j, kind in enumerate(dict.fromkeys(pattern)):
-            keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, i), j), repeats * pattern.count(kind))
-            made = jax.vmap(init_block[kind])(keys)
-            params[str(i)][kind] = jax.tree.map(
-                lambda node: Declared(node.value, weights.stacked(node.layout, "layers")), made, is_leaf=is_declared
-            )
-    return params
+
+    def stacked(node: Declared) -> Declared:
+        return Declared(node.value, weights.stacked(node.layout, "layers"))
+
+    def made(kind: str, count: int, place: tuple[int, int]) -> Any:
+        keys = jax.random.split(functools.reduce(jax.random.fold_in, place, key), count)
+        return jax.tree.map(stacked, jax.vmap(init_block[kind])(keys), is_leaf=is_declared)
+
+    return by_kind(segments, made)
 
 
 def run_stack(
-    params: Any,
-    x: jax.Array,
-    state: Any,
-    key: jax.Array | None,
-    segments: Segments,
-    run_block: Mapping[str, RunBlock],
-    *,
-    scan: bool,
-) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
-    """x through every block, with the state of each (a tree like params, or None) and the summed losses."""
+    params: Any, x: jax.Array, state: Any, key: jax.Array | None, segments: Segments, run_block: RunBlock, scan: bool
+) -> Ran:
+    """x through every block, with the state of each and the summed losses."""
     changed: dict[str, Any] = {}
     totals: dict[str, jax.Array] = {}
     for i, (pattern, repeats) in enumerate(segments):
-        before = None if state is None else state[str(i)]
+        mine, before = params[str(i)], None if state is None else state[str(i)]
         keys = None if key is None else jax.random.split(jax.random.fold_in(key, i), (repeats, len(pattern)))
-        apart = _is_unstacked(params[str(i)]) or _is_unstacked(before or {})
+        apart = any(isinstance(kind, tuple) for kind in (*mine.values(), *(before or {}).values()))
         run = _scanned if scan and repeats > 1 and not apart else _unrolled
-        x, changed[str(i)], losses = run(params[str(i)], x, before, keys, pattern, repeats, run_block)
+        x, changed[str(i)], losses = run(run_block, pattern, repeats, mine, x, before, keys)
         _add(totals, losses)
     return x, None if state is None else changed, totals
 
@@ -70,57 +76,23 @@ def unstack(tree: Any, state: Any) -> Any:
       state: as `model.start(1, 1)` gives it, or its shapes. A stack of ours is known by the caches that the state
         keeps for its blocks, at the same path; all else, whatever it is called, stays as it is.
     """
-    return _split(tree, state, lambda kind, _: kind if isinstance(kind, tuple) else _blocks(kind))
+    return _split(tree, state, lambda kind, depth: tuple(_at(kind, i) for i in range(depth)))
 
 
 def unstack_layout(layout: Any, state: Any) -> Any:
     """The layout of `unstack(params, state)`."""
-
-    def split(kind: Any, cache: Any) -> tuple[Any, ...]:
-        depth = len(cache) if isinstance(cache, tuple) else _depth(cache)
-        return kind if isinstance(kind, tuple) else (jax.tree.map(weights.unstacked, kind),) * depth
-
-    return _split(layout, state, split)
+    return _split(layout, state, lambda kind, depth: (jax.tree.map(weights.unstacked, kind),) * depth)
 
 
-def _split(tree: Any, state: Any, split: Callable[[Any, Any], tuple[Any, ...]]) -> Any:
-    """The tree with `split(kind, its cache)` in place of every kind of block in a stack."""
-    if not isinstance(tree, dict) or not isinstance(state, dict):
-        return tree
-    return {
-        name: {
-            i: {kind: split(each, state[name][i][kind]) for kind, each in segment.items()}
-            for i, segment in value.items()
-        }
-        if name == "stack" and _keeps_caches(state.get(name))
-        else _split(value, state.get(name), split)
-        for name, value in tree.items()
-    }
-
-
-def _keeps_caches(segments: Any) -> bool:
-    """Whether this part of a state is what `run_stack` takes: {"0": {kind: its blocks' cache, stacked or not}}."""
-
-    def is_cache(kind: Any) -> bool:
-        if isinstance(kind, tuple):
-            return all(map(is_cache, kind))
-        return isinstance(kind, Cache)
-
-    if not isinstance(segments, dict) or not all(isinstance(each, dict) for each in segments.values()):
-        return False
-    return all(is_cache(kind) for segment in segments.values() for kind in segment.values())
-
-
-def _depth(kind: Any) -> int:
-    return jax.tree.leaves(kind)[0].shape[0]
-
-
-def _blocks(kind: Any) -> tuple[Any, ...]:
-    return tuple(_at(kind, i) for i in range(_depth(kind)))
-
-
-def _is_unstacked(segment: Any) -> bool:
-    return any(isinstance(each, tuple) for each in segment.values())
+def _split(tree: Any, state: Any, split: Callable[[Any, int], tuple[Any, ...]]) -> Any:
+    """The tree with `split(kind, how many blocks it has)` in place of every kind of block in a stack."""
+    caches = state if isinstance(state, tuple) else (state,)
+    if caches and all(isinstance(each, Cache) for each in caches):
+        depth = len(state) if isinstance(state, tuple) else jax.tree.leaves(state)[0].shape[0]
+        return tree if isinstance(tree, tuple) else split(tree, depth)
+    if isinstance(tree, dict) and isinstance(state, dict):
+        return {name: _split(each, state.get(name), split) for name, each in tree.items()}
+    return tree
 
 
 def _at(kind: Any, index: int) -> Any:
@@ -134,24 +106,17 @@ def _add(totals: dict[str, jax.Array], losses: Mapping[str, jax.Array]) -> None:
 
 
 def _unrolled(
-    params: Any,
-    x: jax.Array,
-    state: Any,
-    keys: Any,
-    pattern: tuple[str, ...],
-    repeats: int,
-    run_block: Mapping[str, RunBlock],
-) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+    run_block: RunBlock, pattern: tuple[str, ...], repeats: int, params: Any, x: jax.Array, state: Any, keys: Any
+) -> Ran:
     after: dict[str, list[Any]] = {kind: [] for kind in pattern}
     totals: dict[str, jax.Array] = {}
-    for repeat in range(repeats):
-        for j, kind in enumerate(pattern):
-            index = len(after[kind])
-            before = None if state is None else _at(state[kind], index)
-            key = None if keys is None else keys[repeat, j]
-            x, now, losses = run_block[kind](_at(params[kind], index), x, before, key)
-            after[kind].append(now)
-            _add(totals, losses)
+    for place, kind in enumerate(pattern * repeats):
+        index = len(after[kind])
+        before = None if state is None else _at(state[kind], index)
+        key = None if keys is None else keys[divmod(place, len(pattern))]
+        x, now, losses = run_block[kind](_at(params[kind], index), x, before, key)
+        after[kind].append(now)
+        _add(totals, losses)
     if state is None:
         return x, None, totals
     packed = {
@@ -162,21 +127,15 @@ def _unrolled(
 
 
 def _scanned(
-    params: Any,
-    x: jax.Array,
-    state: Any,
-    keys: Any,
-    pattern: tuple[str, ...],
-    repeats: int,
-    run_block: Mapping[str, RunBlock],
-) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+    run_block: RunBlock, pattern: tuple[str, ...], repeats: int, params: Any, x: jax.Array, state: Any, keys: Any
+) -> Ran:
     def split(array: jax.Array) -> jax.Array:
         return array.reshape(repeats, array.shape[0] // repeats, *array.shape[1:])
 
     def body(x: jax.Array, slices: Any) -> tuple[jax.Array, Any]:
         params, state, keys = slices
         keys = None if keys is None else keys[None]
-        x, after, losses = _unrolled(params, x, state, keys, pattern, 1, run_block)
+        x, after, losses = _unrolled(run_block, pattern, 1, params, x, state, keys)
         return x, (after, losses)
 
     x, (after, losses) = jax.lax.scan(body, x, (jax.tree.map(split, params), jax.tree.map(split, state), keys))

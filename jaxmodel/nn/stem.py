@@ -5,6 +5,9 @@ B batch, T time, D model dim; of an image H height, W width, C channels, P patch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -13,7 +16,7 @@ from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Images
 from jaxmodel.nn.activations import gelu
 from jaxmodel.nn.conv import windows
-from jaxmodel.nn.layer import Initializer, Layer, Weight, compact, normal
+from jaxmodel.nn.layer import Layer, Weight, compact, normal, scaled, small
 from jaxmodel.nn.norm import Norm
 from jaxmodel.nn.waveform import Waveform
 
@@ -22,25 +25,14 @@ class Stem(Layer):
     """What the batch holds as vectors [B,T,D].
 
     Tokens int32[B,T], images float32[B,H,W,C] of T patches, samples float32[B,S] of T frames, or frames [B,2T,M] of
-    sound; `vectors` [N,D] stand for some tokens.
+    sound. Beside them the batch may hold `types` int32[B,T], `masked` bool[B,P] and `vectors` [N,D].
     """
 
     config: Transformer
 
-    @property
-    def init_table(self) -> Initializer:
-        """Tables start small whatever their width."""
-        return normal(0.02 if self.config.init_scale is None else self.config.init_scale)
-
     @compact
     def __call__(
-        self,
-        inputs: jax.Array,
-        positions: jax.Array,
-        types: jax.Array | None,
-        masked: jax.Array | None,
-        vectors: jax.Array | None,
-        train: bool,
+        self, inputs: jax.Array, positions: jax.Array, batch: Mapping[str, Any], train: bool = False
     ) -> jax.Array:
         config, stem = self.config, self.config.stem
         dtype = jnp.dtype(config.execution.dtype)
@@ -51,25 +43,23 @@ class Stem(Layer):
         elif config.spectrogram is not None:
             x = self._convolved(inputs.astype(dtype))
         elif config.images is None:
-            x = weights.take(self.table().leaf, inputs, dtype)
-            if stem.scale is not None:
-                x = x * jnp.asarray(stem.scale, dtype)
-            if vectors is not None:
+            x = scaled(weights.take(self.table().leaf, inputs, dtype), stem.scale)
+            if batch.get("vectors") is not None:
                 here = inputs == stem.image_token
                 nth = jnp.cumsum(here.reshape(-1)).reshape(here.shape) - 1  # of all that the batch holds
-                x = jnp.where(here[..., None], jnp.take(vectors.astype(dtype), nth, axis=0), x)
+                x = jnp.where(here[..., None], jnp.take(batch["vectors"].astype(dtype), nth, axis=0), x)
         else:
-            x = self._patches(inputs.astype(dtype), config.images, masked)
+            x = self._patches(inputs.astype(dtype), config.images, batch.get("masked"))
         if stem.num_types:
-            table = self.vector("types", "types embed", (stem.num_types, width), self.init_table)
-            types = jnp.zeros((1, 1), jnp.int32) if types is None else types
+            table = self.vector("types", "types embed", (stem.num_types, width), small(self.config.init_scale))
+            types = jnp.zeros((1, 1), jnp.int32) if batch.get("types") is None else batch["types"]
             x = x + jnp.take(table, types, axis=0).astype(dtype)
         if stem.positions == "learned":
             rows = config.max_length + stem.position_offset
-            table = self.vector("positions", "length embed", (rows, width), self.init_table)
+            table = self.vector("positions", "length embed", (rows, width), small(self.config.init_scale))
             x = x + jnp.take(table, jnp.maximum(positions, 0) + stem.position_offset, axis=0).astype(dtype)
         if stem.norm:
-            x = Norm(self.partitioning, width, config.norm, name="norm")(x)
+            x = Norm(self.partitioning, config.norm, name="norm")(x)
         x = self.dropout(x, config.dropout, train)
         if stem.embed_dim is not None:
             x = self.linear(x, "projection", "mlp -> embed", (config.embed_dim,), normal(config.init_scale), True)
@@ -80,13 +70,13 @@ class Stem(Layer):
         config = self.config
         assert config.vocab_size is not None
         width = config.stem.embed_dim or config.embed_dim
-        return self.weight("tokens", "vocab <- embed", (width,), (config.vocab_size,), self.init_table)
+        return self.weight("tokens", "vocab <- embed", (width,), (config.vocab_size,), small(self.config.init_scale))
 
     def _convolved(self, x: jax.Array) -> jax.Array:
         """[B,N,M] to [B,N/2,D]: two convolutions over time."""
         D = self.config.embed_dim
         for i, stride in enumerate((1, 2)):
-            x = windows(x, 3, stride)
+            x = windows(jnp.pad(x, ((0, 0), (1, 1), (0, 0))), 3, stride)
             x = gelu(self.linear(x, f"convolution_{i}", "window -> embed", (D,), normal(None), True))
         return x
 
@@ -101,9 +91,9 @@ class Stem(Layer):
         patches = images.reshape(B, H // P, P, W // P, P, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * C)
         x = self.linear(patches, "patches", "pixels -> embed", (D,), normal(None), config.bias)
         if config.mask_token:
-            token = self.vector("mask_token", "embed_bias", (D,), self.init_table).astype(x.dtype)
+            token = self.vector("mask_token", "embed_bias", (D,), small(self.config.init_scale)).astype(x.dtype)
             x = x if masked is None else jnp.where(masked[..., None], token, x)
         if not config.class_token:
             return x
-        first = self.vector("class_token", "embed_bias", (D,), self.init_table).astype(x.dtype)
+        first = self.vector("class_token", "embed_bias", (D,), small(self.config.init_scale)).astype(x.dtype)
         return jnp.concatenate([jnp.broadcast_to(first, (B, 1, D)), x], axis=1)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxmodel import weights
 from jaxmodel.models import parts
 from jaxmodel.nn.activations import ACTIVATIONS
-from jaxmodel.nn.layer import STABLE, Layer, compact, normal, zeros
+from jaxmodel.nn.conv import windows
+from jaxmodel.nn.layer import STABLE, Layer, compact, constant, normal, zeros
 from jaxmodel.nn.norm import Norm
 
 CHANNELS = parts.Norm(kind="layer", bias=True)
@@ -28,17 +29,16 @@ class Waveform(Layer):
     def __call__(self, x_BS: jax.Array, real_BT: jax.Array, train: bool) -> jax.Array:
         config, D = self.config, self.dim
         activation = ACTIVATIONS[config.activation][0]
-        x, C = x_BS[..., None], 1
+        x = x_BS[..., None]
         for i, filters in enumerate(config.dims):
             name, size, stride = f"convolution_{i}", config.kernels[i], config.strides[i]
-            ends = (x.shape[1] - size) // stride * stride + 1  # behind where the last window begins
-            x = jnp.concatenate([x[:, k : k + ends : stride] for k in range(size)], axis=-1)
+            x = windows(x, size, stride)
             x = self.linear(x, name, "window -> filters", (filters,), normal(None), config.bias)
             if config.norm == "layer" or i == 0:
                 axis = -1 if config.norm == "layer" else 1
-                x = Norm(self.partitioning, filters, CHANNELS, axis, name=f"{name}_norm")(x)
-            x, C = activation(x), filters
-        x = Norm(self.partitioning, C, self.norm, name="norm")(x)
+                x = Norm(self.partitioning, CHANNELS, axis, name=f"{name}_norm")(x)
+            x = activation(x)
+        x = Norm(self.partitioning, self.norm, name="norm")(x)
         x = self.linear(x, "projection", "filters -> embed", (D,), normal(None), True)
         if config.mask_fraction:
             masked = self.vector("masked", "embed_bias", (D,), normal(0.02)).astype(x.dtype)
@@ -59,8 +59,7 @@ class Waveform(Layer):
         size = D // groups
         weight = self.weight("positions", "window -> filters", (K * size,), (D,), normal(None))
         kernel = weights.dense(weight.leaf, STABLE).reshape(K, size, D)
-        usual = (D / K) ** 0.5  # the norm that the weights begin with
-        scale = self.vector("positions_scale", "window", (K,), lambda key, shape, dtype: jnp.full(shape, usual, dtype))
+        scale = self.vector("positions_scale", "window", (K,), constant((D / K) ** 0.5))  # what the norms begin with
         kernel = kernel * (scale / jnp.linalg.norm(kernel.reshape(K, -1), axis=1))[:, None, None]
         y = jax.lax.conv_general_dilated(
             x_BTD,

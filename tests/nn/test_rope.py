@@ -9,7 +9,7 @@ import pytest
 
 from jaxmodel.models.parts import SCALINGS as NAMES
 from jaxmodel.models.parts import Attention, Rope
-from jaxmodel.nn.rope import SCALINGS, attention_factor, rotate
+from jaxmodel.nn.rope import SCALINGS, attention_factor, frequencies, rotate
 from tests.contract import relative
 
 LONG = {
@@ -33,7 +33,7 @@ def turn(x, positions, rope, theta=100.0):
 
 
 def of(rope, length=1, theta=100.0, turned=8):
-    found = SCALINGS[rope.scaling](rope, theta, turned, 64, jnp.full((1, 1, 1), length))
+    found = frequencies(rope, theta, turned, 64, jnp.full((1, 1, 1), length))
     return np.asarray(found, np.float64).reshape(-1)
 
 
