@@ -62,10 +62,11 @@ def test_padded_prompts_decode_as_if_alone(name, side):
 def test_a_prompt_read_in_pieces(name):
     """Chunked prefill: several tokens at a time onto a cache that already holds some."""
     batch = {"tokens": jnp.asarray(batch_of(name, rows=2)["tokens"])}
-    full = jax.jit(built(name).apply)(params_of(name), batch)["logits"]
+    apply = jax.jit(built(name).apply)
+    full = apply(params_of(name), batch)["logits"]
     state, logits = built(name).start(2, 16), []
     for piece in (slice(0, 5), slice(5, 8), slice(8, 16)):
-        out = built(name).apply(params_of(name), {"tokens": batch["tokens"][:, piece]}, state)
+        out = apply(params_of(name), {"tokens": batch["tokens"][:, piece]}, state)
         state = out.state
         logits.append(out["logits"])
     assert relative(jnp.concatenate(logits, axis=1), full) < 1e-6

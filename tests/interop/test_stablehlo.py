@@ -137,7 +137,7 @@ def test_what_is_read_computes_what_was_written(gpt):
         assert jnp.array_equal(found["logits"], want["logits"])
 
 
-@pytest.mark.parametrize("kind", ["dense", "int8", "int4"])
+@pytest.mark.parametrize("kind", [*(pytest.param(each, marks=pytest.mark.slow) for each in ("dense", "int8")), "int4"])
 def test_an_export_generates_what_its_checkpoint_does(tmp_path, kind):
     """Token for token, drawn or the likeliest, past the window of the model's sliding layer."""
     subject = write(tmp_path / "export", "shallow", kind)

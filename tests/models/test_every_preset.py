@@ -19,7 +19,7 @@ from tests.shrink import batch_of, distinct, params_of
 
 FACTS = {"num_features": 6, "categories": (3, 4), "num_outputs": 5, "num_classes": 5, "channels": 3}
 SMALL = distinct(FACTS)
-ALWAYS = 10  # of so many, one runs every day
+ALWAYS = 16  # of so many, one runs every day
 ROWS = [pytest.param(name, marks=[] if i % ALWAYS == 0 else [pytest.mark.slow]) for i, name in enumerate(SMALL)]
 
 

@@ -91,6 +91,7 @@ def test_too_little_sound_is_named():
         model.apply(jax.jit(model.init)(jax.random.key(0)), {"audio": sound(1, 29)})
 
 
+@pytest.mark.slow
 def test_it_learns_to_spell_tones():
     rng = np.random.default_rng(0)
 

@@ -64,6 +64,7 @@ def test_experts_with_little_room_take_the_first_tokens_of_each_sequence(factor,
     assert relative(y, expected) < 1e-5 and not np.any(np.asarray(y)[~real])
 
 
+@pytest.mark.slow
 def test_room_for_tokens_on_a_mesh_and_in_generation():
     """Experts split over devices drop the same tokens, with the same gradients; a cache drops none."""
     config = replace(MIXTURE, {"moe.capacity_factor": 0.5})
@@ -85,7 +86,7 @@ def test_room_for_tokens_on_a_mesh_and_in_generation():
     assert relative(plain.apply(params, batch)["logits"], cached) > 1e-3
 
 
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("normalize", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_experts_against_a_loop_over_tokens(normalize):
     """Every token through its top experts one by one in float64, and both losses of each sequence."""
     assert MIXTURE.moe is not None

@@ -21,6 +21,8 @@ SSD = Recurrence(num_heads=6, head_dim=5, state_dim=4, num_groups=2, chunk=4, sk
 DELTA = dataclasses.replace(SSD, kind="delta", norm="head", norm_first=True, skip=False, kernel=3)
 HYBRID = dataclasses.replace(SSD, norm="none", scales=(0.9, 1.1, 0.5, 1.5, 0.7), output_scale=0.5)
 KINDS = {"ssd": SSD, "delta": DELTA, "hybrid": HYBRID}
+# The hybrid, which holds all of it, every day.
+EACH = [pytest.param(kind, marks=[] if kind == "hybrid" else [pytest.mark.slow]) for kind in KINDS]
 
 
 def inputs(segments=None):
@@ -103,7 +105,7 @@ def logits(model, params, state=None, **batch):
     return np.asarray(out["logits"]), out.state
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_read_in_pieces_it_gives_what_it_gives_at_once(kind):
     model, params = model_of(kind)
     text = tokens(2, 12)
@@ -114,7 +116,7 @@ def test_read_in_pieces_it_gives_what_it_gives_at_once(kind):
         np.testing.assert_allclose(part, whole[:, begin:end], atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_padding_on_either_side_or_between_changes_nothing(kind):
     model, params = model_of(kind)
     text = tokens(1, 7)
@@ -136,7 +138,7 @@ def test_padding_on_either_side_or_between_changes_nothing(kind):
             np.testing.assert_allclose(kept, whole[0, before : before + len(kept)], atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_packed_documents_do_not_see_each_other(kind):
     model, params = model_of(kind)
     first, second = tokens(1, 5), tokens(1, 6)[:, ::-1]
@@ -148,7 +150,7 @@ def test_packed_documents_do_not_see_each_other(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_scanned_and_unrolled_they_share_parameters_and_agree(kind):
     scanned, unrolled = (config_of(kind, num_layers=4, execution=Execution(scan=s)).build() for s in (True, False))
     params = jax.jit(scanned.init)(jax.random.key(0))
@@ -162,7 +164,7 @@ def test_scanned_and_unrolled_they_share_parameters_and_agree(kind):
     assert relative(*found) < 1e-5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_prompts_of_any_lengths_continue_as_each_alone(kind):
     model, params = model_of(kind)
     prompts = [list(tokens(9)), list(tokens(3)), list(tokens(1))]

@@ -293,7 +293,7 @@ def test_a_wrong_habit_is_one_line(args, words, files, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("loss", ["mse", "quantile"])
+@pytest.mark.parametrize("loss", ["mse", pytest.param("quantile", marks=pytest.mark.slow)])
 def test_a_number_is_predicted_in_the_units_of_its_column(loss, tmp_path):
     features = np.random.default_rng(0).normal(size=(400, 3))
     prices = 100 + 20 * features[:, 0] - 5 * features[:, 1] + np.random.default_rng(1).normal(size=400)

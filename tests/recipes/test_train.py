@@ -120,6 +120,7 @@ def test_it_starts_from_other_weights(tmp_path, corpus):
     assert lines_of(second)[0]["loss"] < 0.8 * lines_of(first)[0]["loss"]
 
 
+@pytest.mark.slow
 def test_it_starts_from_other_weights_with_parts_of_the_model_changed(tmp_path, corpus, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     assert run(train.main, train.COMMAND, [*command(first, corpus), "--train.steps=1"]) == 0
@@ -140,6 +141,7 @@ def test_it_starts_from_other_weights_with_parts_of_the_model_changed(tmp_path, 
     assert "dropout: 0.0 in" in (errors := capsys.readouterr().err) and "leave --model out" in errors
 
 
+@pytest.mark.slow
 def test_experts_with_room_for_so_many_tokens(tmp_path, corpus):
     experts = ["--model.moe.num_experts=4", "--model.moe.dim=16", "--model.moe.capacity_factor=1.0"]
     more = [*experts, "--mesh.fsdp=4", "--mesh.expert=2", "--optimizer.learning_rate=2e-2"]
@@ -223,6 +225,7 @@ def test_a_masked_language_model_is_trained_and_evaluated(tmp_path, corpus, caps
         assert err.count("\n") == 1 and words in err
 
 
+@pytest.mark.slow
 def test_the_batch_is_as_large_as_memory_holds(corpus, tmp_path, monkeypatch, capsys):
     """Less memory, a smaller batch; a run that goes on keeps its own, whatever the memory is by then."""
     monkeypatch.setattr("jaxmodel.batch_size.memory_of_a_device", lambda: memory)

@@ -22,9 +22,7 @@ MESHES = {
     "cube": {"data": 2, "fsdp": 2, "tensor": 2},
     "expert": {"data": 2, "expert": 4},
 }
-ALWAYS = {("gpt", "data"), ("gpt", "fsdp"), ("gpt", "tensor"), ("gpt", "cube")} | {
-    (name, "cube") for name in ("pattern", "mixture", "conv", "perceptron", "function", "nnx")
-}
+ALWAYS = {("gpt", "fsdp"), ("gpt", "tensor"), ("mixture", "cube"), ("conv", "cube"), ("function", "cube")}
 ROWS = [
     pytest.param(name, mesh, marks=[] if (name, mesh) in ALWAYS else [pytest.mark.slow])
     for name in CONTRACT
