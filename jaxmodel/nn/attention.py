@@ -180,10 +180,8 @@ class Attention(Half):
         whole = cache is None or x.shape[1] > 1
         cache, (k, k_turned, key_positions) = appended(cache, k, k_turned, positions)
         k, k_turned = k.astype(x.dtype), k_turned.astype(x.dtype)
-        key, value = (
-            self.weight(name, layout, (rank,), (H, width), self.init_input)
-            for name, width in (("key", K - R), ("value", latent.value_dim))
-        )
+        key = self.weight("key", layout, (rank,), (H, K - R), self.init_input)
+        value = self.weight("value", layout, (rank,), (H, latent.value_dim), self.init_input)
         if whole:
             v, k, widen = einsum(k[:, :, 0], value), einsum(k[:, :, 0], key), lambda out: out
             k_turned = jnp.broadcast_to(k_turned, (*k.shape[:3], R))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -43,6 +45,14 @@ def windows(x: jax.Array, size: int, stride: int) -> jax.Array:
     return jnp.concatenate([x[:, i : i + ends : stride] for i in range(size)], axis=-1)
 
 
+def grouped(x: jax.Array, kernel: jax.Array, padding: str | Sequence[tuple[int, int]]) -> jax.Array:
+    """A convolution of x [B,T,C] or [B,H,W,C] by kernel [T or H W,C/groups,F], which keeps groups of channels apart."""
+    dims = ("NWC", "WIO", "NWC") if x.ndim == 3 else ("NHWC", "HWIO", "NHWC")
+    groups, kernel = x.shape[-1] // kernel.shape[-2], kernel.astype(x.dtype)
+    how = {"dimension_numbers": dims, "feature_group_count": groups}
+    return jax.lax.conv_general_dilated(x, kernel, (1,) * (x.ndim - 2), padding, **how)
+
+
 class Conv(Layer):
     """A convolution with an odd kernel, or windows side by side, x [B,H,W,C] to [B,H/stride,W/stride,F]."""
 
@@ -67,13 +77,8 @@ class DepthwiseConv(Layer):
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1])
-        kernel = self.vector("kernel", "height width filters", shape, normal(1 / self.size)).astype(x.dtype)
-        y = jax.lax.conv_general_dilated(
-            *(x, kernel[:, :, None], (1, 1), "SAME"),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[-1],
-        )
-        return biased(self, y)
+        kernel = self.vector("kernel", "height width filters", shape, normal(1 / self.size))
+        return biased(self, grouped(x, kernel[:, :, None], "SAME"))
 
 
 def biased(layer: Conv | DepthwiseConv, y: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The one mask: who may attend to whom, from positions, segments, padding, causality, window and prefix."""
+"""The one mask: who may attend to whom, from positions, segments, padding, causality and window."""
 
 from __future__ import annotations
 
@@ -70,7 +70,6 @@ def attention_mask(
     key_segments: jax.Array | None = None,
     causal: bool = True,
     window: int | None = None,
-    prefix: jax.Array | None = None,
 ) -> jax.Array:
     """bool[B,T,S], true where a query may see a key; [B,1,S] where every query sees alike.
 
@@ -81,15 +80,11 @@ def attention_mask(
       key_segments: int32[B,S], likewise.
       causal: a query sees keys at its own position and before.
       window: a query sees this many positions, its own included (both ways when not causal).
-      prefix: int32[B] positions below it are seen by everyone (prefix language models), inside the segment.
     """
     q, k = queries[:, :, None], keys[:, None, :]
     seen = k >= 0
     if causal:
-        before = k <= q
-        if prefix is not None:
-            before = before | (k < prefix[:, None, None])
-        seen = seen & before
+        seen = seen & (k <= q)
     if window is not None:
         seen = seen & (q - k < window)
         if not causal:

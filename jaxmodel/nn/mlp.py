@@ -106,10 +106,6 @@ class MoE(Half):
         room = jnp.asarray([math.ceil(factor * count * top / E) for count in range(T + 1)])[length]
         return jnp.take_along_axis(before < room[..., None], chosen, axis=2) & real[..., None]
 
-    @property
-    def _gated(self) -> bool:
-        return ACTIVATIONS[self.config.activation][1]
-
     def _shared(self, x: jax.Array, width: int) -> jax.Array:
         """What the expert of all tokens gives."""
         config = parts.MLP(dim=width, activation=self.config.activation)
@@ -124,7 +120,7 @@ class MoE(Half):
         E, D, F = self.config.num_experts, self.dim, self.config.dim
         read = "experts; embed -> mlp", (D,), (F,), self.init_input
         write = "experts; mlp -> embed", (F,), (D,), self.init_output
-        ways = {"gate": read} if self._gated else {}
+        ways = {"gate": read} if ACTIVATIONS[self.config.activation][1] else {}
         ways |= {"up": read, "down": write}
         leaves = {name: self.weight(name, *way, (E,)).leaf for name, way in ways.items()}
         layouts = {name: layout for name, (layout, *_) in ways.items()}
@@ -168,7 +164,7 @@ class MoE(Half):
     ) -> jax.Array:
         """The experts that `leaves` holds, the `share`-th of equal shares, applied to the tokens that chose them."""
         B, T, D = x.shape
-        top = self.config.experts_per_token
+        config, top = self.config, self.config.experts_per_token
         held = jax.eval_shape(weights.dense, leaves["up"]).shape[0]
         expert = chosen.reshape(-1) - share * held
         mine = (expert >= 0) & (expert < held)
@@ -176,19 +172,19 @@ class MoE(Half):
         order = jnp.argsort(expert, stable=True)
         sizes = jnp.bincount(expert, length=held + 1)[:held].astype(jnp.int32)
         of_row = jnp.minimum(expert[order], held - 1)
-        limit, offset = self.config.limit, self.config.up_offset
+        (activation, gated), limit = ACTIVATIONS[config.activation], config.limit
 
         def product(x: jax.Array, name: str) -> jax.Array:
             y = weights.grouped(x, leaves[name], sizes)
-            return y + leaves[f"{name}_bias"][of_row].astype(y.dtype) if self.config.bias else y
+            return y + leaves[f"{name}_bias"][of_row].astype(y.dtype) if config.bias else y
 
         rows = x.reshape(B * T, D)[order // top]
-        h = product(rows, "gate" if self._gated else "up")
-        h = ACTIVATIONS[self.config.activation][0](h if limit is None else jnp.minimum(h, limit))
-        if self._gated:
+        h = product(rows, "gate" if gated else "up")
+        h = activation(h if limit is None else jnp.minimum(h, limit))
+        if gated:
             up = product(rows, "up")
             up = up if limit is None else jnp.clip(up, -limit, limit)
-            h = h * (up + offset if offset else up)
+            h = h * (up + config.up_offset if config.up_offset else up)
         y = product(h, "down")
         back = jnp.where(mine[:, None], y[jnp.argsort(order)], 0.0)
         return jnp.sum(back.reshape(B, T, top, D) * gates[..., None], axis=2)

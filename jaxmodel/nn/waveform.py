@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxmodel import weights
 from jaxmodel.models import parts
 from jaxmodel.nn.activations import ACTIVATIONS
-from jaxmodel.nn.conv import windows
+from jaxmodel.nn.conv import grouped, windows
 from jaxmodel.nn.layer import STABLE, Layer, compact, constant, normal, zeros
 from jaxmodel.nn.norm import Norm
 
@@ -55,18 +55,10 @@ class Waveform(Layer):
 
     def _positions(self, x_BTD: jax.Array) -> jax.Array:
         """A convolution over K frames, by groups of channels; of each of its K places a learned norm is kept apart."""
-        D, K, groups = self.dim, self.config.position_kernel, self.config.position_groups
-        size = D // groups
+        D, K, size = self.dim, self.config.position_kernel, self.dim // self.config.position_groups
         weight = self.weight("positions", "window -> filters", (K * size,), (D,), normal(None))
         kernel = weights.dense(weight.leaf, STABLE).reshape(K, size, D)
         scale = self.vector("positions_scale", "window", (K,), constant((D / K) ** 0.5))  # what the norms begin with
         kernel = kernel * (scale / jnp.linalg.norm(kernel.reshape(K, -1), axis=1))[:, None, None]
-        y = jax.lax.conv_general_dilated(
-            x_BTD,
-            kernel.astype(x_BTD.dtype),
-            window_strides=(1,),
-            padding=((K // 2, (K - 1) // 2),),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            feature_group_count=groups,
-        )
+        y = grouped(x_BTD, kernel, ((K // 2, (K - 1) // 2),))
         return y + self.vector("positions_bias", "embed_bias", (D,), zeros).astype(y.dtype)

@@ -15,14 +15,12 @@ QUERIES = DRAW.integers(ABSENT, S, (B, T)).astype(np.int32)
 KEYS = DRAW.integers(ABSENT, S, (B, S)).astype(np.int32)
 QUERY_SEGMENTS = DRAW.integers(0, 3, (B, T)).astype(np.int32)
 KEY_SEGMENTS = DRAW.integers(0, 3, (B, S)).astype(np.int32)
-PREFIX = np.array([3, 0], np.int32)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("prefixed", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize("causal", [False, True])
-def test_mask(causal, window, prefixed, packed):
+def test_mask(causal, window, packed):
     def given(array: np.ndarray, whether: bool) -> jax.Array | None:
         return jnp.asarray(array) if whether else None
 
@@ -31,7 +29,6 @@ def test_mask(causal, window, prefixed, packed):
         jnp.asarray(KEYS),
         causal=causal,
         window=window,
-        prefix=given(PREFIX, prefixed),
         query_segments=given(QUERY_SEGMENTS, packed),
         key_segments=given(KEY_SEGMENTS, packed),
     )
@@ -40,7 +37,7 @@ def test_mask(causal, window, prefixed, packed):
         q, k = int(QUERIES[b, t]), int(KEYS[b, s])
         if k == ABSENT or (packed and QUERY_SEGMENTS[b, t] != KEY_SEGMENTS[b, s]):
             return False
-        if causal and k > q and not (prefixed and k < PREFIX[b]):
+        if causal and k > q:
             return False
         return window is None or (q - window < k and (causal or k < q + window))
 
