@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmodel import config as configs
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface import table
-from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer
+from jaxmodel.interop.huggingface.rows import base, rows
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, Row
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import GATED, MLP, Attention, Head, Images, Pool, Stem
+from jaxmodel.models.parts import GATED, Head, Images, Pool
 
 # Encoders in the manner of BERT
 
@@ -18,8 +17,7 @@ ENCODER_KEYS = k.keys("""
     hidden_size:embed_dim=768 num_hidden_layers:num_layers=12 num_attention_heads:attention.num_heads=12
     intermediate_size:mlp.dim=3072 hidden_act:mlp.activation=gelu~plain layer_norm_eps:norm.epsilon=1e-12
 """)
-TWO_WAYS = Attention(num_heads=1, causal=False, bias=True, output_bias=True)
-BASE = transformer(attention=TWO_WAYS, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=Stem(positions="learned"))
+BASE = "base=biased attention.causal=false stem.positions=learned"
 TANH = Pool("first", activation="tanh")
 POOLER = rows("linear pooler.dense pool/dense")
 CLASSIFIER_POOL = rows("linear classifier.dense pool/dense")
@@ -65,11 +63,13 @@ BERT_BODY = rows("""
 BERT = Family(
     name="bert",
     prefix="bert.",
-    base=configs.replace(BASE, {"norm.placement": "post", "stem.num_types": 2, "stem.norm": True, "tied": True}),
-    keys=(
-        *(*ENCODER_KEYS, *k.keys("vocab_size tie_word_embeddings==true is_decoder==false add_cross_attention==false")),
-        *k.keys("max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2~types", types=(_types, int)),
-        *k.keys("position_embedding_type==absolute"),
+    base=base(f"{BASE} norm.placement=post stem(num_types=2 norm) tied"),
+    keys=k.keys(
+        ENCODER_KEYS,
+        """vocab_size tie_word_embeddings==true is_decoder==false add_cross_attention==false
+        max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2~types
+        position_embedding_type==absolute""",
+        types=(_types, int),
     ),
     rows=BERT_BODY + POOLER,
     heads=encoder_heads(
@@ -100,7 +100,7 @@ _ACTIVATION = k.keys("activation:head.activation=gelu~plain")
 DISTILBERT = Family(
     name="distilbert",
     prefix="distilbert.",
-    base=configs.replace(BERT.base, {"stem.num_types": 0, "norm.epsilon": 1e-12}),
+    base=base(f"{BASE} norm(placement=post epsilon=1e-12) stem.norm tied"),
     keys=k.keys("""
         vocab_size dim:embed_dim=768 n_layers:num_layers=6 n_heads:attention.num_heads=12 hidden_dim:mlp.dim=3072
         activation:mlp.activation=gelu~plain max_position_embeddings:max_length=512 tie_word_embeddings==true
@@ -145,8 +145,8 @@ _VIT_ROWS = """
 VIT = Family(
     name="vit",
     prefix="vit.",
-    base=BASE,
-    keys=(*ENCODER_KEYS, images(), *k.keys("qkv_bias:attention.bias=true pooler_act==tanh")),
+    base=base(BASE),
+    keys=k.keys(ENCODER_KEYS, images(), "qkv_bias:attention.bias=true pooler_act==tanh"),
     rows=rows(f"""{_VIT_ROWS}
         linear encoder.layer.{{i}}.(intermediate|output).dense stack/mlp/(up|down)
         norm   encoder.layer.{{i}}.layernorm_(before|after)    stack/(attention|mlp)_norm
@@ -187,13 +187,10 @@ def _dinov2_rows(config: Transformer) -> tuple[Row, ...]:
 DINOV2 = VIT._replace(
     name="dinov2",
     prefix="dinov2.",
-    keys=(
-        *k.without(ENCODER_KEYS, "intermediate_size", "hidden_act"),
-        *(Group(_read_mlp, _write_mlp), images(patch=14)),
-        *k.keys("""
-            layer_norm_eps:norm.epsilon=1e-6 use_mask_token:images.mask_token=true
-            layerscale_value:layer_scale=1.0 qkv_bias:attention.bias=true
-        """),
+    keys=k.keys(
+        *(k.without(ENCODER_KEYS, "intermediate_size", "hidden_act"), Group(_read_mlp, _write_mlp), images(patch=14)),
+        """layer_norm_eps:norm.epsilon=1e-6 use_mask_token:images.mask_token=true layerscale_value:layer_scale=1.0
+        qkv_bias:attention.bias=true""",
     ),
     rows=_dinov2_rows,
     heads={

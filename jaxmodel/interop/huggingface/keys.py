@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from json import loads
 from typing import Any
 
@@ -52,33 +52,42 @@ _CONVERTED: dict[str, Any] = {  # of `Conversion`s
 }
 
 
-def keys(text: str, of: Sequence[str] = ("",), **converted: Any) -> tuple[Group, ...]:
+def keys(*said: str | Group | Keys, **converted: Any) -> tuple[Group, ...]:
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value.
 
     The last must have that value, for another would be another computation. A default is JSON, or else text. Fields
     with commas between them are all that key's; (a|b) is as in `rows`; a conversion stands last:
-    hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us, likewise.
+    hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us, likewise. `encoder,decoder( … )`,
+    with spaces within, are words about fields of both. Of words about one field the last count, as of rows: a family's
+    own stand after those that it shares.
 
     Args:
-      text: the words.
-      of: what the fields begin with; of several, each key is a field of all: "encoder.", "decoder.".
+      *said: the words, and keys that others have made.
       **converted: further conversions by name, (read, write).
     """
-    conversions = {**_CONVERTED, **converted}
     found: list[Group] = []
+    for each in said:
+        found += _worded(each, converted) if isinstance(each, str) else [each] if isinstance(each, Group) else each
+    last = {each.field: each for each in found}
+    return tuple(each for each in found if not each.field or last[each.field] is each)
+
+
+def _worded(text: str, converted: Mapping[str, Any]) -> Iterator[Group]:
+    places = [""]
     for word in text.split():
         key, fixed, value = word.partition("==")
         if fixed:
-            found.append(_fixed(key, _value(value)))
-            continue
-        word, _, how = word.partition("~")
-        names, optional, default = word.partition("=")
-        key, _, fields = names.partition(":")
-        switch = "|" in how and named(dict(zip((False, True), map(_value, how.split("|")), strict=True)))
-        given = _value(default) if optional else REQUIRED, switch or conversions[how]
-        said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
-        found += [_key(name, start + each, *given) for name, each in said for start in of]
-    return tuple(found)
+            yield _fixed(key, _value(value))
+        elif word.endswith("(") or word == ")":
+            places = [f"{each}." for each in word[:-1].split(",") if each] or [""]
+        else:
+            word, _, how = word.partition("~")
+            names, optional, default = word.partition("=")
+            key, _, fields = names.partition(":")
+            switch = "|" in how and named(dict(zip((False, True), map(_value, how.split("|")), strict=True)))
+            given = _value(default) if optional else REQUIRED, switch or {**_CONVERTED, **converted}[how]
+            said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
+            yield from (_key(name, place + each, *given) for name, each in said for place in places)
 
 
 def _fixed(key: str, value: Any) -> Group:
@@ -228,7 +237,7 @@ def rotary(scaling: Json = {}, **usual: Any) -> Group:  # noqa: B006  # it is no
         length = a.rope.original_length if a.rope.scaling == "dynamic" else config.max_length
         return {"rope_parameters": write_rope(a, "fraction" in usual), "max_position_embeddings": length}
 
-    return Group(read, write)
+    return Group(read, write, field="attention.rope")
 
 
 # Kinds of layers
@@ -346,7 +355,7 @@ def rotary_by_layer(period: int, theta: float, local_theta: float | None = None,
         return {"rope_parameters": {"sliding_attention": plain, "full_attention": plain, **ropes}}
 
     more = Group(write=write), *keys("max_position_embeddings:max_length")
-    return together(layer_types(usual, 4096, full, local), *more)
+    return together(layer_types(usual, 4096, full, local), *more)._replace(field="attention.rope")
 
 
 # Models within models

@@ -6,11 +6,11 @@ from typing import Any
 
 from jaxmodel.interop.huggingface import encoders
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.decoders import both_biases
-from jaxmodel.interop.huggingface.rows import rows, transformer
+from jaxmodel.interop.huggingface.decoders import BIASES
+from jaxmodel.interop.huggingface.rows import base, rows
 from jaxmodel.interop.huggingface.table import Family, Group, Json, Overrides
 from jaxmodel.models.configs import Transformer, Variant
-from jaxmodel.models.parts import Attention, Head, Norm, Pool, Stem
+from jaxmodel.models.parts import Head, Pool
 
 # ModernBERT: layers with a window and layers without, each kind with positions of its own; the first has one norm.
 
@@ -47,17 +47,12 @@ _BEFORE = rows("linear head.dense head/dense\nnorm head.norm head/norm")
 MODERNBERT = Family(
     name="modernbert",
     prefix="model.",
-    base=transformer(
-        attention=Attention(num_heads=1, causal=False, rotary=True), norm=Norm(kind="layer"), stem=Stem(norm=True)
-    ),
-    keys=(
-        *k.without(encoders.ENCODER_KEYS, "hidden_act", "layer_norm_eps"),
-        *k.keys("""
-            vocab_size=50368 num_hidden_layers:num_layers intermediate_size:mlp.dim=1152
-            hidden_activation:mlp.activation=gelu~gated max_position_embeddings:max_length=8192
-            norm_eps:norm.epsilon=1e-5 norm_bias:norm.bias=false mlp_bias:mlp.bias=false tie_word_embeddings:tied=true
-        """),
-        *(*both_biases(), Group(_read_layers, _write_layers)),
+    base=base("attention(causal=false rotary) norm.kind=layer stem.norm"),
+    keys=k.keys(
+        *(encoders.ENCODER_KEYS, Group(_read_layers, _write_layers)),
+        f"""vocab_size=50368 num_hidden_layers:num_layers intermediate_size:mlp.dim=1152
+        hidden_activation:mlp.activation=gelu~gated max_position_embeddings:max_length=8192 norm_eps:norm.epsilon=1e-5
+        norm_bias:norm.bias=false mlp_bias:mlp.bias=false tie_word_embeddings:tied=true {BIASES}""",
     ),
     rows=rows("""
         copy   embeddings.tok_embeddings.weight stem/tokens
@@ -92,9 +87,10 @@ _GENERATOR, _DISCRIMINATOR = "generator_predictions", "discriminator_predictions
 ELECTRA = encoders.BERT._replace(
     name="electra",
     prefix="electra.",
-    keys=(
-        *(*k.without(encoders.BERT.keys, "tie_word_embeddings"), *k.keys("tie_word_embeddings:tied=true"), _TABLES),
-        *k.keys("hidden_size:embed_dim=256 num_attention_heads:attention.num_heads=4 intermediate_size:mlp.dim=1024"),
+    keys=k.keys(
+        *(k.without(encoders.BERT.keys, "tie_word_embeddings"), _TABLES),
+        """tie_word_embeddings:tied=true hidden_size:embed_dim=256 num_attention_heads:attention.num_heads=4
+        intermediate_size:mlp.dim=1024""",
     ),
     rows=encoders.BERT_BODY + rows("linear embeddings_project stem/projection"),
     heads={
