@@ -145,11 +145,11 @@ BART = Family(
     base=_base("""*(base=biased norm.placement=post stem(positions=learned position_offset=2 norm)) decoder.tied
         *.attention,decoder.cross(bias key_bias output_bias)"""),
     keys=k.keys(
-        *(_KEYS, Group(_read_scale, lambda config: {"scale_embedding": config.encoder.stem.scale is not None})),
         # With tie_word_embeddings=false, each part would have a table of its own.
         """encoder,decoder( vocab_size max_position_embeddings:max_length=1024 ) tie_word_embeddings==true
         normalize_before==false normalize_embedding==true add_final_layer_norm==false
         static_position_embeddings==false""",
+        *(_KEYS, Group(_read_scale, lambda config: {"scale_embedding": config.encoder.stem.scale is not None})),
     ),
     rows=rows(f"copy shared.weight encoder/stem/tokens{_ROWS}"),
     heads={
@@ -180,10 +180,10 @@ WHISPER = Family(
     base=_base("""*(base=biased stem.positions=learned) *.attention,decoder.cross(bias key_bias=false output_bias)
         encoder(vocab_size=none spectrogram.samples=320) decoder.tied shared=false"""),
     keys=k.keys(
-        *(_KEYS, k.implied("encoder.spectrogram.samples", _samples)),
         """vocab_size:decoder.vocab_size max_target_positions:decoder.max_length=448 scale_embedding==false
         max_source_positions:encoder.max_length=1500 num_mel_bins:encoder.spectrogram.bands=80
         use_weighted_layer_sum==false""",
+        *(_KEYS, k.implied("encoder.spectrogram.samples", _samples)),
     ),
     rows=rows(_ROWS + _WHISPER_ROWS, frames=(windows(3, dims=1), COPY)),
     heads={
