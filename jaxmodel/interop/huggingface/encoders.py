@@ -19,21 +19,21 @@ ENCODER_KEYS = k.keys("""
 """)
 BASE = "base=biased attention.causal=false stem.positions=learned"
 TANH = Pool("first", activation="tanh")
-POOLER = rows("linear pooler.dense pool/dense")
-CLASSIFIER_POOL = rows("linear classifier.dense pool/dense")
+POOLER = "linear pooler.dense pool/dense"
+CLASSIFIER_POOL = "linear classifier.dense pool/dense"
 
 
-def masked(logits: str, dense: str, norm: str, keys: Keys = ()) -> Heads:
+def masked(logits: str, dense: str, norm: str, said: str | Keys = "") -> Heads:
     """Logits of masked tokens by the embedding table, behind a dense layer with a non-linearity, and a norm.
 
     Args:
       logits: name of that layer, if it were one; it has a bias.
       dense: name of the dense layer.
       norm: that of the norm.
-      keys: which say what the head has otherwise; without, the non-linearity is gelu.
+      said: keys which say what the head has otherwise; without, the non-linearity is gelu.
     """
-    more = rows(f"linear {dense} head/dense\nnorm {norm} head/norm")
-    return k.headed(Head(activation="gelu", bias=True), logits, keys, more)
+    more = f"linear {dense} head/dense\nnorm {norm} head/norm"
+    return k.headed(Head(activation="gelu", bias=True), logits, said, more)
 
 
 def _types(count: int) -> int:
@@ -51,15 +51,15 @@ def encoder_heads(name: str, words: Heads, bare: Heads, classes: Heads) -> dict[
     }
 
 
-ACTIVATION = k.keys("hidden_act:head.activation=gelu~plain")
+ACTIVATION = "hidden_act:head.activation=gelu~plain"
 _HEAD = "cls.predictions.transform"  # before the logits of masked tokens
-BERT_BODY = rows("""
+BERT_BODY = """
     copy   embeddings.(word|position|token_type)_embeddings.weight        stem/(tokens|positions|types)
     norm   embeddings.LayerNorm                                           stem/norm
     linear encoder.layer.{i}.attention.self.(query|key|value)             stack/attention/(query|key|value)
     linear encoder.layer.{i}.(attention.output|intermediate|output).dense stack/(attention/output|mlp/up|mlp/down)
     norm   encoder.layer.{i}.(attention.output|output).LayerNorm          stack/(attention|mlp)_norm
-""")
+"""
 BERT = Family(
     name="bert",
     prefix="bert.",
@@ -71,7 +71,7 @@ BERT = Family(
         position_embedding_type==absolute""",
         types=(_types, int),
     ),
-    rows=BERT_BODY + POOLER,
+    rows=rows(BERT_BODY + POOLER),
     heads=encoder_heads(
         *("Bert", masked("cls.predictions", f"{_HEAD}.dense", f"{_HEAD}.LayerNorm", ACTIVATION)),
         *(k.body(TANH), k.classifier("classifier", TANH)),
@@ -88,15 +88,15 @@ _OFFSET = k.keys("pad_token_id:stem.position_offset=1~next", next=(lambda place:
 ROBERTA = BERT._replace(
     name="roberta",
     prefix="roberta.",
-    keys=(*k.without(BERT.keys, "max_position_embeddings"), *_OFFSET, _BEHIND_PADDING),
-    rows=BERT_BODY,
+    keys=k.keys(k.without(BERT.keys, "max_position_embeddings"), _OFFSET, _BEHIND_PADDING),
+    rows=rows(BERT_BODY),
     heads=encoder_heads(
         *("Roberta", masked("lm_head", "lm_head.dense", "lm_head.layer_norm"), k.body(TANH, POOLER)),
         k.classifier("classifier.out_proj", TANH, more=CLASSIFIER_POOL),
     ),
     ignored=("*embeddings.position_ids", "lm_head.decoder.*"),
 )
-_ACTIVATION = k.keys("activation:head.activation=gelu~plain")
+_ACTIVATION = "activation:head.activation=gelu~plain"
 DISTILBERT = Family(
     name="distilbert",
     prefix="distilbert.",
@@ -114,7 +114,7 @@ DISTILBERT = Family(
     """),
     heads=encoder_heads(
         *("DistilBert", masked("vocab_projector", "vocab_transform", "vocab_layer_norm", _ACTIVATION), k.body()),
-        k.classifier("classifier", Pool("first", activation="relu"), more=rows("linear pre_classifier pool/dense")),
+        k.classifier("classifier", Pool("first", activation="relu"), more="linear pre_classifier pool/dense"),
     ),
     ignored=("*embeddings.position_ids", "vocab_projector.weight"),
 )

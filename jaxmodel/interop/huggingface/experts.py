@@ -5,8 +5,7 @@ from __future__ import annotations
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import BIASES, LLAMA_ROWS, QK_EPSILON, SIZES, WINDOW, decoder, head_dim
 from jaxmodel.interop.huggingface.rows import COPY, in_turn, rows
-from jaxmodel.interop.huggingface.table import Group, Json, Overrides
-from jaxmodel.models.configs import Transformer
+from jaxmodel.interop.huggingface.table import Group, Json
 
 EPSILON = "rms_norm_eps:norm.epsilon=1e-5"
 MOE = "moe(num_experts=2 dim=1 experts_per_token=1)"
@@ -21,23 +20,18 @@ SHARED_ROWS = f"""{EXPERT_ROWS}
 """
 
 
-def experts(count: int, top: int, dim: str = "intermediate_size", act: str = "hidden_act:moe.activation=silu~gated"):
+def experts(count: int, top: int, dim: str = "intermediate_size", act: str = "hidden_act:activation=silu~gated") -> str:
     """The keys of a mixture.
 
     Args:
-      count: experts where config.json does not say, under either of two names.
+      count: experts where config.json does not say.
       top: those a token goes to, where it does not say.
       dim: the key of an expert's width.
       act: the key of its non-linearity.
     """
 
-    def read(json: Json) -> Overrides:
-        return {"moe.num_experts": json.get("num_local_experts", json.get("num_experts", count))}
-
-    def write(config: Transformer) -> dict[str, int]:
-        return dict.fromkeys(("num_experts", "num_local_experts"), config.moe.num_experts if config.moe else 0)
-
-    return k.keys(Group(read, write), f"num_experts_per_tok:moe.experts_per_token={top} {dim}:moe.dim {act}")
+    return f"""moe( num_local_experts|num_experts:num_experts={count} num_experts_per_tok:experts_per_token={top}
+        {dim}:dim {act} )"""
 
 
 # A window of all layers, with a switch that turns it off.
@@ -88,7 +82,7 @@ GPT_OSS = decoder(
     *("gpt_oss", k.decoder_heads("GptOss")),
     words="attention.sinks moe(num_experts=2 dim=1 activation=quick_geglu bias up_offset=1)",
     keys=k.keys(
-        *(k.without(SIZES, "hidden_act"), head_dim(64), experts(128, 4, act="swiglu_limit:moe.limit=7.0")),
+        *(k.without(SIZES, "hidden_act"), head_dim(64), experts(128, 4, act="swiglu_limit:limit=7.0")),
         f"{EPSILON} hidden_act==silu swiglu_alpha==1.702 attention_bias:attention.output_bias,attention.bias=true~bool",
         k.rotary({**_YARN, "original_max_position_embeddings": 4096}, theta=1.5e5),
         k.layer_types(lambda json: k.every(2, json), usual=128),

@@ -9,7 +9,7 @@ from json import loads
 from typing import Any
 
 from jaxmodel.interop.huggingface.rows import rows, spelt, within
-from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, Row, read_keys, write_keys
+from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, read_keys, write_keys
 from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import Attention, Head, Pool, Rope
 
@@ -56,7 +56,8 @@ def keys(*said: str | Group | Keys, **converted: Any) -> tuple[Group, ...]:
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value.
 
     The last must have that value, for another would be another computation. A default is JSON, or else text. Fields
-    with commas between them are all that key's; (a|b) is as in `rows`; a conversion stands last:
+    with commas between them are all that key's; (a|b) is as in `rows`; a|b are names of one key, both
+    of which are written, and the first that is there is read; a conversion stands last:
     hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us, likewise. `encoder,decoder( … )`,
     with spaces within, are words about fields of both. Of words about one field the last count, as of rows: a family's
     own stand after those that it shares.
@@ -100,8 +101,10 @@ def _fixed(key: str, value: Any) -> Group:
 
 
 def _key(key: str, field: str, default: Any, conversion: Conversion) -> Group:
+    names = key.split("|")
+
     def read(json: Json) -> Overrides:
-        if (value := json.get(key, default)) is REQUIRED:
+        if (value := next((json[name] for name in names if name in json), default)) is REQUIRED:
             raise KeyError(key)
         try:
             return {field: conversion[0](value)}
@@ -110,8 +113,10 @@ def _key(key: str, field: str, default: Any, conversion: Conversion) -> Group:
 
     def write(config: Any) -> dict[str, Any]:
         if (ours := _get(config, field)) is not None:
-            return {key: conversion[1](ours)}
-        return {key: None if default is REQUIRED else default}  # not said, or of a part that is not there
+            return dict.fromkeys(names, conversion[1](ours))
+        return dict.fromkeys(
+            names, None if default is REQUIRED else default
+        )  # not said, or of a part that is not there
 
     return Group(read, write, key, field)
 
@@ -417,9 +422,9 @@ def whatever(**fields: Any) -> Group:
     return Group(lambda json: fields)
 
 
-def body(pool: Pool | None = None, rows: tuple[Row, ...] = ()) -> Heads:
-    """The bare model, perhaps with a pool."""
-    return Heads(rows, (whatever(head=None, pool=pool, tied=False),), base=True)
+def body(pool: Pool | None = None, more: str = "") -> Heads:
+    """The bare model, perhaps with a pool, and rows of that."""
+    return Heads(rows(more), (whatever(head=None, pool=pool, tied=False),), base=True)
 
 
 def causal(name: str = "lm_head") -> Heads:
@@ -427,22 +432,23 @@ def causal(name: str = "lm_head") -> Heads:
     return Heads(rows(f"transposed {name}.weight head/logits\ncopy {name}.bias head/bias"))
 
 
-def headed(head: Head, logits: str, keys: Keys = (), more: tuple[Row, ...] = (), **fields: Any) -> Heads:
+def headed(head: Head, logits: str, said: str | Keys = "", more: str = "", **fields: Any) -> Heads:
     """Logits by a layer called `logits`.
 
     Args:
       head: it, but for what keys say.
       logits: name of that layer.
-      keys: of config.json, that say something of the head.
-      more: tensors beside.
+      said: keys of config.json, that say something of the head.
+      more: rows of tensors beside.
       **fields: of our config, as all of them have it.
     """
-    return Heads((*causal(logits).rows, *more), (whatever(**{"head": head, "pool": None, **fields}), *keys))
+    said = keys(whatever(**{"head": head, "pool": None, **fields}), said)
+    return Heads((*causal(logits).rows, *rows(more)), said)
 
 
-def classifier(name: str, pool: Pool | None, bias: bool = True, more: tuple[Row, ...] = (), keys: Keys = ()) -> Heads:
+def classifier(name: str, pool: Pool | None, said: str | Keys = "", more: str = "", bias: bool = True) -> Heads:
     """Logits of classes by a layer called `name`: of each token, or of a pooled one; the rest as in `headed`."""
-    return headed(Head(bias=bias), name, (classes("head.outputs"), *keys), more, pool=pool, tied=False)
+    return headed(Head(bias=bias), name, keys(classes("head.outputs"), said), more, pool=pool, tied=False)
 
 
 def decoder_heads(name: str, count: int = 4, body_name: str = "") -> dict[str, Heads]:

@@ -55,21 +55,17 @@ def _write_positions(config: Transformer) -> dict[str, Any]:
 
 _POSITIONS = k.switched(Group(_read_positions, _write_positions), "sliding_window")
 SMOLLM3 = decoder(
-    *("smollm3", k.decoder_heads("SmolLM3"), k.rotary(theta=2e6), f"{BIASES} {TIED} mlp_bias:mlp.bias=false"),
-    _POSITIONS,
+    *("smollm3", k.decoder_heads("SmolLM3"), k.rotary(theta=2e6), _POSITIONS),
+    f"{BIASES} {TIED} mlp_bias:mlp.bias=false",
 )
-GRANITE = LLAMA._replace(
-    name="granite",
-    keys=k.keys(
-        LLAMA.keys,
-        """embedding_multiplier:stem.scale=1.0 residual_multiplier:residual_scale=1.0
-        attention_multiplier:attention.scale=1.0 logits_scaling:head.scale=1.0~inverse""",
-    ),
-    heads=k.decoder_heads("Granite", 2),
+GRANITE = decoder(
+    *("granite", k.decoder_heads("Granite", 2), LLAMA.keys),
+    """embedding_multiplier:stem.scale=1.0 residual_multiplier:residual_scale=1.0
+    attention_multiplier:attention.scale=1.0 logits_scaling:head.scale=1.0~inverse""",
 )
 STARCODER2 = decoder(
     *("starcoder2", k.decoder_heads("Starcoder2"), f"{TIED} {WINDOW} norm_epsilon:norm.epsilon=1e-5"),
-    """hidden_act:mlp.activation=gelu_pytorch_tanh~plain use_bias:attention.bias,attention.output_bias,mlp.bias=true""",
+    "hidden_act:mlp.activation=gelu_pytorch_tanh~plain use_bias:attention.bias,attention.output_bias,mlp.bias=true",
     words="mlp.bias norm(kind=layer bias)",
     more="linear layers.{i}.mlp.c_(fc|proj) stack/mlp/(up|down)",
 )

@@ -40,10 +40,9 @@ def _write_layers(config: Transformer) -> dict[str, Any]:
     return {"layer_types": kinds, "local_attention": window, "rope_parameters": ropes}
 
 
-_DENSE = k.keys("classifier_activation:head.activation=gelu~plain classifier_bias:head.dense_bias=false")
-_WORDS = (*_DENSE, *k.keys("decoder_bias:head.bias=true"))
-_POOLED = (*_DENSE, *k.keys("classifier_pooling:pool.kind=cls~pools", pools=k.named({"cls": "first", "mean": "mean"})))
-_BEFORE = rows("linear head.dense head/dense\nnorm head.norm head/norm")
+_DENSE = "classifier_activation:head.activation=gelu~plain classifier_bias:head.dense_bias=false"
+_POOLED = k.keys(f"{_DENSE} classifier_pooling:pool.kind=cls~pools", pools=k.named({"cls": "first", "mean": "mean"}))
+_BEFORE = "linear head.dense head/dense\nnorm head.norm head/norm"
 MODERNBERT = Family(
     name="modernbert",
     prefix="model.",
@@ -64,10 +63,12 @@ MODERNBERT = Family(
         norm   final_norm                       norm
     """),
     heads={
-        "ModernBertForMaskedLM": encoders.masked("decoder", "head.dense", "head.norm", _WORDS),
+        "ModernBertForMaskedLM": encoders.masked(
+            "decoder", "head.dense", "head.norm", f"{_DENSE} decoder_bias:head.bias=true"
+        ),
         "ModernBertModel": k.body(),
-        "ModernBertForSequenceClassification": k.classifier("classifier", Pool(), more=_BEFORE, keys=_POOLED),
-        "ModernBertForTokenClassification": k.classifier("classifier", None, more=_BEFORE, keys=_DENSE),
+        "ModernBertForSequenceClassification": k.classifier("classifier", Pool(), _POOLED, _BEFORE),
+        "ModernBertForTokenClassification": k.classifier("classifier", None, _DENSE, _BEFORE),
     },
 )
 
@@ -82,7 +83,7 @@ _TABLES = Group(
     lambda json: {"stem.embed_dim": _table_width(json)},
     lambda config: {"embedding_size": config.stem.embed_dim or config.embed_dim},
 )
-_NARROW = (k.implied("head.dim", _table_width),)
+_NARROW = [k.implied("head.dim", _table_width)]
 _GENERATOR, _DISCRIMINATOR = "generator_predictions", "discriminator_predictions"
 ELECTRA = encoders.BERT._replace(
     name="electra",
@@ -92,11 +93,11 @@ ELECTRA = encoders.BERT._replace(
         """tie_word_embeddings:tied=true hidden_size:embed_dim=256 num_attention_heads:attention.num_heads=4
         intermediate_size:mlp.dim=1024""",
     ),
-    rows=encoders.BERT_BODY + rows("linear embeddings_project stem/projection"),
+    rows=rows(f"{encoders.BERT_BODY}linear embeddings_project stem/projection"),
     heads={
         "ElectraForPreTraining": k.headed(
             *(Head(outputs=1, bias=True, norm=False), f"{_DISCRIMINATOR}.dense_prediction", encoders.ACTIVATION),
-            more=rows(f"linear {_DISCRIMINATOR}.dense head/dense"),
+            more=f"linear {_DISCRIMINATOR}.dense head/dense",
             tied=False,
         ),
         **encoders.encoder_heads(

@@ -127,7 +127,7 @@ _KEYS = k.keys("""encoder,decoder( d_model:embed_dim activation_function:mlp.act
 def _words(text: str, bias: bool = False) -> Heads:
     """One logit a token of the vocabulary."""
     head = k.whatever(**{"decoder.head": Head(bias=bias)})
-    return Heads(rows(text), (head, *k.keys("tie_word_embeddings:decoder.tied=true")))
+    return Heads(rows(text), k.keys(head, "tie_word_embeddings:decoder.tied=true"))
 
 
 def _read_scale(json: Json) -> Overrides:
@@ -137,7 +137,7 @@ def _read_scale(json: Json) -> Overrides:
 
 
 # The last token of the target: the source again, moved on by one.
-_DENSE = rows("linear classification_head.dense pool/dense")
+_DENSE = "linear classification_head.dense pool/dense"
 _LAST_TOKEN = k.classifier("classification_head.out_proj", Pool("last", activation="tanh"), more=_DENSE)
 BART = Family(
     name="bart",

@@ -44,8 +44,7 @@ def _rows(config: Transformer) -> tuple[Row, ...]:
 
 
 _LETTERS = k.keys("vocab_size:head.outputs=32~letters", letters=(lambda count: count or 32, int))
-_NARROW = k.keys("classifier_proj_size:head.dim=256")
-_PROJECTOR = rows("linear projector head/dense")
+_NARROW = "classifier_proj_size:head.dim=256"
 
 
 def _heads(name: str) -> dict[str, Heads]:
@@ -53,7 +52,9 @@ def _heads(name: str) -> dict[str, Heads]:
     return {
         f"{name}ForCTC": k.headed(Head(bias=True), "lm_head", _LETTERS),
         f"{name}Model": k.body(),
-        f"{name}ForSequenceClassification": k.classifier("classifier", Pool("mean"), True, _PROJECTOR, _NARROW),
+        f"{name}ForSequenceClassification": k.classifier(
+            "classifier", Pool("mean"), _NARROW, "linear projector head/dense"
+        ),
     }
 
 
