@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import BIASES, LLAMA_ROWS, QK_EPSILON, SIZES, WINDOW, decoder, head_dim
 from jaxmodel.interop.huggingface.rows import COPY, in_turn, rows
-from jaxmodel.interop.huggingface.table import Group, Json
+from jaxmodel.interop.huggingface.table import Json
 
 EPSILON = "rms_norm_eps:norm.epsilon=1e-5"
 MOE = "moe(num_experts=2 dim=1 experts_per_token=1)"
@@ -35,15 +35,12 @@ def experts(count: int, top: int, dim: str = "intermediate_size", act: str = "hi
 
 
 # A window of all layers, with a switch that turns it off.
-_WINDOW = Group(
-    lambda json: {"attention.window": json.get("sliding_window", 4096)},
-    lambda config: {"sliding_window": config.attention.window},
-)
+_WINDOW = k.switched(*k.keys("sliding_window:attention.window=4096"), "sliding_window")
 # Experts in every layer, and how their probabilities come to be.
 EVERYWHERE = "norm_topk_prob:moe.normalize=false decoder_sparse_step==1 mlp_only_layers==[]"
 QWEN3_MOE = decoder(
     *("qwen3_moe", k.decoder_heads("Qwen3Moe"), experts(128, 8, "moe_intermediate_size")),
-    *(k.switched(_WINDOW, "sliding_window"), f"{EVERYWHERE} {BIASES} {QK_EPSILON}"),
+    *(_WINDOW, f"{EVERYWHERE} {BIASES} {QK_EPSILON}"),
     words=f"attention.qk_norm=head {MOE}",
     more=EXPERT_ROWS,
 )

@@ -310,7 +310,8 @@ def switched(group: Group, key: str) -> Group:
         return group.read(json if json.get("use_sliding_window") else {**json, key: None})
 
     def write(config: Transformer) -> dict[str, Any]:
-        return {**group.write(config), "use_sliding_window": window_of(config) is not None}
+        window = window_of(config)
+        return {**group.write(config), "sliding_window": window, "use_sliding_window": window is not None}
 
     return Group(read, write)
 

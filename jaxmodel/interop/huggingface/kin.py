@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmodel.interop.huggingface import decoders
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.decoders import BIASES, LLAMA, QK_EPSILON, TIED, WINDOW, decoder, head_dim
+from jaxmodel.interop.huggingface.decoders import BIASES, LLAMA, NORMS, QK_EPSILON, TIED, WINDOW, decoder, head_dim
 from jaxmodel.interop.huggingface.rows import base, rows
 from jaxmodel.interop.huggingface.table import Family, Group, Json, Overrides
 from jaxmodel.models.configs import Transformer
@@ -49,8 +48,7 @@ def _read_positions(json: Json) -> Overrides:
 
 def _write_positions(config: Transformer) -> dict[str, Any]:
     turned = [int(layer.attention.rotary) for layer in k.layers(config)]
-    kinds = [k.slides(layer) for layer in k.layers(config)]
-    return {"sliding_window": k.window_of(config), "no_rope_layers": turned, "layer_types": kinds}
+    return {"no_rope_layers": turned, "layer_types": [k.slides(layer) for layer in k.layers(config)]}
 
 
 _POSITIONS = k.switched(Group(_read_positions, _write_positions), "sliding_window")
@@ -96,7 +94,7 @@ GPT_NEOX = Family(
         attention_bias:attention.output_bias,attention.bias=true~bool""",
         k.rotary(fraction=0.25),
     ),
-    rows=rows(f"""{decoders.NORMS}
+    rows=rows(f"""{NORMS}
         copy    embed_in.weight                          stem/tokens
         norm    final_layer_norm                         norm
         by_head layers.{{i}}.attention.query_key_value   stack/attention/query+key+value

@@ -169,11 +169,6 @@ _WHISPER_ROWS = """
 """
 
 
-def _samples(json: Json) -> int:
-    """A position is two frames."""
-    return 2 * HOP * json.get("max_source_positions", 1500)
-
-
 WHISPER = Family(
     name="whisper",
     prefix="model.",
@@ -183,7 +178,11 @@ WHISPER = Family(
         """vocab_size:decoder.vocab_size max_target_positions:decoder.max_length=448 scale_embedding==false
         max_source_positions:encoder.max_length=1500 num_mel_bins:encoder.spectrogram.bands=80
         use_weighted_layer_sum==false""",
-        *(_KEYS, k.implied("encoder.spectrogram.samples", _samples)),
+        # A position is two frames.
+        *(
+            _KEYS,
+            k.implied("encoder.spectrogram.samples", lambda json: 2 * HOP * json.get("max_source_positions", 1500)),
+        ),
     ),
     rows=rows(_ROWS + _WHISPER_ROWS, frames=(windows(3, dims=1), COPY)),
     heads={
