@@ -35,7 +35,7 @@ def experts(count: int, top: int, dim: str = "intermediate_size", act: str = "hi
 
 
 # A window of all layers, with a switch that turns it off.
-_WINDOW = k.switched(*k.keys("sliding_window:attention.window=4096"), "sliding_window")
+_WINDOW = k.switched(k.keys("sliding_window:attention.window=4096")[0], "sliding_window")
 # Experts in every layer, and how their probabilities come to be.
 EVERYWHERE = "norm_topk_prob:moe.normalize=false decoder_sparse_step==1 mlp_only_layers==[]"
 QWEN3_MOE = decoder(
