@@ -9,8 +9,9 @@ header's order, and more words.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from jaxmodel.config import FieldInfo, create, flatten, parse
@@ -166,8 +167,12 @@ def _value(text: str, info: FieldInfo) -> Any:
     return float(base) ** float(exponent) if power else parse(text, info)
 
 
-def _preset(kind: Any, infos: Mapping[str, FieldInfo], text: str) -> Any:
-    """A config of this kind, which has these fields, from words."""
+_fields = functools.cache(flatten)
+
+
+def configured(kind: Any, text: str) -> Any:
+    """A config of this kind from words."""
+    infos = _fields(kind)
     found: dict[str, dict[str, Any]] = {"": {}}  # by variant
     for path, value in _said(text):
         variant, _, path = path.rpartition(":")
@@ -183,14 +188,14 @@ def _preset(kind: Any, infos: Mapping[str, FieldInfo], text: str) -> Any:
 def presets(text: str) -> dict[str, Any]:
     """Configs by name from tables of words, as this file's first lines say."""
     found: dict[str, Any] = {}
-    kind, columns, infos = Transformer, [], {}
+    kind, columns = Transformer, []
     for line in text.strip().splitlines():
         first, *cells = line.split()
         if first in KINDS:
-            kind, columns, infos = KINDS[first], cells, flatten(KINDS[first])
+            kind, columns = KINDS[first], cells
         else:
             said = [f"{column}={cell}" for column, cell in zip(columns, cells, strict=False)]
-            found[first] = _preset(kind, infos, " ".join([*said, *cells[len(columns) :]]))
+            found[first] = configured(kind, " ".join([*said, *cells[len(columns) :]]))
     return found
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer
-from jaxmodel.interop.huggingface.table import Family, Group, Json, Keys, Overrides, Row
+from jaxmodel.interop.huggingface.rows import base, rows
+from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import MLP, Attention, Norm, Pool, Stem
+from jaxmodel.models.parts import Pool
 
 # GPT-2: one projection to queries, keys and values, stored [in, out].
 
@@ -19,15 +20,13 @@ _INNER = Group(
 GPT2 = Family(
     name="gpt2",
     prefix="transformer.",
-    base=transformer(
-        attention=Attention(num_heads=1, bias=True, output_bias=True),
-        **{"mlp": MLP(dim=1, bias=True), "norm": LAYER_NORM, "stem": Stem(positions="learned")},
-    ),
-    keys=(
-        *k.keys("vocab_size=50257 n_embd:embed_dim=768 n_layer:num_layers=12 n_head:attention.num_heads=12"),
-        *(_INNER, *k.keys("n_positions:max_length=1024 activation_function:mlp.activation=gelu_new~plain")),
-        *k.keys("layer_norm_epsilon:norm.epsilon=1e-5 tie_word_embeddings:tied=true scale_attn_weights==true"),
-        *k.keys("scale_attn_by_inverse_layer_idx==false add_cross_attention==false"),
+    base=base("base=biased stem.positions=learned"),
+    keys=k.keys(
+        """vocab_size=50257 n_embd:embed_dim=768 n_layer:num_layers=12 n_head:attention.num_heads=12
+        n_positions:max_length=1024 activation_function:mlp.activation=gelu_new~plain tie_word_embeddings:tied=true
+        layer_norm_epsilon:norm.epsilon=1e-5 scale_attn_weights==true scale_attn_by_inverse_layer_idx==false
+        add_cross_attention==false""",
+        _INNER,
     ),
     rows=rows("""
         copy    w(t|p)e.weight            stem/(tokens|positions)
@@ -57,33 +56,50 @@ LLAMA_ROWS = f"""{NORMS}
 """
 
 
-def sizes(
-    activation: str = "hidden_act:mlp.activation=silu~gated",
-    epsilon: str = "rms_norm_eps:norm.epsilon=1e-6",
-    tied: str = "false",
-    head_dim: int | None = None,
-    inner: str = "intermediate_size:mlp.dim",
-) -> Keys:
-    """The keys that nearly every decoder has; what is said of single ones is what they are where they are otherwise."""
+def head_dim(usual: int | None = None) -> Group:
+    """The width of heads, and what it is where config.json does not say; None: what the model's width gives each."""
 
     def read(json: Json) -> Overrides:
-        heads = json["num_attention_heads"]
-        width = json.get("head_dim", head_dim) or json["hidden_size"] // heads
-        return {"attention.num_kv_heads": json.get("num_key_value_heads") or heads, "attention.head_dim": width}
+        return {"attention.head_dim": json.get("head_dim", usual) or json["hidden_size"] // json["num_attention_heads"]}
 
     def write(config: Transformer) -> dict[str, Any]:
-        a = config.attention
-        width = a.head_dim or config.embed_dim // a.num_heads
-        return {"num_key_value_heads": a.num_kv_heads or a.num_heads, "head_dim": width}
+        return {"head_dim": config.attention.head_dim or config.embed_dim // config.attention.num_heads}
 
-    first = "vocab_size hidden_size:embed_dim num_hidden_layers:num_layers num_attention_heads:attention.num_heads"
-    more = k.keys(f"{inner} {activation} {epsilon} tie_word_embeddings:tied={tied}")
-    return *k.keys(first), Group(read, write), *more
+    return Group(read, write, field="attention.head_dim")
 
 
-def both_biases(default: str = "false") -> Keys:
-    """`attention_bias`: of all four projections, or of none."""
-    return k.keys(f"attention_bias:attention.output_bias,attention.bias={default}~bool")
+_KV_HEADS = Group(
+    lambda json: {"attention.num_kv_heads": json.get("num_key_value_heads") or json["num_attention_heads"]},
+    lambda config: {"num_key_value_heads": config.attention.num_kv_heads or config.attention.num_heads},
+)
+# What nearly all have.
+SIZES = k.keys(
+    """vocab_size hidden_size:embed_dim num_hidden_layers:num_layers num_attention_heads:attention.num_heads
+    intermediate_size:mlp.dim hidden_act:mlp.activation=silu~gated rms_norm_eps:norm.epsilon=1e-6
+    tie_word_embeddings:tied=false""",
+    *(_KV_HEADS, head_dim(), k.rotary()),
+)
+BIASES = "attention_bias:attention.output_bias,attention.bias=false~bool"  # of all four projections, or of none
+QK_EPSILON = "rms_norm_eps:attention.qk_norm_epsilon=1e-6"  # queries and keys are normalised as everything is
+WINDOW = "sliding_window:attention.window=null"
+TIED = "tie_word_embeddings:tied=true"
+
+
+def decoder(
+    name: str, heads: Mapping[str, Heads], *said: Any, words: str = "", more: str = "", **others: Any
+) -> Family:
+    """A family in the manner of Llama.
+
+    Args:
+      name: its `model_type`.
+      heads: by architecture class.
+      *said: its keys, beside `SIZES`, as `k.keys` takes them.
+      words: of its base.
+      more: its rows, beside Llama's.
+      **others: fields of `Family`.
+    """
+    given = {"keys": k.keys(SIZES, *said), "rows": rows(LLAMA_ROWS + more), "ignored": ("*.rotary_emb.inv_freq",)}
+    return Family(name, "model.", base(f"attention.rotary {words}"), heads=heads, **{**given, **others})
 
 
 def _sliding(json: Json) -> list[str]:
@@ -94,49 +110,25 @@ def _sliding(json: Json) -> list[str]:
 
 # A switch turns all windows off.
 QWEN_LAYERS = k.switched(k.layer_types(_sliding), "layer_types")
-# Queries and keys are normalised as everything is.
-QK_EPSILON = k.implied("attention.qk_norm_epsilon", lambda json: json.get("rms_norm_eps", 1e-6))
-ROTARY = Attention(num_heads=1, rotary=True)
-QK_NORM = Attention(num_heads=1, rotary=True, qk_norm="head")
-RMS = Norm(kind="rms")
-WINDOW = k.keys("sliding_window:attention.window=null")
-
-LLAMA = Family(
-    name="llama",
-    prefix="model.",
-    base=transformer(attention=ROTARY, norm=RMS),
-    keys=(*sizes(), k.rotary(), *both_biases(), *k.keys("mlp_bias:mlp.bias=false pretraining_tp==1")),
-    rows=rows(LLAMA_ROWS),
-    heads=k.decoder_heads("Llama"),
-    ignored=("*.rotary_emb.inv_freq",),
-)
-MISTRAL = LLAMA._replace(name="mistral", keys=(*sizes(), k.rotary(), *WINDOW), heads=k.decoder_heads("Mistral"))
-QWEN2 = LLAMA._replace(
-    name="qwen2",
-    base=transformer(attention=Attention(num_heads=1, rotary=True, bias=True), norm=RMS),
-    keys=(*sizes(), k.rotary(), QWEN_LAYERS),
-    heads=k.decoder_heads("Qwen2"),
-)
-QWEN3 = LLAMA._replace(
-    name="qwen3",
-    base=transformer(attention=QK_NORM, norm=RMS),
-    keys=(*sizes(head_dim=128), k.rotary(), QWEN_LAYERS, *both_biases(), QK_EPSILON),
-    heads=k.decoder_heads("Qwen3"),
+LLAMA = decoder("llama", k.decoder_heads("Llama"), f"{BIASES} mlp_bias:mlp.bias=false pretraining_tp==1")
+MISTRAL = decoder("mistral", k.decoder_heads("Mistral"), WINDOW)
+QWEN2 = decoder("qwen2", k.decoder_heads("Qwen2"), QWEN_LAYERS, words="attention.bias")
+QWEN3 = decoder(
+    *("qwen3", k.decoder_heads("Qwen3"), head_dim(128), QWEN_LAYERS, f"{BIASES} {QK_EPSILON}"),
+    words="attention.qk_norm=head",
 )
 
 # Gemma: norms that store their scale less one, before and after each half, and embeddings scaled by sqrt(D).
 
-GEMMA_ROWS = f"""{LLAMA_ROWS}
-    norm layers.{{i}}.(input|post_attention)_layernorm             stack/attention_(norm|output_norm)
-    norm layers.{{i}}.(pre_feedforward|post_feedforward)_layernorm stack/mlp_(norm|output_norm)
+_AROUND = """
+    norm layers.{i}.(input|post_attention)_layernorm             stack/attention_(norm|output_norm)
+    norm layers.{i}.(pre_feedforward|post_feedforward)_layernorm stack/mlp_(norm|output_norm)
 """
 # What the embeddings are scaled by follows from their width.
 _SCALED = k.implied("stem.scale", lambda json: json["hidden_size"] ** 0.5)
 
 
-def _gemma(*more: Group) -> Keys:
-    hidden = "hidden_activation:mlp.activation=silu~gated"
-    return *sizes(hidden, tied="true", head_dim=256), _SCALED, *both_biases(), *more
+_GEMMA = k.keys(head_dim(256), _SCALED, f"{BIASES} {TIED} hidden_activation:mlp.activation=silu~gated")
 
 
 def _inverse_square(config: Transformer) -> dict[str, Any]:
@@ -145,31 +137,25 @@ def _inverse_square(config: Transformer) -> dict[str, Any]:
     return {"query_pre_attn_scalar": round(number) if abs(number - round(number)) < 1e-6 * number else number}
 
 
-_CAPPED = (
+_CAPPED = k.keys(
     Group(lambda json: {"attention.scale": json.get("query_pre_attn_scalar", 256) ** -0.5}, _inverse_square),
-    *k.keys("attn_logit_softcapping:attention.softcap=null final_logit_softcapping:head.softcap=null"),
+    "attn_logit_softcapping:attention.softcap=null final_logit_softcapping:head.softcap=null",
 )
-GEMMA = LLAMA._replace(
-    name="gemma",
-    base=transformer(attention=ROTARY, norm=Norm(kind="rms", offset=1.0)),
-    keys=(
-        *sizes("hidden_act:mlp.activation=silu~first", tied="true", head_dim=256),
-        *(_SCALED, k.rotary(), *both_biases(), *k.keys("use_bidirectional_attention==null")),
-    ),
-    heads=k.decoder_heads("Gemma"),
+GEMMA = decoder(
+    *("gemma", k.decoder_heads("Gemma"), _GEMMA),
+    "hidden_act:mlp.activation=silu~first use_bidirectional_attention==null",
+    words="norm.offset=1",
 )
-GEMMA2 = LLAMA._replace(
-    name="gemma2",
-    base=transformer(attention=ROTARY, norm=Norm(kind="rms", offset=1.0, placement="both")),
-    keys=_gemma(*_CAPPED, k.rotary(), k.layer_types(lambda json: k.every(2, json))),
-    rows=rows(GEMMA_ROWS),
-    heads=k.decoder_heads("Gemma2"),
+GEMMA2 = decoder(
+    *("gemma2", k.decoder_heads("Gemma2"), _GEMMA, *_CAPPED, k.layer_types(lambda json: k.every(2, json))),
+    words="norm(offset=1 placement=both)",
+    more=_AROUND,
 )
-GEMMA3 = GEMMA2._replace(
-    name="gemma3_text",
-    base=transformer(attention=QK_NORM, norm=Norm(kind="rms", offset=1.0, placement="both")),
-    keys=_gemma(*(*_CAPPED, k.rotary_by_layer(6, 1e6, 1e4), QK_EPSILON), *k.keys("use_bidirectional_attention==false")),
-    heads=k.decoder_heads("Gemma3", 3, "Gemma3Text"),
+GEMMA3 = decoder(
+    *("gemma3_text", k.decoder_heads("Gemma3", 3, "Gemma3Text"), _GEMMA, *_CAPPED, k.rotary_by_layer(6, 1e6, 1e4)),
+    f"{QK_EPSILON} use_bidirectional_attention==false",
+    words="attention.qk_norm=head norm(offset=1 placement=both)",
+    more=_AROUND,
 )
 
 
@@ -194,18 +180,11 @@ def _write_global(config: Transformer) -> dict[str, Any]:
     return {"attention_k_eq_v": any(a.keys_as_values for a in each.values()), "per_layer_config": sizes}
 
 
-GEMMA4 = GEMMA3._replace(
-    name="gemma4_text",
-    base=transformer(
-        attention=Attention(**{"num_heads": 1, "rotary": True, "qk_norm": "head", "value_norm": True, "scale": 1.0}),
-        norm=Norm(kind="rms", placement="both"),
-        block_scale=True,
-    ),
-    keys=_gemma(
-        *(QK_EPSILON, k.rotary_by_layer(6, 1e6, 1e4, _read_global), Group(write=_write_global)),
-        *k.keys("final_logit_softcapping:head.softcap=null hidden_size_per_layer_input==0 num_kv_shared_layers==0"),
-        *k.keys("enable_moe_block==false use_bidirectional_attention==null"),
-    ),
-    rows=(*rows(GEMMA_ROWS), Row("layers.{i}.layer_scalar", ("stack/scale",))),
-    heads=k.decoder_heads("Gemma4", 2, "Gemma4Text"),
+GEMMA4 = decoder(
+    *("gemma4_text", k.decoder_heads("Gemma4", 2, "Gemma4Text"), _GEMMA),
+    *(k.rotary_by_layer(6, 1e6, 1e4, _read_global), Group(write=_write_global)),
+    f"""{QK_EPSILON} final_logit_softcapping:head.softcap=null use_bidirectional_attention==null
+    hidden_size_per_layer_input==0 num_kv_shared_layers==0 enable_moe_block==false""",
+    words="attention(qk_norm=head value_norm scale=1) norm.placement=both block_scale",
+    more=f"{_AROUND}copy layers.{{i}}.layer_scalar stack/scale",
 )

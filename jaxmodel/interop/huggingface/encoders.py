@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmodel import config as configs
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface import table
-from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer
+from jaxmodel.interop.huggingface.rows import base, rows
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, Row
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import GATED, MLP, Attention, Head, Images, Pool, Stem
+from jaxmodel.models.parts import GATED, Head, Images, Pool
 
 # Encoders in the manner of BERT
 
@@ -18,24 +17,23 @@ ENCODER_KEYS = k.keys("""
     hidden_size:embed_dim=768 num_hidden_layers:num_layers=12 num_attention_heads:attention.num_heads=12
     intermediate_size:mlp.dim=3072 hidden_act:mlp.activation=gelu~plain layer_norm_eps:norm.epsilon=1e-12
 """)
-TWO_WAYS = Attention(num_heads=1, causal=False, bias=True, output_bias=True)
-BASE = transformer(attention=TWO_WAYS, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=Stem(positions="learned"))
+BASE = "base=biased attention.causal=false stem.positions=learned"
 TANH = Pool("first", activation="tanh")
-POOLER = rows("linear pooler.dense pool/dense")
-CLASSIFIER_POOL = rows("linear classifier.dense pool/dense")
+POOLER = "linear pooler.dense pool/dense"
+CLASSIFIER_POOL = "linear classifier.dense pool/dense"
 
 
-def masked(logits: str, dense: str, norm: str, keys: Keys = ()) -> Heads:
+def masked(logits: str, dense: str, norm: str, said: str | Keys = "") -> Heads:
     """Logits of masked tokens by the embedding table, behind a dense layer with a non-linearity, and a norm.
 
     Args:
       logits: name of that layer, if it were one; it has a bias.
       dense: name of the dense layer.
       norm: that of the norm.
-      keys: which say what the head has otherwise; without, the non-linearity is gelu.
+      said: keys which say what the head has otherwise; without, the non-linearity is gelu.
     """
-    more = rows(f"linear {dense} head/dense\nnorm {norm} head/norm")
-    return k.headed(Head(activation="gelu", bias=True), logits, keys, more)
+    more = f"linear {dense} head/dense\nnorm {norm} head/norm"
+    return k.headed(Head(activation="gelu", bias=True), logits, said, more)
 
 
 def _types(count: int) -> int:
@@ -53,25 +51,27 @@ def encoder_heads(name: str, words: Heads, bare: Heads, classes: Heads) -> dict[
     }
 
 
-ACTIVATION = k.keys("hidden_act:head.activation=gelu~plain")
+ACTIVATION = "hidden_act:head.activation=gelu~plain"
 _HEAD = "cls.predictions.transform"  # before the logits of masked tokens
-BERT_BODY = rows("""
+BERT_BODY = """
     copy   embeddings.(word|position|token_type)_embeddings.weight        stem/(tokens|positions|types)
     norm   embeddings.LayerNorm                                           stem/norm
     linear encoder.layer.{i}.attention.self.(query|key|value)             stack/attention/(query|key|value)
     linear encoder.layer.{i}.(attention.output|intermediate|output).dense stack/(attention/output|mlp/up|mlp/down)
     norm   encoder.layer.{i}.(attention.output|output).LayerNorm          stack/(attention|mlp)_norm
-""")
+"""
 BERT = Family(
     name="bert",
     prefix="bert.",
-    base=configs.replace(BASE, {"norm.placement": "post", "stem.num_types": 2, "stem.norm": True, "tied": True}),
-    keys=(
-        *(*ENCODER_KEYS, *k.keys("vocab_size tie_word_embeddings==true is_decoder==false add_cross_attention==false")),
-        *k.keys("max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2~types", types=(_types, int)),
-        *k.keys("position_embedding_type==absolute"),
+    base=base(f"{BASE} norm.placement=post stem(num_types=2 norm) tied"),
+    keys=k.keys(
+        ENCODER_KEYS,
+        """vocab_size tie_word_embeddings==true is_decoder==false add_cross_attention==false
+        max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2~types
+        position_embedding_type==absolute""",
+        types=(_types, int),
     ),
-    rows=BERT_BODY + POOLER,
+    rows=rows(BERT_BODY + POOLER),
     heads=encoder_heads(
         *("Bert", masked("cls.predictions", f"{_HEAD}.dense", f"{_HEAD}.LayerNorm", ACTIVATION)),
         *(k.body(TANH), k.classifier("classifier", TANH)),
@@ -88,19 +88,19 @@ _OFFSET = k.keys("pad_token_id:stem.position_offset=1~next", next=(lambda place:
 ROBERTA = BERT._replace(
     name="roberta",
     prefix="roberta.",
-    keys=(*k.without(BERT.keys, "max_position_embeddings"), *_OFFSET, _BEHIND_PADDING),
-    rows=BERT_BODY,
+    keys=k.keys(k.without(BERT.keys, "max_position_embeddings"), _OFFSET, _BEHIND_PADDING),
+    rows=rows(BERT_BODY),
     heads=encoder_heads(
         *("Roberta", masked("lm_head", "lm_head.dense", "lm_head.layer_norm"), k.body(TANH, POOLER)),
         k.classifier("classifier.out_proj", TANH, more=CLASSIFIER_POOL),
     ),
     ignored=("*embeddings.position_ids", "lm_head.decoder.*"),
 )
-_ACTIVATION = k.keys("activation:head.activation=gelu~plain")
+_ACTIVATION = "activation:head.activation=gelu~plain"
 DISTILBERT = Family(
     name="distilbert",
     prefix="distilbert.",
-    base=configs.replace(BERT.base, {"stem.num_types": 0, "norm.epsilon": 1e-12}),
+    base=base(f"{BASE} norm(placement=post epsilon=1e-12) stem.norm tied"),
     keys=k.keys("""
         vocab_size dim:embed_dim=768 n_layers:num_layers=6 n_heads:attention.num_heads=12 hidden_dim:mlp.dim=3072
         activation:mlp.activation=gelu~plain max_position_embeddings:max_length=512 tie_word_embeddings==true
@@ -114,7 +114,7 @@ DISTILBERT = Family(
     """),
     heads=encoder_heads(
         *("DistilBert", masked("vocab_projector", "vocab_transform", "vocab_layer_norm", _ACTIVATION), k.body()),
-        k.classifier("classifier", Pool("first", activation="relu"), more=rows("linear pre_classifier pool/dense")),
+        k.classifier("classifier", Pool("first", activation="relu"), more="linear pre_classifier pool/dense"),
     ),
     ignored=("*embeddings.position_ids", "vocab_projector.weight"),
 )
@@ -145,8 +145,8 @@ _VIT_ROWS = """
 VIT = Family(
     name="vit",
     prefix="vit.",
-    base=BASE,
-    keys=(*ENCODER_KEYS, images(), *k.keys("qkv_bias:attention.bias=true pooler_act==tanh")),
+    base=base(BASE),
+    keys=k.keys(ENCODER_KEYS, images(), "qkv_bias:attention.bias=true pooler_act==tanh"),
     rows=rows(f"""{_VIT_ROWS}
         linear encoder.layer.{{i}}.(intermediate|output).dense stack/mlp/(up|down)
         norm   encoder.layer.{{i}}.layernorm_(before|after)    stack/(attention|mlp)_norm
@@ -187,13 +187,10 @@ def _dinov2_rows(config: Transformer) -> tuple[Row, ...]:
 DINOV2 = VIT._replace(
     name="dinov2",
     prefix="dinov2.",
-    keys=(
-        *k.without(ENCODER_KEYS, "intermediate_size", "hidden_act"),
-        *(Group(_read_mlp, _write_mlp), images(patch=14)),
-        *k.keys("""
-            layer_norm_eps:norm.epsilon=1e-6 use_mask_token:images.mask_token=true
-            layerscale_value:layer_scale=1.0 qkv_bias:attention.bias=true
-        """),
+    keys=k.keys(
+        *(k.without(ENCODER_KEYS, "intermediate_size", "hidden_act"), Group(_read_mlp, _write_mlp), images(patch=14)),
+        """layer_norm_eps:norm.epsilon=1e-6 use_mask_token:images.mask_token=true layerscale_value:layer_scale=1.0
+        qkv_bias:attention.bias=true""",
     ),
     rows=_dinov2_rows,
     heads={

@@ -7,8 +7,8 @@ from typing import Any
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.rows import COPY, rows, windows
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
-from jaxmodel.models.parts import ConvStem
 from jaxmodel.models.plain import ConvNet
+from jaxmodel.models.presets import configured
 
 
 def _heads(name: str, layer: str) -> dict[str, Heads]:
@@ -46,13 +46,12 @@ def _resnet_rows(config: ConvNet) -> tuple[Row, ...]:
 RESNET = Family(
     name="resnet",
     prefix="resnet.",
-    base=ConvNet(num_classes=0, stem=ConvStem(size=7, stride=2, pool=True), count_batches=True),
-    keys=(
-        *k.keys("num_channels:channels=3 hidden_sizes:widths=[256,512,1024,2048]~list depths=[3,4,6,3]~list"),
-        *k.keys("layer_type:block=bottleneck~blocks", blocks=k.named({"basic": "basic", "bottleneck": "bottleneck"})),
-        *k.keys("embedding_size:stem.width=64 downsample_in_first_stage:first_stride=false~1|2"),
-        *k.keys("downsample_in_bottleneck:stride_early=false"),
-        *k.keys("hidden_act==relu"),  # theirs reads it in some places, and has relu in others
+    base=configured(ConvNet, "num_classes=0 stem(size=7 stride=2 pool) count_batches"),
+    keys=k.keys(  # theirs reads hidden_act in some places, and has relu in others
+        """num_channels:channels=3 hidden_sizes:widths=[256,512,1024,2048]~list depths=[3,4,6,3]~list hidden_act==relu
+        layer_type:block=bottleneck~blocks embedding_size:stem.width=64 downsample_in_bottleneck:stride_early=false
+        downsample_in_first_stage:first_stride=false~1|2""",
+        blocks=k.named({"basic": "basic", "bottleneck": "bottleneck"}),
     ),
     rows=_resnet_rows,
     heads=_heads("ResNet", "classifier.1"),
@@ -86,10 +85,10 @@ def _write_convnext(config: ConvNet) -> dict[str, Any]:
 CONVNEXT = Family(
     name="convnext",
     prefix="convnext.",
-    base=ConvNet(num_classes=0, block="inverted", kernel=7, norm="layer", epsilon=1e-6, bias=True, activation="gelu"),
-    keys=(
-        *k.keys("num_channels:channels=3 hidden_sizes:widths=[96,192,384,768]~list depths=[3,3,9,3]~list"),
-        *k.keys("hidden_act:activation=gelu~plain layer_norm_eps:pool_epsilon=1e-12"),
+    base=configured(ConvNet, "num_classes=0 block=inverted kernel=7 norm=layer epsilon=1e-6 bias activation=gelu"),
+    keys=k.keys(
+        """num_channels:channels=3 hidden_sizes:widths=[96,192,384,768]~list depths=[3,3,9,3]~list
+        hidden_act:activation=gelu~plain layer_norm_eps:pool_epsilon=1e-12""",
         Group(_read_convnext, _write_convnext),
     ),
     rows=lambda config: _rows(_CONVNEXT_ROWS, config),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from json import loads
 from typing import Any
 
 from jaxmodel.interop.huggingface.rows import rows, spelt, within
-from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, Row, read_keys, write_keys
+from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, read_keys, write_keys
 from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import Attention, Head, Pool, Rope
 
@@ -52,33 +52,43 @@ _CONVERTED: dict[str, Any] = {  # of `Conversion`s
 }
 
 
-def keys(text: str, of: Sequence[str] = ("",), **converted: Any) -> tuple[Group, ...]:
+def keys(*said: str | Group | Keys, **converted: Any) -> tuple[Group, ...]:
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value.
 
     The last must have that value, for another would be another computation. A default is JSON, or else text. Fields
-    with commas between them are all that key's; (a|b) is as in `rows`; a conversion stands last:
-    hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us, likewise.
+    with commas between them are all that key's; (a|b) is as in `rows`; a|b are names of one key, both
+    of which are written, and the first that is there is read; a conversion stands last:
+    hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us, likewise. `encoder,decoder( … )`,
+    with spaces within, are words about fields of both. Of words about one field the last count, as of rows: a family's
+    own stand after those that it shares.
 
     Args:
-      text: the words.
-      of: what the fields begin with; of several, each key is a field of all: "encoder.", "decoder.".
+      *said: the words, and keys that others have made.
       **converted: further conversions by name, (read, write).
     """
-    conversions = {**_CONVERTED, **converted}
     found: list[Group] = []
+    for each in said:
+        found += _worded(each, converted) if isinstance(each, str) else [each] if isinstance(each, Group) else each
+    last = {each.field: each for each in found}
+    return tuple(each for each in found if not each.field or last[each.field] is each)
+
+
+def _worded(text: str, converted: Mapping[str, Any]) -> Iterator[Group]:
+    places = [""]
     for word in text.split():
         key, fixed, value = word.partition("==")
         if fixed:
-            found.append(_fixed(key, _value(value)))
-            continue
-        word, _, how = word.partition("~")
-        names, optional, default = word.partition("=")
-        key, _, fields = names.partition(":")
-        switch = "|" in how and named(dict(zip((False, True), map(_value, how.split("|")), strict=True)))
-        given = _value(default) if optional else REQUIRED, switch or conversions[how]
-        said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
-        found += [_key(name, start + each, *given) for name, each in said for start in of]
-    return tuple(found)
+            yield _fixed(key, _value(value))
+        elif word.endswith("(") or word == ")":
+            places = [f"{each}." for each in word[:-1].split(",") if each] or [""]
+        else:
+            word, _, how = word.partition("~")
+            names, optional, default = word.partition("=")
+            key, _, fields = names.partition(":")
+            switch = "|" in how and named(dict(zip((False, True), map(_value, how.split("|")), strict=True)))
+            given = _value(default) if optional else REQUIRED, switch or {**_CONVERTED, **converted}[how]
+            said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
+            yield from (_key(name, place + each, *given) for name, each in said for place in places)
 
 
 def _fixed(key: str, value: Any) -> Group:
@@ -91,8 +101,10 @@ def _fixed(key: str, value: Any) -> Group:
 
 
 def _key(key: str, field: str, default: Any, conversion: Conversion) -> Group:
+    names = key.split("|")
+
     def read(json: Json) -> Overrides:
-        if (value := json.get(key, default)) is REQUIRED:
+        if (value := next((json[name] for name in names if name in json), default)) is REQUIRED:
             raise KeyError(key)
         try:
             return {field: conversion[0](value)}
@@ -101,8 +113,10 @@ def _key(key: str, field: str, default: Any, conversion: Conversion) -> Group:
 
     def write(config: Any) -> dict[str, Any]:
         if (ours := _get(config, field)) is not None:
-            return {key: conversion[1](ours)}
-        return {key: None if default is REQUIRED else default}  # not said, or of a part that is not there
+            return dict.fromkeys(names, conversion[1](ours))
+        return dict.fromkeys(
+            names, None if default is REQUIRED else default
+        )  # not said, or of a part that is not there
 
     return Group(read, write, key, field)
 
@@ -228,7 +242,7 @@ def rotary(scaling: Json = {}, **usual: Any) -> Group:  # noqa: B006  # it is no
         length = a.rope.original_length if a.rope.scaling == "dynamic" else config.max_length
         return {"rope_parameters": write_rope(a, "fraction" in usual), "max_position_embeddings": length}
 
-    return Group(read, write)
+    return Group(read, write, field="attention.rope")
 
 
 # Kinds of layers
@@ -296,7 +310,8 @@ def switched(group: Group, key: str) -> Group:
         return group.read(json if json.get("use_sliding_window") else {**json, key: None})
 
     def write(config: Transformer) -> dict[str, Any]:
-        return {**group.write(config), "use_sliding_window": window_of(config) is not None}
+        window = window_of(config)
+        return {**group.write(config), "sliding_window": window, "use_sliding_window": window is not None}
 
     return Group(read, write)
 
@@ -346,7 +361,7 @@ def rotary_by_layer(period: int, theta: float, local_theta: float | None = None,
         return {"rope_parameters": {"sliding_attention": plain, "full_attention": plain, **ropes}}
 
     more = Group(write=write), *keys("max_position_embeddings:max_length")
-    return together(layer_types(usual, 4096, full, local), *more)
+    return together(layer_types(usual, 4096, full, local), *more)._replace(field="attention.rope")
 
 
 # Models within models
@@ -408,9 +423,9 @@ def whatever(**fields: Any) -> Group:
     return Group(lambda json: fields)
 
 
-def body(pool: Pool | None = None, rows: tuple[Row, ...] = ()) -> Heads:
-    """The bare model, perhaps with a pool."""
-    return Heads(rows, (whatever(head=None, pool=pool, tied=False),), base=True)
+def body(pool: Pool | None = None, more: str = "") -> Heads:
+    """The bare model, perhaps with a pool, and rows of that."""
+    return Heads(rows(more), (whatever(head=None, pool=pool, tied=False),), base=True)
 
 
 def causal(name: str = "lm_head") -> Heads:
@@ -418,22 +433,23 @@ def causal(name: str = "lm_head") -> Heads:
     return Heads(rows(f"transposed {name}.weight head/logits\ncopy {name}.bias head/bias"))
 
 
-def headed(head: Head, logits: str, keys: Keys = (), more: tuple[Row, ...] = (), **fields: Any) -> Heads:
+def headed(head: Head, logits: str, said: str | Keys = "", more: str = "", **fields: Any) -> Heads:
     """Logits by a layer called `logits`.
 
     Args:
       head: it, but for what keys say.
       logits: name of that layer.
-      keys: of config.json, that say something of the head.
-      more: tensors beside.
+      said: keys of config.json, that say something of the head.
+      more: rows of tensors beside.
       **fields: of our config, as all of them have it.
     """
-    return Heads((*causal(logits).rows, *more), (whatever(**{"head": head, "pool": None, **fields}), *keys))
+    said = keys(whatever(**{"head": head, "pool": None, **fields}), said)
+    return Heads((*causal(logits).rows, *rows(more)), said)
 
 
-def classifier(name: str, pool: Pool | None, bias: bool = True, more: tuple[Row, ...] = (), keys: Keys = ()) -> Heads:
+def classifier(name: str, pool: Pool | None, said: str | Keys = "", more: str = "", bias: bool = True) -> Heads:
     """Logits of classes by a layer called `name`: of each token, or of a pooled one; the rest as in `headed`."""
-    return headed(Head(bias=bias), name, (classes("head.outputs"), *keys), more, pool=pool, tied=False)
+    return headed(Head(bias=bias), name, keys(classes("head.outputs"), said), more, pool=pool, tied=False)
 
 
 def decoder_heads(name: str, count: int = 4, body_name: str = "") -> dict[str, Heads]:

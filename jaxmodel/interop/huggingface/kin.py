@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmodel.interop.huggingface import decoders
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.decoders import LLAMA, LLAMA_ROWS, QK_EPSILON, ROTARY, WINDOW, both_biases, sizes
-from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer
-from jaxmodel.interop.huggingface.table import Group, Json, Overrides
+from jaxmodel.interop.huggingface.decoders import BIASES, LLAMA, NORMS, QK_EPSILON, TIED, WINDOW, decoder, head_dim
+from jaxmodel.interop.huggingface.rows import base, rows
+from jaxmodel.interop.huggingface.table import Family, Group, Json, Overrides
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import MLP, Attention, Norm
 
-BIASED = Attention(num_heads=1, rotary=True, bias=True)
 GATES = "transposed layers.{i}.mlp.gate_up_proj.weight stack/mlp/gate+up\n"
-QKV_BIAS = k.keys("attention_bias:attention.bias=true")
 LAYER_EPSILON = "layer_norm_eps:norm.epsilon=1e-5"
 
 
@@ -23,26 +19,18 @@ def _trained(config: Transformer) -> dict[str, int]:
     return {"original_max_position_embeddings": config.attention.rope.original_length or config.max_length}
 
 
-PHI3 = LLAMA._replace(
-    name="phi3",
-    keys=(*sizes(), k.rotary(fraction=1.0), *WINDOW, Group(write=_trained)),
-    rows=rows(LLAMA_ROWS + GATES + "transposed layers.{i}.self_attn.qkv_proj.weight stack/attention/query+key+value"),
-    heads=k.decoder_heads("Phi3"),
+PHI3 = decoder(
+    *("phi3", k.decoder_heads("Phi3"), k.rotary(fraction=1.0), WINDOW, Group(write=_trained)),
+    more=f"{GATES}transposed layers.{{i}}.self_attn.qkv_proj.weight stack/attention/query+key+value",
 )
-
 # Norms on what each half gives, and of all queries, or keys, together.
-_ALL_NORMED = Attention(num_heads=1, rotary=True, qk_norm="all")
-OLMO2 = LLAMA._replace(
-    name="olmo2",
-    base=transformer(attention=_ALL_NORMED, norm=Norm(kind="rms", placement="output")),
-    keys=(*sizes(), k.rotary(), *both_biases(), QK_EPSILON),
-    rows=rows(LLAMA_ROWS + "norm layers.{i}.post_(attention|feedforward)_layernorm stack/(attention|mlp)_output_norm"),
-    heads=k.decoder_heads("Olmo2", 3),
+OLMO2 = decoder(
+    *("olmo2", k.decoder_heads("Olmo2", 3), f"{BIASES} {QK_EPSILON}"),
+    words="attention.qk_norm=all norm.placement=output",
+    more="norm layers.{i}.post_(attention|feedforward)_layernorm stack/(attention|mlp)_output_norm",
 )
 OLMO3 = OLMO2._replace(
-    name="olmo3",
-    keys=(*sizes(), k.rotary_by_layer(4, 5e5), *both_biases(), QK_EPSILON),
-    heads=k.decoder_heads("Olmo3", 3),
+    name="olmo3", keys=k.keys(OLMO2.keys, k.rotary_by_layer(4, 5e5)), heads=k.decoder_heads("Olmo3", 3)
 )
 
 
@@ -60,33 +48,24 @@ def _read_positions(json: Json) -> Overrides:
 
 def _write_positions(config: Transformer) -> dict[str, Any]:
     turned = [int(layer.attention.rotary) for layer in k.layers(config)]
-    kinds = [k.slides(layer) for layer in k.layers(config)]
-    return {"sliding_window": k.window_of(config), "no_rope_layers": turned, "layer_types": kinds}
+    return {"no_rope_layers": turned, "layer_types": [k.slides(layer) for layer in k.layers(config)]}
 
 
 _POSITIONS = k.switched(Group(_read_positions, _write_positions), "sliding_window")
-SMOLLM3 = LLAMA._replace(
-    name="smollm3",
-    keys=(*sizes(tied="true"), k.rotary(theta=2e6), *both_biases(), *k.keys("mlp_bias:mlp.bias=false"), _POSITIONS),
-    heads=k.decoder_heads("SmolLM3"),
+SMOLLM3 = decoder(
+    *("smollm3", k.decoder_heads("SmolLM3"), k.rotary(theta=2e6), _POSITIONS),
+    f"{BIASES} {TIED} mlp_bias:mlp.bias=false",
 )
-GRANITE = LLAMA._replace(
-    name="granite",
-    keys=(
-        *(*LLAMA.keys, *k.keys("embedding_multiplier:stem.scale=1.0 residual_multiplier:residual_scale=1.0")),
-        *k.keys("attention_multiplier:attention.scale=1.0 logits_scaling:head.scale=1.0~inverse"),
-    ),
-    heads=k.decoder_heads("Granite", 2),
+GRANITE = decoder(
+    *("granite", k.decoder_heads("Granite", 2), LLAMA.keys),
+    """embedding_multiplier:stem.scale=1.0 residual_multiplier:residual_scale=1.0
+    attention_multiplier:attention.scale=1.0 logits_scaling:head.scale=1.0~inverse""",
 )
-STARCODER2 = LLAMA._replace(
-    name="starcoder2",
-    base=transformer(attention=ROTARY, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM),
-    keys=(
-        *sizes("hidden_act:mlp.activation=gelu_pytorch_tanh~plain", "norm_epsilon:norm.epsilon=1e-5", tied="true"),
-        *(*k.keys("use_bias:attention.bias,attention.output_bias,mlp.bias=true"), k.rotary(), *WINDOW),
-    ),
-    rows=rows(LLAMA_ROWS + "linear layers.{i}.mlp.c_(fc|proj) stack/mlp/(up|down)"),
-    heads=k.decoder_heads("Starcoder2"),
+STARCODER2 = decoder(
+    *("starcoder2", k.decoder_heads("Starcoder2"), f"{TIED} {WINDOW} norm_epsilon:norm.epsilon=1e-5"),
+    "hidden_act:mlp.activation=gelu_pytorch_tanh~plain use_bias:attention.bias,attention.output_bias,mlp.bias=true",
+    words="mlp.bias norm(kind=layer bias)",
+    more="linear layers.{i}.mlp.c_(fc|proj) stack/mlp/(up|down)",
 )
 # Queries and keys may be normalised, with scales of each head's own.
 _BY_HEAD = "copy layers.{i}.self_attn.(q|k)_layernorm.norms.{e}.weight stack/attention/(query|key)_norm"
@@ -96,32 +75,26 @@ def _qk_epsilon(json: Json) -> float:
     return json.get("layer_norm_eps", 1e-5) if json.get("qk_layernorm") else 1e-6
 
 
-STABLELM = LLAMA._replace(
-    name="stablelm",
-    base=transformer(attention=ROTARY, norm=LAYER_NORM),
-    keys=(
-        *(*sizes(epsilon=LAYER_EPSILON), k.rotary(fraction=0.25)),
-        *k.keys("use_qkv_bias:attention.bias=false use_parallel_residual:norm.placement=false~pre|shared"),
-        *k.keys("qk_layernorm:attention.qk_norm=false~none|layer"),
-        k.implied("attention.qk_norm_epsilon", _qk_epsilon),
-    ),
-    rows=rows(LLAMA_ROWS + _BY_HEAD),
-    heads=k.decoder_heads("StableLm"),
+STABLELM = decoder(
+    *("stablelm", k.decoder_heads("StableLm"), k.rotary(fraction=0.25)),
+    f"""{LAYER_EPSILON} use_qkv_bias:attention.bias=false use_parallel_residual:norm.placement=false~pre|shared
+    qk_layernorm:attention.qk_norm=false~none|layer""",
+    k.implied("attention.qk_norm_epsilon", _qk_epsilon),
+    words="norm(kind=layer bias)",
+    more=_BY_HEAD,
 )
-GPT_NEOX = LLAMA._replace(
+GPT_NEOX = Family(
     name="gpt_neox",
     prefix="gpt_neox.",
-    base=transformer(
-        attention=Attention(num_heads=1, rotary=True, bias=True, output_bias=True),
-        **{"mlp": MLP(dim=1, bias=True), "norm": LAYER_NORM},
+    base=base("base=biased attention.rotary"),
+    keys=k.keys(
+        f"""vocab_size hidden_size:embed_dim num_hidden_layers:num_layers num_attention_heads:attention.num_heads
+        intermediate_size:mlp.dim hidden_act:mlp.activation=gelu~plain {LAYER_EPSILON} tie_word_embeddings:tied=false
+        use_parallel_residual:norm.placement=true~pre|parallel
+        attention_bias:attention.output_bias,attention.bias=true~bool""",
+        k.rotary(fraction=0.25),
     ),
-    keys=(
-        *k.keys("vocab_size hidden_size:embed_dim num_hidden_layers:num_layers intermediate_size:mlp.dim"),
-        *k.keys(f"num_attention_heads:attention.num_heads hidden_act:mlp.activation=gelu~plain {LAYER_EPSILON}"),
-        *k.keys("tie_word_embeddings:tied=false use_parallel_residual:norm.placement=true~pre|parallel"),
-        *(*both_biases("true"), k.rotary(fraction=0.25)),
-    ),
-    rows=rows(f"""{decoders.NORMS}
+    rows=rows(f"""{NORMS}
         copy    embed_in.weight                          stem/tokens
         norm    final_layer_norm                         norm
         by_head layers.{{i}}.attention.query_key_value   stack/attention/query+key+value
@@ -141,19 +114,14 @@ _LOCAL_POSITIONS = k.layer_types(
     full=lambda json: {"attention.rotary": False},
     local=lambda json: {} if json.get("sliding_window", 4096) else {"attention.rotary": False},
 )
-COHERE2 = LLAMA._replace(
-    name="cohere2",
-    base=transformer(attention=ROTARY, norm=Norm(kind="layer", placement="shared")),
-    keys=(
-        *(*sizes(epsilon=LAYER_EPSILON, tied="true"), *both_biases(), k.rotary(interleaved=True), _LOCAL_POSITIONS),
-        *k.keys("logit_scale:head.scale=0.0625"),
-    ),
-    heads=k.decoder_heads("Cohere2", 2),
+COHERE2 = decoder(
+    *("cohere2", k.decoder_heads("Cohere2", 2), k.rotary(interleaved=True), _LOCAL_POSITIONS),
+    f"{LAYER_EPSILON} {TIED} {BIASES} logit_scale:head.scale=0.0625",
+    words="norm(kind=layer placement=shared)",
 )
-GLM4 = LLAMA._replace(
-    name="glm4",
-    base=transformer(attention=BIASED, norm=Norm(kind="rms", placement="both")),
-    keys=(*sizes(head_dim=128), k.rotary(fraction=0.5, interleaved=True), *QKV_BIAS),
-    rows=rows(LLAMA_ROWS + GATES + "norm layers.{i}.post_(self_attn|mlp)_layernorm stack/(attention|mlp)_output_norm"),
-    heads=k.decoder_heads("Glm4"),
+GLM4 = decoder(
+    *("glm4", k.decoder_heads("Glm4"), head_dim(128), k.rotary(fraction=0.5, interleaved=True)),
+    "attention_bias:attention.bias=true",
+    words="attention.bias norm.placement=both",
+    more=f"{GATES}norm layers.{{i}}.post_(self_attn|mlp)_layernorm stack/(attention|mlp)_output_norm",
 )

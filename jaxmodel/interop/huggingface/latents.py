@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.decoders import LLAMA, QK_EPSILON, RMS, ROTARY, both_biases, sizes
-from jaxmodel.interop.huggingface.experts import EPSILON, EXPERT_ROWS
-from jaxmodel.interop.huggingface.rows import rows, transformer
+from jaxmodel.interop.huggingface.decoders import BIASES, LLAMA, LLAMA_ROWS, QK_EPSILON, decoder
+from jaxmodel.interop.huggingface.experts import EPSILON, EXPERT_ROWS, MOE
+from jaxmodel.interop.huggingface.rows import rows
 from jaxmodel.interop.huggingface.table import Group, Json, Keys, Overrides, Row
 from jaxmodel.models.configs import Transformer, Variant
-from jaxmodel.models.parts import MoE
 
 _EXPERTS = f"""{EXPERT_ROWS}
     copy       layers.{{i}}.mlp.gate.e_score_correction_bias              stack/moe/selection_bias
@@ -21,7 +20,7 @@ _EXPERTS = f"""{EXPERT_ROWS}
 
 def _rows(config: Transformer) -> tuple[Row, ...]:
     query = "q_b_proj" if config.attention.latent and config.attention.latent.q_rank else "q_proj"
-    return rows(f"""{_EXPERTS}
+    return rows(f"""{LLAMA_ROWS}{_EXPERTS}
         transposed layers.{{i}}.self_attn.{query}.weight            stack/attention/query
         linear     layers.{{i}}.self_attn.q_a_proj                  stack/attention/query_latent
         linear     layers.{{i}}.self_attn.kv_a_proj_with_mqa        stack/attention/latent+rope_key
@@ -53,10 +52,10 @@ def _write_heads(config: Transformer) -> dict[str, Any]:
     return {**said, **widths, "rope_interleave": a.rope.interleaved}
 
 
-_LATENT = (
-    *(*sizes(), *both_biases(), Group(_read_heads, _write_heads)),
-    *k.keys("kv_lora_rank:attention.latent.kv_rank q_lora_rank:attention.latent.q_rank=null"),
-    *k.keys("qk_rope_head_dim:attention.latent.rope_dim v_head_dim:attention.latent.value_dim"),
+_LATENT = k.keys(
+    BIASES,
+    Group(_read_heads, _write_heads, field="attention.rope"),
+    "attention.latent( kv_lora_rank:kv_rank q_lora_rank:q_rank=null qk_rope_head_dim:rope_dim v_head_dim:value_dim )",
 )
 
 
@@ -80,11 +79,12 @@ def _routed(dense: int, scale: float = 1.0, groups: int = 1, chosen: int = 1) ->
         moe, first = config.moe, {"first_k_dense_replace": len(config.first)}
         return {**first, "n_shared_experts": (moe.shared_dim or 0) // moe.dim} if moe else first
 
-    return Group(read, write), *k.keys(f"""
-        n_routed_experts:moe.num_experts num_experts_per_tok:moe.experts_per_token=8 moe_intermediate_size:moe.dim
-        hidden_act:moe.activation=silu~gated routed_scaling_factor:moe.scale={scale}
-        n_group:moe.num_groups={groups}~or_one topk_group:moe.groups_per_token={chosen}~or_one
-    """)
+    return k.keys(
+        Group(read, write),
+        f"""moe( n_routed_experts:num_experts num_experts_per_tok:experts_per_token=8 moe_intermediate_size:dim
+        hidden_act:activation=silu~gated routed_scaling_factor:scale={scale} n_group:num_groups={groups}~or_one
+        topk_group:groups_per_token={chosen}~or_one )""",
+    )
 
 
 def _read_method(json: Json) -> Overrides:
@@ -100,34 +100,25 @@ def _write_method(config: Transformer) -> dict[str, Any]:
     return {"topk_method": "group_limited_greedy" if many else "greedy", "norm_topk_prob": False}
 
 
-_SIGMOID = MoE(num_experts=2, dim=1, experts_per_token=1, scores="sigmoid", selection_bias=True)
-_BEST = MoE(num_experts=2, dim=1, experts_per_token=1, normalize=False, group_best=1)
-_NORMALIZE = k.keys("norm_topk_prob:moe.normalize=true")
-DEEPSEEK_V3 = LLAMA._replace(
-    name="deepseek_v3",
-    base=transformer(attention=ROTARY, norm=RMS, moe=_SIGMOID),
-    keys=(*_LATENT, *_routed(3, 2.5, groups=8, chosen=4), *_NORMALIZE),
+_SIGMOID = f"{MOE} moe(scores=sigmoid selection_bias)"
+_NORMALIZE = "norm_topk_prob:moe.normalize=true"
+DEEPSEEK_V3 = decoder(
+    *("deepseek_v3", k.decoder_heads("DeepseekV3"), _LATENT, _routed(3, 2.5, groups=8, chosen=4), _NORMALIZE),
+    words=_SIGMOID,
     rows=_rows,
-    heads=k.decoder_heads("DeepseekV3"),
     ignored=(*LLAMA.ignored, "model.layers.61.*"),  # further tokens at once, which transformers leaves out too
 )
-DEEPSEEK_V2 = DEEPSEEK_V3._replace(
-    name="deepseek_v2",
-    base=transformer(attention=ROTARY, norm=RMS, moe=_BEST),
-    keys=(
-        *(*_LATENT, *_routed(0), Group(_read_method, _write_method)),
-        *k.keys("mlp_bias==false rope_interleave==true"),
-    ),
-    heads=k.decoder_heads("DeepseekV2", 3),
-    ignored=LLAMA.ignored,
+DEEPSEEK_V2 = decoder(
+    *("deepseek_v2", k.decoder_heads("DeepseekV2", 3), _LATENT, _routed(0), Group(_read_method, _write_method)),
+    "mlp_bias==false rope_interleave==true",
+    words=f"{MOE} moe(normalize=false group_best=1)",
+    rows=_rows,
 )
-GLM4_MOE = DEEPSEEK_V3._replace(
-    name="glm4_moe",
-    keys=(
-        *(*sizes(epsilon=EPSILON), QK_EPSILON, k.rotary(fraction=0.5), *_routed(1), *_NORMALIZE),
-        *k.keys("attention_bias:attention.bias=false use_qk_norm:attention.qk_norm=false~none|head"),
-    ),
-    rows=rows(_EXPERTS),
-    heads=k.decoder_heads("Glm4Moe", 2),
+GLM4_MOE = decoder(
+    *("glm4_moe", k.decoder_heads("Glm4Moe", 2), k.rotary(fraction=0.5), _routed(1)),
+    f"""{EPSILON} {QK_EPSILON} {_NORMALIZE} attention_bias:attention.bias=false
+    use_qk_norm:attention.qk_norm=false~none|head""",
+    words=_SIGMOID,
+    more=_EXPERTS,
     ignored=(*LLAMA.ignored, "model.layers.46.*", "model.layers.92.*"),
 )

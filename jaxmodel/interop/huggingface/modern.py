@@ -6,11 +6,11 @@ from typing import Any
 
 from jaxmodel.interop.huggingface import encoders
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.decoders import both_biases
-from jaxmodel.interop.huggingface.rows import rows, transformer
+from jaxmodel.interop.huggingface.decoders import BIASES
+from jaxmodel.interop.huggingface.rows import base, rows
 from jaxmodel.interop.huggingface.table import Family, Group, Json, Overrides
 from jaxmodel.models.configs import Transformer, Variant
-from jaxmodel.models.parts import Attention, Head, Norm, Pool, Stem
+from jaxmodel.models.parts import Head, Pool
 
 # ModernBERT: layers with a window and layers without, each kind with positions of its own; the first has one norm.
 
@@ -40,24 +40,18 @@ def _write_layers(config: Transformer) -> dict[str, Any]:
     return {"layer_types": kinds, "local_attention": window, "rope_parameters": ropes}
 
 
-_DENSE = k.keys("classifier_activation:head.activation=gelu~plain classifier_bias:head.dense_bias=false")
-_WORDS = (*_DENSE, *k.keys("decoder_bias:head.bias=true"))
-_POOLED = (*_DENSE, *k.keys("classifier_pooling:pool.kind=cls~pools", pools=k.named({"cls": "first", "mean": "mean"})))
-_BEFORE = rows("linear head.dense head/dense\nnorm head.norm head/norm")
+_DENSE = "classifier_activation:head.activation=gelu~plain classifier_bias:head.dense_bias=false"
+_POOLED = k.keys(f"{_DENSE} classifier_pooling:pool.kind=cls~pools", pools=k.named({"cls": "first", "mean": "mean"}))
+_BEFORE = "linear head.dense head/dense\nnorm head.norm head/norm"
 MODERNBERT = Family(
     name="modernbert",
     prefix="model.",
-    base=transformer(
-        attention=Attention(num_heads=1, causal=False, rotary=True), norm=Norm(kind="layer"), stem=Stem(norm=True)
-    ),
-    keys=(
-        *k.without(encoders.ENCODER_KEYS, "hidden_act", "layer_norm_eps"),
-        *k.keys("""
-            vocab_size=50368 num_hidden_layers:num_layers intermediate_size:mlp.dim=1152
-            hidden_activation:mlp.activation=gelu~gated max_position_embeddings:max_length=8192
-            norm_eps:norm.epsilon=1e-5 norm_bias:norm.bias=false mlp_bias:mlp.bias=false tie_word_embeddings:tied=true
-        """),
-        *(*both_biases(), Group(_read_layers, _write_layers)),
+    base=base("attention(causal=false rotary) norm.kind=layer stem.norm"),
+    keys=k.keys(
+        *(encoders.ENCODER_KEYS, Group(_read_layers, _write_layers)),
+        f"""vocab_size=50368 num_hidden_layers:num_layers intermediate_size:mlp.dim=1152
+        hidden_activation:mlp.activation=gelu~gated max_position_embeddings:max_length=8192 norm_eps:norm.epsilon=1e-5
+        norm_bias:norm.bias=false mlp_bias:mlp.bias=false tie_word_embeddings:tied=true {BIASES}""",
     ),
     rows=rows("""
         copy   embeddings.tok_embeddings.weight stem/tokens
@@ -69,10 +63,12 @@ MODERNBERT = Family(
         norm   final_norm                       norm
     """),
     heads={
-        "ModernBertForMaskedLM": encoders.masked("decoder", "head.dense", "head.norm", _WORDS),
+        "ModernBertForMaskedLM": encoders.masked(
+            "decoder", "head.dense", "head.norm", f"{_DENSE} decoder_bias:head.bias=true"
+        ),
         "ModernBertModel": k.body(),
-        "ModernBertForSequenceClassification": k.classifier("classifier", Pool(), more=_BEFORE, keys=_POOLED),
-        "ModernBertForTokenClassification": k.classifier("classifier", None, more=_BEFORE, keys=_DENSE),
+        "ModernBertForSequenceClassification": k.classifier("classifier", Pool(), _POOLED, _BEFORE),
+        "ModernBertForTokenClassification": k.classifier("classifier", None, _DENSE, _BEFORE),
     },
 )
 
@@ -87,20 +83,21 @@ _TABLES = Group(
     lambda json: {"stem.embed_dim": _table_width(json)},
     lambda config: {"embedding_size": config.stem.embed_dim or config.embed_dim},
 )
-_NARROW = (k.implied("head.dim", _table_width),)
+_NARROW = [k.implied("head.dim", _table_width)]
 _GENERATOR, _DISCRIMINATOR = "generator_predictions", "discriminator_predictions"
 ELECTRA = encoders.BERT._replace(
     name="electra",
     prefix="electra.",
-    keys=(
-        *(*k.without(encoders.BERT.keys, "tie_word_embeddings"), *k.keys("tie_word_embeddings:tied=true"), _TABLES),
-        *k.keys("hidden_size:embed_dim=256 num_attention_heads:attention.num_heads=4 intermediate_size:mlp.dim=1024"),
+    keys=k.keys(
+        *(k.without(encoders.BERT.keys, "tie_word_embeddings"), _TABLES),
+        """tie_word_embeddings:tied=true hidden_size:embed_dim=256 num_attention_heads:attention.num_heads=4
+        intermediate_size:mlp.dim=1024""",
     ),
-    rows=encoders.BERT_BODY + rows("linear embeddings_project stem/projection"),
+    rows=rows(f"{encoders.BERT_BODY}linear embeddings_project stem/projection"),
     heads={
         "ElectraForPreTraining": k.headed(
             *(Head(outputs=1, bias=True, norm=False), f"{_DISCRIMINATOR}.dense_prediction", encoders.ACTIVATION),
-            more=rows(f"linear {_DISCRIMINATOR}.dense head/dense"),
+            more=f"linear {_DISCRIMINATOR}.dense head/dense",
             tied=False,
         ),
         **encoders.encoder_heads(

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmodel import config as configs
 from jaxmodel.data.audio import HOP
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.rows import COPY, LAYER_NORM, rows, transformer, windows
+from jaxmodel.interop.huggingface.rows import COPY, SIZES, rows, windows
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
 from jaxmodel.models import parts
 from jaxmodel.models.pairs import EncoderDecoder
-from jaxmodel.models.parts import MLP, Attention, Head, Norm, Pool, Relative, Spectrogram, Stem
+from jaxmodel.models.parts import Head, Pool
+from jaxmodel.models.presets import configured
 
-BOTH = ("encoder.", "decoder.")
 
-
-def _base(shared: bool = True, encoder: Json = {}, **fields: Any) -> EncoderDecoder:  # noqa: B006  # it is not changed
-    """Fields of both parts; what the encoder has of its own lies over them."""
-    both = transformer(**fields)
-    cross = configs.replace(both.attention, {"causal": False, "relative": None})
-    return EncoderDecoder(
-        configs.replace(both, {"attention.causal": False, "head": None, "tied": False, **encoder}),
-        configs.replace(both, {"cross": cross, "sublayers": ("attention", "cross", "mlp")}),
-        shared=shared,
-    )
+def _base(words: str) -> EncoderDecoder:
+    """What a family has in common; sizes come from config.json."""
+    return configured(EncoderDecoder, f"base=pair *({SIZES}) decoder.cross.num_heads=1 {words}")
 
 
 _ENCODER = Heads(keys=(Group(write=lambda config: {"is_encoder_decoder": False}),), base=True, part="encoder")
@@ -90,17 +82,15 @@ def _t5_rows(config: Any) -> tuple[Row, ...]:
 T5 = Family(
     name="t5",
     prefix="",
-    base=_base(
-        max_length=1 << 20,  # no position is ever out of reach
-        attention=Attention(num_heads=1, scale=1.0, relative=Relative()),
-        **{"mlp": MLP(dim=1, activation="relu"), "norm": Norm(epsilon=1e-6)},
-    ),
-    keys=(
-        *k.keys("vocab_size d_model:embed_dim=512 d_ff:mlp.dim=2048 layer_norm_epsilon:norm.epsilon=1e-6", BOTH),
-        *k.keys("d_kv:head_dim=64 num_heads=8", ("encoder.attention.", "decoder.attention.", "decoder.cross.")),
-        *k.keys("relative_attention_num_buckets:attention.relative.buckets=32", BOTH),
-        *k.keys("relative_attention_max_distance:attention.relative.max_distance=128", BOTH),
-        *k.keys("num_layers:encoder.num_layers decoder_start_token_id:start_token=null is_decoder==false"),
+    # No position is ever out of reach.
+    base=_base("""*(max_length=1048576 attention.relative.buckets=32 mlp.activation=relu norm.epsilon=1e-6)
+        *.attention,decoder.cross(scale=1)"""),
+    keys=k.keys(
+        """encoder,decoder( vocab_size d_model:embed_dim=512 d_ff:mlp.dim=2048 layer_norm_epsilon:norm.epsilon=1e-6 )
+        encoder.attention,decoder.attention,decoder.cross( d_kv:head_dim=64 num_heads=8 )
+        encoder.attention.relative,decoder.attention.relative( relative_attention_num_buckets:buckets=32
+        relative_attention_max_distance:max_distance=128 )
+        num_layers:encoder.num_layers decoder_start_token_id:start_token=null is_decoder==false""",
         *(_LAYERS, Group(_read_activation, _write_activation)),
     ),
     rows=_t5_rows,
@@ -127,18 +117,17 @@ _ROWS = """
     norm   (encoder|decoder).layers.{i}.(self_attn|final)_layer_norm ()/stack/(attention|mlp)_norm
     linear (encoder|decoder).layers.{i}.fc(1|2)                      ()/stack/mlp/(up|down)
 """
-_KEYS = (
-    *k.keys("d_model:embed_dim activation_function:mlp.activation=gelu~plain", BOTH),
-    *k.keys("(encoder|decoder)_layers:().num_layers (encoder|decoder)_ffn_dim:().mlp.dim is_decoder==false"),
-    *k.keys("(encoder|decoder)_attention_heads:().attention.num_heads decoder_attention_heads:decoder.cross.num_heads"),
-    *k.keys("decoder_start_token_id:start_token=null"),
-)
+_KEYS = k.keys("""encoder,decoder( d_model:embed_dim activation_function:mlp.activation=gelu~plain )
+    (encoder|decoder)_layers:().num_layers (encoder|decoder)_ffn_dim:().mlp.dim is_decoder==false
+    (encoder|decoder)_attention_heads:().attention.num_heads decoder_attention_heads:decoder.cross.num_heads
+    decoder_start_token_id:start_token=null
+""")
 
 
 def _words(text: str, bias: bool = False) -> Heads:
     """One logit a token of the vocabulary."""
     head = k.whatever(**{"decoder.head": Head(bias=bias)})
-    return Heads(rows(text), (head, *k.keys("tie_word_embeddings:decoder.tied=true")))
+    return Heads(rows(text), k.keys(head, "tie_word_embeddings:decoder.tied=true"))
 
 
 def _read_scale(json: Json) -> Overrides:
@@ -148,23 +137,19 @@ def _read_scale(json: Json) -> Overrides:
 
 
 # The last token of the target: the source again, moved on by one.
-_DENSE = rows("linear classification_head.dense pool/dense")
+_DENSE = "linear classification_head.dense pool/dense"
 _LAST_TOKEN = k.classifier("classification_head.out_proj", Pool("last", activation="tanh"), more=_DENSE)
 BART = Family(
     name="bart",
     prefix="model.",
-    base=_base(
-        attention=Attention(num_heads=1, bias=True, key_bias=True, output_bias=True),
-        norm=Norm(kind="layer", bias=True, placement="post"),
-        stem=Stem(positions="learned", position_offset=2, norm=True),
-        **{"mlp": MLP(dim=1, bias=True), "tied": True},
-    ),
-    keys=(
-        *(*k.keys("vocab_size max_position_embeddings:max_length=1024", BOTH), *_KEYS),
-        Group(_read_scale, lambda config: {"scale_embedding": config.encoder.stem.scale is not None}),
-        *k.keys("tie_word_embeddings==true"),  # or each part would have a table of its own
-        *k.keys("normalize_before==false normalize_embedding==true add_final_layer_norm==false"),
-        *k.keys("static_position_embeddings==false"),
+    base=_base("""*(base=biased norm.placement=post stem(positions=learned position_offset=2 norm)) decoder.tied
+        *.attention,decoder.cross(bias key_bias output_bias)"""),
+    keys=k.keys(
+        # With tie_word_embeddings=false, each part would have a table of its own.
+        """encoder,decoder( vocab_size max_position_embeddings:max_length=1024 ) tie_word_embeddings==true
+        normalize_before==false normalize_embedding==true add_final_layer_norm==false
+        static_position_embeddings==false""",
+        *(_KEYS, Group(_read_scale, lambda config: {"scale_embedding": config.encoder.stem.scale is not None})),
     ),
     rows=rows(f"copy shared.weight encoder/stem/tokens{_ROWS}"),
     heads={
@@ -182,21 +167,22 @@ _WHISPER_ROWS = """
     copy   decoder.embed_tokens.weight decoder/stem/tokens
     frames encoder.conv(1|2)           encoder/stem/convolution_(0|1)
 """
+
+
 WHISPER = Family(
     name="whisper",
     prefix="model.",
-    base=_base(
-        shared=False,
-        encoder={"vocab_size": None, "spectrogram": Spectrogram(samples=2 * HOP)},
-        attention=Attention(num_heads=1, bias=True, key_bias=False, output_bias=True),
-        **{"mlp": MLP(dim=1, bias=True), "norm": LAYER_NORM, "stem": Stem(positions="learned"), "tied": True},
-    ),
-    keys=(
-        *(*k.keys("vocab_size:decoder.vocab_size max_target_positions:decoder.max_length=448"), *_KEYS),
-        *k.keys("max_source_positions:encoder.max_length=1500 num_mel_bins:encoder.spectrogram.bands=80"),
+    base=_base("""*(base=biased stem.positions=learned) *.attention,decoder.cross(bias key_bias=false output_bias)
+        encoder(vocab_size=none spectrogram.samples=320) decoder.tied shared=false"""),
+    keys=k.keys(
+        """vocab_size:decoder.vocab_size max_target_positions:decoder.max_length=448 scale_embedding==false
+        max_source_positions:encoder.max_length=1500 num_mel_bins:encoder.spectrogram.bands=80
+        use_weighted_layer_sum==false""",
         # A position is two frames.
-        k.implied("encoder.spectrogram.samples", lambda json: 2 * HOP * json.get("max_source_positions", 1500)),
-        *k.keys("scale_embedding==false use_weighted_layer_sum==false"),
+        *(
+            _KEYS,
+            k.implied("encoder.spectrogram.samples", lambda json: 2 * HOP * json.get("max_source_positions", 1500)),
+        ),
     ),
     rows=rows(_ROWS + _WHISPER_ROWS, frames=(windows(3, dims=1), COPY)),
     heads={

@@ -7,14 +7,14 @@ from typing import Any
 
 from jaxmodel.interop.huggingface import experts
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.decoders import LLAMA, LLAMA_ROWS, QK_EPSILON, ROTARY, both_biases, sizes
-from jaxmodel.interop.huggingface.rows import FLAT, TRANSPOSED, in_turn, rows, transformer
+from jaxmodel.interop.huggingface.decoders import BIASES, LLAMA_ROWS, QK_EPSILON, SIZES, decoder, head_dim
+from jaxmodel.interop.huggingface.rows import FLAT, TRANSPOSED, base, in_turn, rows
 from jaxmodel.interop.huggingface.table import WHOLE, Family, Group, Json, Overrides, Row
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import Attention, Norm, Recurrence
+from jaxmodel.models.parts import Recurrence
 
-RMS = Norm(kind="rms")
-MAMBA = Recurrence(num_heads=1, head_dim=1, skip=True, conv_bias=True)
+MAMBA = Recurrence(num_heads=1, head_dim=1)
+_SSD = "recurrence(num_heads=1 head_dim=1 skip conv_bias)"
 STATE_ROWS = """
     copy   layers.{i}.mixer.(dt_bias|A_log|D) stack/recurrence/(step_shift|decay|skip)
     flat   layers.{i}.mixer.norm.weight       stack/recurrence/scale
@@ -52,18 +52,17 @@ def _write_limits(config: Transformer) -> dict[str, Any]:
     return {"time_step_limit": [r.step_min, {"__float__": "Infinity"} if r.step_max is None else r.step_max]}
 
 
-_OF = ("recurrence.",)
 _LIMITS = Group(_read_limits, _write_limits)
 MAMBA2 = Family(
     name="mamba2",
     prefix="backbone.",
-    base=transformer(sublayers=("recurrence",), recurrence=MAMBA, norm=RMS),
-    keys=(
-        *k.keys("vocab_size hidden_size:embed_dim num_hidden_layers:num_layers layer_norm_epsilon:norm.epsilon=1e-5"),
-        *k.keys("num_heads=128 head_dim=64 state_size:state_dim=128 n_groups:num_groups=8 conv_kernel:kernel=4", _OF),
-        *k.keys("chunk_size:chunk=256 use_conv_bias:conv_bias=true use_bias:bias=false", _OF),
+    base=base(f"sublayers=recurrence {_SSD}"),
+    keys=k.keys(
         # Nothing in it limits how long a text may be.
-        *k.keys("tie_word_embeddings:tied=false hidden_act==silu max_position_embeddings:max_length=1048576"),
+        """recurrence( num_heads=128 head_dim=64 state_size:state_dim=128 n_groups:num_groups=8 conv_kernel:kernel=4
+        chunk_size:chunk=256 use_conv_bias:conv_bias=true use_bias:bias=false )
+        vocab_size hidden_size:embed_dim num_hidden_layers:num_layers layer_norm_epsilon:norm.epsilon=1e-5
+        tie_word_embeddings:tied=false hidden_act==silu max_position_embeddings:max_length=1048576""",
         *(Group(_read_expand, lambda config: {"expand": _inner(config) // config.embed_dim}), _LIMITS),
     ),
     rows=rows(f"""{MAMBA_ROWS}
@@ -85,55 +84,51 @@ _LAYERS = k.by_layer(
     lambda json: k.every(json.get("full_attention_interval", 4), json, others="linear_attention"),
     lambda layer: "full_attention" if layer.has("attention") else "linear_attention",
 )
-_DELTA = (
-    *k.keys("linear_num_value_heads:num_heads=32 linear_num_key_heads:num_groups=16 hidden_act==silu", _OF),
-    *k.keys("linear_(value|key)_head_dim:(head_dim|state_dim)=128 linear_conv_kernel_dim:kernel=4", _OF),
-    *(_LAYERS, k.rotary(fraction=0.25), *both_biases(), QK_EPSILON),
+_DELTA = k.keys(
+    *(_LAYERS, k.rotary(fraction=0.25), head_dim(256)),
+    f"""recurrence( linear_num_value_heads:num_heads=32 linear_num_key_heads:num_groups=16
+    linear_conv_kernel_dim:kernel=4 linear_(value|key)_head_dim:(head_dim|state_dim)=128 )
+    hidden_act==silu {BIASES} {QK_EPSILON}""",
 )
 
 
-def _qwen_rows(text: str, inputs: str) -> tuple[Row, ...]:
-    """A decoder's rows, but that its queries have gates beside them, and those of recurrences."""
-    more = f"""
+def _qwen_rows(inputs: str, more: str = "") -> tuple[Row, ...]:
+    """A decoder's rows and more, but that its queries have gates beside them, and those of recurrences."""
+    text = f"""{LLAMA_ROWS}{STATE_ROWS.replace("mixer", "linear_attn")}{more}
         norm      layers.{{i}}.input_layernorm    stack/recurrence_norm
         by_head   layers.{{i}}.self_attn.q_proj   stack/attention/query+gate
         depthwise layers.{{i}}.linear_attn.conv1d stack/recurrence/query_conv+key_conv+value_conv
         {inputs}
     """
     by_group = in_turn(TRANSPOSED, lambda config: (config.recurrence or MAMBA).groups)
-    return rows(text + STATE_ROWS.replace("mixer", "linear_attn") + more, by_group=(by_group, FLAT))
+    return rows(text, by_group=(by_group, FLAT))
 
 
 _SEPARATE = "linear layers.{i}.linear_attn.in_proj_(qkv|z|b|a) stack/recurrence/(query+key+value|gate|strength|step)"
 _TOGETHER = "by_group layers.{i}.linear_attn.in_proj_(qkvz|ba) stack/recurrence/(query+key+value+gate|strength+step)"
-_BASE = {
-    "attention": Attention(num_heads=1, rotary=True, qk_norm="head", gate=True),
-    "recurrence": Recurrence(num_heads=1, head_dim=1, kind="delta", norm="head", norm_first=True),
-    "norm": Norm(kind="rms", offset=1.0),
-}
-_SHARED = (*sizes("", head_dim=256, inner="shared_expert_intermediate_size:moe.shared_dim=512"), *_DELTA)
-QWEN3_5 = LLAMA._replace(
-    name="qwen3_5_text",
-    base=transformer(**_BASE),
-    keys=(*sizes(head_dim=256), *_DELTA),
-    rows=_qwen_rows(LLAMA_ROWS, _SEPARATE),
-    heads=k.decoder_heads("Qwen3_5", 3, "Qwen3_5Text"),
-    ignored=("mtp.*",),
+_BASE = """attention(qk_norm=head gate) recurrence(num_heads=1 head_dim=1 kind=delta norm=head norm_first)
+    norm.offset=1"""
+QWEN3_5 = decoder(
+    *("qwen3_5_text", k.decoder_heads("Qwen3_5", 3, "Qwen3_5Text"), _DELTA),
+    **{"words": _BASE, "rows": _qwen_rows(_SEPARATE), "ignored": ("mtp.*",)},
 )
-QWEN3_5_MOE = QWEN3_5._replace(
-    name="qwen3_5_moe_text",
-    base=transformer(**_BASE, moe=experts.SHARED),
-    keys=(*_SHARED, *experts.experts(256, 8, "moe_intermediate_size")),
-    rows=_qwen_rows(experts.SHARED_ROWS, _SEPARATE),
-    heads=k.decoder_heads("Qwen3_5Moe", 2, "Qwen3_5MoeText"),
+_SHARED = k.keys(
+    *(k.without(SIZES, "intermediate_size", "hidden_act"), _DELTA), "shared_expert_intermediate_size:moe.shared_dim=512"
+)
+QWEN3_5_MOE = decoder(
+    *("qwen3_5_moe_text", k.decoder_heads("Qwen3_5Moe", 2, "Qwen3_5MoeText")),
+    words=f"{_BASE} {experts.SHARED}",
+    keys=k.keys(_SHARED, experts.experts(256, 8, "moe_intermediate_size")),
+    rows=_qwen_rows(_SEPARATE, experts.SHARED_ROWS),
+    ignored=("mtp.*",),
 )
 QWEN3_NEXT = QWEN3_5_MOE._replace(
     name="qwen3_next",
-    keys=(
-        *(*_SHARED, *experts.experts(512, 10, "moe_intermediate_size")),
-        *k.keys("norm_topk_prob:moe.normalize=true decoder_sparse_step==1 mlp_only_layers==[]"),
+    keys=k.keys(
+        *(_SHARED, experts.experts(512, 10, "moe_intermediate_size")),
+        "norm_topk_prob:moe.normalize=true decoder_sparse_step==1 mlp_only_layers==[]",
     ),
-    rows=_qwen_rows(experts.SHARED_ROWS, _TOGETHER),
+    rows=_qwen_rows(_TOGETHER, experts.SHARED_ROWS),
     heads=k.decoder_heads("Qwen3Next"),
 )
 
@@ -168,22 +163,18 @@ def _write_falcon(config: Transformer) -> dict[str, Any]:
     }
 
 
-FALCON_H1 = LLAMA._replace(
-    name="falcon_h1",
-    base=transformer(sublayers=("hybrid", "mlp"), attention=ROTARY, recurrence=MAMBA, norm=RMS),
-    keys=(
-        *(*sizes(epsilon=experts.EPSILON), k.rotary(), *both_biases(), _LIMITS),
-        *k.keys("mamba_n_heads:num_heads=128 mamba_d_state:state_dim=256 mamba_n_groups:num_groups=1", _OF),
-        *k.keys("mamba_d_conv:kernel=4 mamba_chunk_size:chunk=256 mamba_norm_before_gate:norm_first=true", _OF),
-        *k.keys("mamba_conv_bias:conv_bias=true mamba_proj_bias:bias=false mamba_rms_norm:norm=false~none|group", _OF),
-        *k.keys("key_multiplier:attention.key_scale=1.0 attention_out_multiplier:attention.output_scale=1.0"),
-        *k.keys("embedding_multiplier:stem.scale=1.0 lm_head_multiplier:head.scale=1.0 hidden_act==silu"),
-        *k.keys("ssm_out_multiplier:recurrence.output_scale=1.0 mlp_bias:mlp.bias=false"),
-        Group(_read_falcon, _write_falcon),  # what it reads lies over the keys before it
-    ),
+FALCON_H1 = decoder(
+    *("falcon_h1", k.decoder_heads("FalconH1", 2), _LIMITS),
+    f"""{experts.EPSILON} {BIASES} mlp_bias:mlp.bias=false hidden_act==silu key_multiplier:attention.key_scale=1.0
+    recurrence( mamba_n_heads:num_heads=128 mamba_d_state:state_dim=256 mamba_n_groups:num_groups=1
+    mamba_d_conv:kernel=4 mamba_chunk_size:chunk=256 mamba_norm_before_gate:norm_first=true mamba_proj_bias:bias=false
+    mamba_conv_bias:conv_bias=true mamba_rms_norm:norm=false~none|group ssm_out_multiplier:output_scale=1.0 )
+    attention_out_multiplier:attention.output_scale=1.0 embedding_multiplier:stem.scale=1.0
+    lm_head_multiplier:head.scale=1.0""",
+    Group(_read_falcon, _write_falcon),  # what it reads lies over the keys before it
+    words=f"sublayers=hybrid,mlp {_SSD}",
     rows=rows(f"""{LLAMA_ROWS.replace(".mlp.", ".feed_forward.")}{MAMBA_ROWS.replace("mixer", "mamba")}
         norm final_layernorm                      norm
         norm layers.{{i}}.(input|pre_ff)_layernorm stack/(hybrid|mlp)_norm
     """),
-    heads=k.decoder_heads("FalconH1", 2),
 )

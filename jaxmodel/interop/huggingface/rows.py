@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxmodel.interop.huggingface.table import Form, Row
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import MLP, Attention, Norm
+from jaxmodel.models.presets import configured
 
-LAYER_NORM = Norm(kind="layer", bias=True)
+SIZES = "vocab_size=1 max_length=1 embed_dim=1 num_layers=1 attention.num_heads=1 mlp.dim=1"
 
 
 def windows(size: int, dims: int = 2) -> Form:
@@ -52,10 +52,9 @@ FORMS: dict[str, Any] = {  # of one tensor; or of a layer's weight and bias
 }
 
 
-def transformer(**fields: Any) -> Transformer:
-    """What a family has in common; sizes come from config.json."""
-    sizes: dict[str, Any] = {"vocab_size": 1, "max_length": 1, "embed_dim": 1, "num_layers": 1}
-    return Transformer(**{**sizes, "attention": Attention(num_heads=1), "mlp": MLP(dim=1), **fields})
+def base(words: str) -> Transformer:
+    """What a family has in common, in words as those of presets; sizes come from config.json."""
+    return configured(Transformer, f"{SIZES} {words}")
 
 
 def rows(text: str, **forms: Any) -> tuple[Row, ...]:

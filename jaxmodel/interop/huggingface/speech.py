@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from jaxmodel import config as configs
-from jaxmodel.interop.huggingface import encoders
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.rows import COPY, rows, windows
+from jaxmodel.interop.huggingface.encoders import ENCODER_KEYS
+from jaxmodel.interop.huggingface.rows import COPY, base, rows, windows
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import Head, Pool, Stem, Waveform
+from jaxmodel.models.parts import Head, Pool, Waveform
 
 
 def _read_masks(json: Json) -> Overrides:
@@ -45,8 +44,7 @@ def _rows(config: Transformer) -> tuple[Row, ...]:
 
 
 _LETTERS = k.keys("vocab_size:head.outputs=32~letters", letters=(lambda count: count or 32, int))
-_NARROW = k.keys("classifier_proj_size:head.dim=256")
-_PROJECTOR = rows("linear projector head/dense")
+_NARROW = "classifier_proj_size:head.dim=256"
 
 
 def _heads(name: str) -> dict[str, Heads]:
@@ -54,28 +52,26 @@ def _heads(name: str) -> dict[str, Heads]:
     return {
         f"{name}ForCTC": k.headed(Head(bias=True), "lm_head", _LETTERS),
         f"{name}Model": k.body(),
-        f"{name}ForSequenceClassification": k.classifier("classifier", Pool("mean"), True, _PROJECTOR, _NARROW),
+        f"{name}ForSequenceClassification": k.classifier(
+            "classifier", Pool("mean"), _NARROW, "linear projector head/dense"
+        ),
     }
 
 
 WAV2VEC2 = Family(
     name="wav2vec2",
     prefix="wav2vec2.",
-    base=configs.replace(  # theirs has no bound of a length; this is 11 minutes
-        encoders.BASE, {"vocab_size": None, "waveform": Waveform(), "max_length": 32768, "stem": Stem()}
-    ),
-    keys=(
-        *(*encoders.ENCODER_KEYS, Group(_read_masks)),
-        *k.keys("""
-            layer_norm_eps:norm.epsilon=1e-5 do_stable_layer_norm:norm.placement=false~post|pre
-            conv_dim:waveform.dims=[512,512,512,512,512,512,512]~list conv_bias:waveform.bias=false
-            conv_kernel:waveform.kernels=[10,3,3,3,3,2,2]~list conv_stride:waveform.strides=[5,2,2,2,2,2,2]~list
-            feat_extract_norm:waveform.norm=group feat_extract_activation:waveform.activation=gelu~plain
-            mask_time_prob:waveform.mask_fraction=0.05 mask_time_length:waveform.mask_length=10
-            num_conv_pos_embeddings:waveform.position_kernel=128
-            num_conv_pos_embedding_groups:waveform.position_groups=16
-            use_weighted_layer_sum==false add_adapter==false adapter_attn_dim==null
-        """),
+    # Theirs has no bound of a length; this is 11 minutes.
+    base=base("base=biased attention.causal=false vocab_size=none max_length=32768 waveform.norm=group"),
+    keys=k.keys(
+        *(ENCODER_KEYS, Group(_read_masks)),
+        """layer_norm_eps:norm.epsilon=1e-5 do_stable_layer_norm:norm.placement=false~post|pre
+        conv_dim:waveform.dims=[512,512,512,512,512,512,512]~list conv_bias:waveform.bias=false
+        conv_kernel:waveform.kernels=[10,3,3,3,3,2,2]~list conv_stride:waveform.strides=[5,2,2,2,2,2,2]~list
+        feat_extract_norm:waveform.norm=group feat_extract_activation:waveform.activation=gelu~plain
+        mask_time_prob:waveform.mask_fraction=0.05 mask_time_length:waveform.mask_length=10
+        num_conv_pos_embeddings:waveform.position_kernel=128 num_conv_pos_embedding_groups:waveform.position_groups=16
+        use_weighted_layer_sum==false add_adapter==false adapter_attn_dim==null""",
     ),
     rows=_rows,
     heads=_heads("Wav2Vec2"),
@@ -84,9 +80,9 @@ WAV2VEC2 = Family(
 HUBERT = WAV2VEC2._replace(
     name="hubert",
     prefix="hubert.",
-    keys=(
-        *k.without(WAV2VEC2.keys, "add_adapter", "adapter_attn_dim"),
-        *k.keys("feat_proj_layer_norm==true conv_pos_batch_norm==false"),
+    keys=k.keys(
+        k.without(WAV2VEC2.keys, "add_adapter", "adapter_attn_dim"),
+        "feat_proj_layer_norm==true conv_pos_batch_norm==false",
     ),
     heads=_heads("Hubert"),
 )

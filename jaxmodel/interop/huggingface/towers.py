@@ -10,12 +10,11 @@ from typing import Any
 from jaxmodel.config import replace
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import LLAMA
-from jaxmodel.interop.huggingface.encoders import ENCODER_KEYS, TWO_WAYS, images
-from jaxmodel.interop.huggingface.rows import LAYER_NORM, rows, transformer, within
+from jaxmodel.interop.huggingface.encoders import ENCODER_KEYS, images
+from jaxmodel.interop.huggingface.rows import base, rows, within
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides
-from jaxmodel.models.configs import Transformer
 from jaxmodel.models.pairs import Towers, VisionLanguage
-from jaxmodel.models.parts import MLP, Attention, Pool, Stem
+from jaxmodel.models.parts import MLP
 
 _ROWS = """
     copy   embeddings.(token|position)_embedding.weight  stem/(tokens|positions)
@@ -29,12 +28,9 @@ _IMAGE_ROWS = f"""{_ROWS}
     patches embeddings.patch_embedding        stem/patches
 """
 _POSITIONS = ("*embeddings.position_ids",)
-_LEARNED = Stem(positions="learned")
+_BASE = "base=biased stem.positions=learned head=none"
+_TWO_WAYS = f"{_BASE} attention.causal=false"
 _ALONE = Heads(base=True)
-
-
-def _base(attention: Attention, stem: Stem, pool: Pool) -> Transformer:
-    return transformer(attention=attention, mlp=MLP(dim=1, bias=True), norm=LAYER_NORM, stem=stem, pool=pool, head=None)
 
 
 def _read_end(json: Json) -> Overrides:
@@ -62,22 +58,22 @@ def _pair(name: str, architecture: str, image: Family, text: Family, keys: str, 
         name=name,
         prefix="",
         base=Towers(image=replace(image.base, unit), text=replace(text.base, unit), **fields),
-        keys=(k.nested("text_config", "text", text), k.nested("vision_config", "image", image), *k.keys(keys)),
+        keys=k.keys(k.nested("text_config", "text", text), k.nested("vision_config", "image", image), keys),
         rows=(*within("text_model.", "text", text.rows), *within("vision_model.", "image", image.rows), *rows(more)),
         heads={architecture: _ALONE},
         ignored=_POSITIONS,
     )
 
 
-# Keys that stand later count.
-_CLIP = (*ENCODER_KEYS, *k.keys("hidden_act:mlp.activation=quick_gelu~plain layer_norm_eps:norm.epsilon=1e-5"))
+_CLIP = k.keys(ENCODER_KEYS, "hidden_act:mlp.activation=quick_gelu~plain layer_norm_eps:norm.epsilon=1e-5")
 CLIP_TEXT = Family(
     name="clip_text_model",
     prefix="text_model.",
-    base=_base(Attention(num_heads=1, bias=True, output_bias=True), _LEARNED, Pool("token", token=49407)),
-    keys=(
-        *(*_CLIP, *k.keys("vocab_size=49408 max_position_embeddings:max_length=77 hidden_size:embed_dim=512")),
-        *k.keys("intermediate_size:mlp.dim=2048 num_attention_heads:attention.num_heads=8"),
+    base=base(f"{_BASE} pool(kind=token token=49407)"),
+    keys=k.keys(
+        _CLIP,
+        """vocab_size=49408 max_position_embeddings:max_length=77 hidden_size:embed_dim=512
+        intermediate_size:mlp.dim=2048 num_attention_heads:attention.num_heads=8""",
         Group(_read_end, lambda config: {"eos_token_id": (config.pool and config.pool.token) or 2}),
     ),
     rows=rows(_TEXT_ROWS),
@@ -87,8 +83,8 @@ CLIP_TEXT = Family(
 CLIP_IMAGE = CLIP_TEXT._replace(
     name="clip_vision_model",
     prefix="vision_model.",
-    base=_base(TWO_WAYS, Stem(positions="learned", norm=True), Pool("first", norm=True)),
-    keys=(*_CLIP, images(patch=32, bias=False)),
+    base=base(f"{_TWO_WAYS} stem.norm pool.norm"),
+    keys=k.keys(_CLIP, images(patch=32, bias=False)),
     rows=rows(f"{_IMAGE_ROWS}norm (pre_layr|post_layer)norm (stem|pool)/norm"),
     heads=_clip_heads("CLIPVisionModel", "visual_projection"),
 )
@@ -97,12 +93,12 @@ CLIP = _pair(
     "logit_scale_init_value:logit_scale=2.6592 projection_dim:text.pool.dim,image.pool.dim=512",
     "copy logit_scale logit_scale\ntransposed (text|visual)_projection.weight (text|image)/pool/projection",
 )
-_SIGLIP = (*ENCODER_KEYS, *k.keys("hidden_act:mlp.activation=gelu_pytorch_tanh~plain layer_norm_eps:norm.epsilon=1e-6"))
+_SIGLIP = k.keys(ENCODER_KEYS, "hidden_act:mlp.activation=gelu_pytorch_tanh~plain layer_norm_eps:norm.epsilon=1e-6")
 SIGLIP_TEXT = CLIP_TEXT._replace(
     name="siglip_text_model",
-    base=_base(TWO_WAYS, Stem(positions="learned", slots=True), Pool("slot", dim=1, bias=True)),
-    keys=(
-        *(*_SIGLIP, *k.keys("vocab_size=32000 max_position_embeddings:max_length=64 projection_size:pool.dim=null")),
+    base=base(f"{_TWO_WAYS} stem.slots pool(kind=slot dim=1 bias)"),
+    keys=k.keys(
+        *(_SIGLIP, "vocab_size=32000 max_position_embeddings:max_length=64 projection_size:pool.dim=null"),
         k.implied("pool.dim", lambda json: json.get("projection_size") or json.get("hidden_size", 768)),
     ),
     rows=rows(f"{_TEXT_ROWS}linear head pool/projection"),
@@ -114,8 +110,8 @@ _SIGLIP_HEAD = Group(
 )
 SIGLIP_IMAGE = CLIP_IMAGE._replace(
     name="siglip_vision_model",
-    base=_base(TWO_WAYS, _LEARNED, Pool("attention")),
-    keys=(*_SIGLIP, images(class_token=False), _SIGLIP_HEAD),
+    base=base(f"{_TWO_WAYS} pool.kind=attention"),
+    keys=k.keys(_SIGLIP, images(class_token=False), _SIGLIP_HEAD),
     rows=rows(f"""{_IMAGE_ROWS}
         norm       post_layernorm                norm
         token      head.probe                    pool/probe
@@ -148,19 +144,21 @@ def _read_text(json: Json) -> Overrides:
     return {"projector.dim": text["hidden_size"], "text.tied": tied}
 
 
+def _write_text(config: VisionLanguage) -> dict[str, Any]:
+    return {"image_seq_length": config.num_vectors, "tie_word_embeddings": config.text.tied}
+
+
 LLAVA = Family(
     name="llava",
     prefix="",
     base=VisionLanguage(CLIP_IMAGE.base, LLAMA.base, MLP(dim=1, activation="gelu", bias=True)),
-    keys=(
-        k.nested("vision_config", "image", CLIP_IMAGE, _LARGE),
-        k.nested("text_config", "text", LLAMA, _LLAMA),
-        *k.keys("image_token_index:text.stem.image_token=32000 projector_hidden_act:projector.activation=gelu~plain"),
-        *k.keys("multimodal_projector_bias:projector.bias=true vision_feature_layer:feature_layer=-2~one", **_SEEN),
-        *k.keys("vision_feature_select_strategy:class_token=default~how", **_SEEN),
-        Group(
-            _read_text, lambda config: {"image_seq_length": config.num_vectors, "tie_word_embeddings": config.text.tied}
-        ),
+    keys=k.keys(
+        *(k.nested("vision_config", "image", CLIP_IMAGE, _LARGE), k.nested("text_config", "text", LLAMA, _LLAMA)),
+        """image_token_index:text.stem.image_token=32000 projector_hidden_act:projector.activation=gelu~plain
+        multimodal_projector_bias:projector.bias=true vision_feature_layer:feature_layer=-2~one
+        vision_feature_select_strategy:class_token=default~how""",
+        Group(_read_text, _write_text),
+        **_SEEN,
     ),
     rows=(
         *within("vision_tower.", "image", CLIP_IMAGE.rows),
