@@ -182,8 +182,6 @@ class Transformer(Buildable):
         return sum(each.products(self.embed_dim, length) for each in parts)
 
     def _wrong(self) -> Iterator[str]:
-        if self.dropout == 1.0:
-            yield "<dropout> drops everything: give a fraction below 1"
         read = ("vocab_size", "images", "waveform", "spectrogram")
         if sum(getattr(self, name) is not None for name in read) != 1:
             said = " beside ".join(f"<{name}>" for name in read)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
 from jaxmodel.model import Batch, Model, Outputs, Params, State
-from jaxmodel.models.base import require_sizes
 from jaxmodel.models.inputs import check_batch
 from jaxmodel.nn.layer import Layer, layout_of, params_of, rngs
 from jaxmodel.nn.norm import fresh_statistics
@@ -32,7 +31,9 @@ def build(
     says, dropout without a key, and batch norm without statistics.
     """
     config.check()
-    require_sizes(config)
+    for name in config.by_data:
+        if getattr(config, name) is None:
+            raise InputError(f"model.{name} is not known: set it, or let the data tell, config.fitted(dataset.facts)")
     network = module(partitioning, config)  # pyright: ignore[reportCallIssue]
 
     def variables(key: jax.Array) -> Any:
