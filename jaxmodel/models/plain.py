@@ -29,6 +29,7 @@ class Perceptron(Buildable):
     module = "perceptron"
     reads: ClassVar = ("features", "categories")
     by_data: ClassVar = {name: name for name in ("num_features", "categories", "num_outputs")}
+    count_batches: ClassVar = False
 
     @property
     def inputs(self) -> Inputs:
