@@ -1,7 +1,5 @@
 """A residual convolutional network of images: stem, stages of blocks, pooled features, perhaps a head."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

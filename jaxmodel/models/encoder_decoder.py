@@ -1,7 +1,5 @@
 """Two transformers, of which one writes while it looks at what the other has read."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """A module of tables or images as pure functions: what networks with batch statistics have in common."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """Models of two transformers, as frozen dataclasses: no jax here, so that `--help` is quick."""
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The parts of a transformer, as frozen dataclasses: no jax here, so that `--help` is quick."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -11,7 +9,7 @@ ACTIVATIONS = (
     *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
     *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu", "geglu_exact", "quick_geglu"),
 )
-SUBLAYERS = ("attention", "recurrence", "hybrid", "cross", "mlp")
+HALVES = ("attention", "recurrence", "hybrid", "cross", "mlp")
 GATED = ("swiglu", "geglu", "geglu_exact", "quick_geglu")  # those with a gate, that is, a third matrix
 UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
 NONE_TOO = ("none", *UNGATED)

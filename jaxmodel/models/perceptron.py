@@ -1,7 +1,5 @@
 """A multi-layer perceptron over numeric features and categories: hidden layers, then a linear head."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

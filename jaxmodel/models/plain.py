@@ -1,7 +1,5 @@
 """Networks that are no transformers, as frozen dataclasses: no jax here, so that `--help` is quick."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Two towers: images and texts as vectors of one space."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

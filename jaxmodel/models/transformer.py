@@ -1,7 +1,5 @@
 """The transformer: stem -> stack -> head, from one config to pure functions."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any

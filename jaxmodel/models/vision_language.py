@@ -1,7 +1,5 @@
 """A language model that sees: images through a tower and a projector, as vectors among the tokens of a text."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
