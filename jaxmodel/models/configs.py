@@ -1,6 +1,5 @@
 """What a transformer is made of, as frozen dataclasses: no jax here, so that `--help` is quick."""
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -89,7 +88,7 @@ class Transformer(Buildable):
         """This config, with as many outputs as the data have classes; InputError where it does not hold the data."""
         fit_sizes(self, facts)
         if self.head is not None and "num_outputs" in facts:
-            self = dataclasses.replace(self, head=fit_sizes(self.head, facts, "model.head.", outputs="num_outputs"))
+            self = replace(self, {"head": fit_sizes(self.head, facts, "model.head.", outputs="num_outputs")})
         length, tokens = facts.get("length", 0), facts.get("vocab_size", 0)
         if length > self.max_length:
             refuse(self, f"--data.length={length} is longer than --<max_length>: lower the one or raise the other")

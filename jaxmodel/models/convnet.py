@@ -53,8 +53,7 @@ class _Network(network.Network):
         return self._added(name, x, h)
 
     def _inverted(self, name: str, x: jax.Array, width: int, stride: int, train: bool) -> jax.Array:
-        """x + f(x), where f is spatial first, for each channel by itself, and then wide."""
-        del stride  # it is between the stages
+        """x + f(x), where f is spatial first, for each channel by itself, and then wide; strides are between stages."""
         config = self.config
         (first, size, _), (second, _, factor), (third, _, _) = config.convolutions
         h = DepthwiseConv(self.partitioning, size, config.bias, name=f"{name}_{first}")(x)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
-from jaxmodel.model import Batch, Model, Outputs, Params, State
+from jaxmodel.model import Batch, Key, Model, Outputs, Params, State
 from jaxmodel.models import parts
 from jaxmodel.models.inputs import check_batch
 from jaxmodel.nn.layer import Layer, layout_of, params_of, rngs
@@ -56,9 +56,7 @@ def build(config: Any, module: type[Network], partitioning: Partitioning | None,
             example[name] = jnp.zeros([sides.get(dim, dim) for dim in dims], dtype)
         return module(None, config).init({"params": key}, example, False)
 
-    def apply(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
-    ) -> Outputs:
+    def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         check_batch(batch, config.inputs, needed=config.inputs)
         if not state and config.norm == "batch":
             raise InputError("this model keeps batch statistics: pass state=model.start(), or a checkpoint's")

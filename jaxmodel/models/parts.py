@@ -206,21 +206,6 @@ class Norm:
     offset: float = field(0.0, help="added to the scale, which is stored without it (Gemma: 1)")
     placement: str = field("pre", help="where the halves of a block have it", choices=PLACEMENTS)
 
-    @property
-    def before(self) -> bool:
-        """Whether a half block's input is normalised."""
-        return self.placement in ("pre", "both", "parallel", "shared")
-
-    @property
-    def parallel(self) -> bool:
-        """Whether both halves of a block read what enters it."""
-        return self.placement in ("parallel", "shared")
-
-    @property
-    def on_output(self) -> bool:
-        """Whether its output is, before the residual."""
-        return self.placement in ("output", "both")
-
 
 @registered
 class Stem:
