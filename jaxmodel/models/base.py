@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from jaxmodel.config import refuse, to_text, validate
 from jaxmodel.errors import InputError
@@ -23,6 +23,8 @@ class Buildable:
     """A model's config."""
 
     module: ClassVar[str]  # beside this one, whose `build` builds it
+    submodels: ClassVar[tuple[str, ...]] = ()  # fields that are models themselves
+    by_data: ClassVar[Mapping[str, str]] = {}  # sizes that the data may tell: field -> fact
 
     def _wrong(self) -> Iterator[str]:
         """What of it does not fit together, naming both fields and both fixes as `refuse` takes it."""
@@ -31,8 +33,16 @@ class Buildable:
     def check(self) -> None:
         """InputError when a field is out of bounds, or two of them do not fit together."""
         validate(self, "model.")
+        for name in self.submodels:
+            getattr(self, name).check()
+        if getattr(self, "dropout", 0.0) == 1.0:
+            refuse(self, "<dropout> drops everything: give a fraction below 1")
         for message in self._wrong():
             refuse(self, message)
+
+    def fitted(self, facts: Mapping[str, Any]) -> Self:
+        """This config with the sizes of the data; InputError where it has others, or does not hold them."""
+        return fit_sizes(self, facts, **self.by_data)
 
     def build(self, partitioning: Partitioning | None = None) -> Model:
         """The model as pure functions, with activation constraints when it is bound to a mesh."""
@@ -62,10 +72,3 @@ def fit_sizes(config: Any, facts: Mapping[str, Any], place: str = "model.", **si
             end = f"the data have {to_text(value)}: leave --{place}{name} out, or give other data"
             refuse(config, f"--<{name}>, and {end}", place)
     return dataclasses.replace(config, **found)
-
-
-def require_sizes(config: Any) -> None:
-    """InputError, which names the flag, where a size is still left to the data: such a model cannot be built."""
-    for name in config.by_data:
-        if getattr(config, name) is None:
-            raise InputError(f"model.{name} is not known: set it, or let the data tell, config.fitted(dataset.facts)")

@@ -1,16 +1,12 @@
 """What a transformer is made of, as frozen dataclasses: no jax here, so that `--help` is quick."""
 
-from __future__ import annotations
-
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from jaxmodel.config import field, refuse, registered, replace, to_text
 from jaxmodel.models import parts
 from jaxmodel.models.base import Buildable, Inputs, fit_sizes
-from jaxmodel.models.parts import MLP, SUBLAYERS, Attention, Execution, Head, MoE, Norm, Pool, Recurrence, Stem
 
 KEPT = ("num_heads", "num_kv_heads", "head_dim", "scale", "softcap", "bias", "key_bias", "output_bias")  # when crossing
 
@@ -38,19 +34,19 @@ class Transformer(Buildable):
     max_length: int = field(help="longest sequence in tokens", low=1)
     embed_dim: int = field(help="width of the residual stream", low=1)
     num_layers: int = field(help="blocks in the stack", low=1)
-    attention: Attention = field(help="attention of a block")
-    mlp: MLP = field(help="feed-forward half of a block")
-    moe: MoE | None = field(None, help="mixture of experts in place of the MLP")
-    recurrence: Recurrence | None = field(None, help="recurrence of a block that has one")
-    sublayers: tuple[str, ...] = field(("attention", "mlp"), help="halves of a block, in order", choices=SUBLAYERS)
-    cross: Attention | None = field(None, help="attention of a block to what an encoder read")
-    norm: Norm = field(Norm(), help="normalisation")
-    stem: Stem = field(Stem(), help="how tokens become vectors")
+    attention: parts.Attention = field(help="attention of a block")
+    mlp: parts.MLP = field(help="feed-forward half of a block")
+    moe: parts.MoE | None = field(None, help="mixture of experts in place of the MLP")
+    recurrence: parts.Recurrence | None = field(None, help="recurrence of a block that has one")
+    sublayers: tuple[str, ...] = field(("attention", "mlp"), help="halves of a block, in order", choices=parts.HALVES)
+    cross: parts.Attention | None = field(None, help="attention of a block to what an encoder read")
+    norm: parts.Norm = field(parts.Norm(), help="normalisation")
+    stem: parts.Stem = field(parts.Stem(), help="how tokens become vectors")
     images: parts.Images | None = field(None, help="images in place of tokens")
     waveform: parts.Waveform | None = field(None, help="samples of sound in place of tokens")
     spectrogram: parts.Spectrogram | None = field(None, help="sound in place of tokens, as log-mel frames")
-    pool: Pool | None = field(None, help="one vector a sequence, which the head reads")
-    head: Head | None = field(Head(), help="from hidden to logits")
+    pool: parts.Pool | None = field(None, help="one vector a sequence, which the head reads")
+    head: parts.Head | None = field(parts.Head(), help="from hidden to logits")
     tied: bool = field(False, help="the head is the embedding table")
     dropout: float = field(0.0, help="dropped fraction of what half blocks give and of embeddings", low=0.0, high=1.0)
     init_scale: float | None = field(None, help="deviation of the initial weights (default: by fan-in)", low=0.0)
@@ -61,7 +57,7 @@ class Transformer(Buildable):
     first: tuple[str, ...] = field((), help="variants of the first layers")
     pattern: tuple[str, ...] = field(("block",), help="variants of the following layers, repeated")
     variants: tuple[Variant, ...] = field((), help="block variants by name", flag=False)
-    execution: Execution = field(Execution(), help="how it runs")
+    execution: parts.Execution = field(parts.Execution(), help="how it runs")
 
     module = "transformer"
 
@@ -74,7 +70,7 @@ class Transformer(Buildable):
         return tuple(each for each in (*runs, (self.pattern, repeats), (self.pattern[:rest], min(rest, 1))) if each[1])
 
     @property
-    def kinds(self) -> dict[str, Transformer]:
+    def kinds(self) -> dict[str, Self]:
         """Blocks that differ, by their variant."""
         return {name: self.variant(name) for pattern, _ in self.segments for name in pattern}
 
@@ -88,11 +84,11 @@ class Transformer(Buildable):
         """Tokens that what it reads becomes; None: as many as there are."""
         return getattr(self.images or self.spectrogram, "length", None)
 
-    def fitted(self, facts: Mapping[str, Any]) -> Transformer:
+    def fitted(self, facts: Mapping[str, Any]) -> Self:
         """This config, with as many outputs as the data have classes; InputError where it does not hold the data."""
         fit_sizes(self, facts)
         if self.head is not None and "num_outputs" in facts:
-            self = dataclasses.replace(self, head=fit_sizes(self.head, facts, "model.head.", outputs="num_outputs"))
+            self = replace(self, {"head": fit_sizes(self.head, facts, "model.head.", outputs="num_outputs")})
         length, tokens = facts.get("length", 0), facts.get("vocab_size", 0)
         if length > self.max_length:
             refuse(self, f"--data.length={length} is longer than --<max_length>: lower the one or raise the other")
@@ -148,14 +144,14 @@ class Transformer(Buildable):
         two = self.pool is not None and self.pool.kind == "first_mean" and self.pool.activation == "none"
         return 2 * self.embed_dim if two else self.embed_dim
 
-    def variant(self, name: str) -> Transformer:
+    def variant(self, name: str) -> Self:
         """This config as the block called `name` sees it; InputError when there is no such variant."""
         if name == "block":
             return self
-        for variant in self.variants:
-            if variant.name == name:
-                return replace(self, dict(variant.overrides))
-        known = ", ".join(["block", *(v.name for v in self.variants)])
+        overrides = {variant.name: dict(variant.overrides) for variant in self.variants}
+        if name in overrides:
+            return replace(self, overrides[name])
+        known = ", ".join(["block", *overrides])
         refuse(self, f"model.pattern names the block variant {name!r}; this model has {known}")
 
     def has(self, part: str) -> bool:
@@ -178,16 +174,13 @@ class Transformer(Buildable):
     def _products(self, length: int) -> int:
         """Multiply-adds of a token in this block."""
         several: dict[str, Any] = {"hybrid": (self.attention, self.recurrence), "mlp": (self.moe or self.mlp,)}
-        parts = [each for name in self.sublayers for each in several.get(name) or (getattr(self, name),)]
-        return sum(each.products(self.embed_dim, length) for each in parts)
+        found = [each for name in self.sublayers for each in several.get(name) or (getattr(self, name),)]
+        return sum(each.products(self.embed_dim, length) for each in found)
 
     def _wrong(self) -> Iterator[str]:
-        if self.dropout == 1.0:
-            yield "<dropout> drops everything: give a fraction below 1"
-        read = ("vocab_size", "images", "waveform", "spectrogram")
-        if sum(getattr(self, name) is not None for name in read) != 1:
-            said = " beside ".join(f"<{name}>" for name in read)
-            yield f"{said}: a model reads tokens, images or sound, give one of them"
+        if [self.vocab_size, self.images, self.waveform, self.spectrogram].count(None) != 3:
+            read = "<vocab_size> beside <images> beside <waveform> beside <spectrogram>"
+            yield f"{read}: a model reads tokens, images or sound, give one of them"
         if (sound := self.waveform) is not None:
             if not sound.dims or not len(sound.dims) == len(sound.kernels) == len(sound.strides):
                 yield "model.waveform.dims, kernels and strides differ in length: give each convolution one of each"
@@ -218,14 +211,11 @@ class Transformer(Buildable):
             yield "model.head.outputs is not known: set it, or model.head=none"
         if pool is not None and pool.spare and pool.activation != "none":
             yield "<pool.spare> has a layer that nothing reads, <pool.activation> reads it: leave one of them out"
-        if not self.tied:
-            return
-        if self.head is None or self.num_outputs != self.vocab_size:
-            fix = "leave model.head.outputs out, or set model.tied=false"
-            yield f"model.tied needs a head with one logit a token: {fix}"
-        elif (self.head.dim or self.embed_dim) != (table := self.stem.embed_dim or self.embed_dim):
-            fix = f"set model.head.dim={table}, or model.tied=false"
-            yield f"model.tied needs a head as wide as the table, {table}: {fix}"
+        width, needs = self.stem.embed_dim or self.embed_dim, "model.tied needs a head"
+        if self.tied and (self.head is None or self.num_outputs != self.vocab_size):
+            yield f"{needs} with one logit a token: leave model.head.outputs out, or set model.tied=false"
+        elif self.tied and self.head and (self.head.dim or self.embed_dim) != width:
+            yield f"{needs} as wide as the table, {width}: set model.head.dim={width}, or model.tied=false"
 
     def _wrong_block(self) -> Iterator[str]:
         """Of this block's sublayers."""
@@ -236,7 +226,7 @@ class Transformer(Buildable):
             yield "<sublayers> beside <cross>: name cross among the one and set the other, or neither"
         if self.cross is not None:
             yield from self._wrong_heads("cross", self.cross)
-            plain = Attention(**{name: getattr(self.cross, name) for name in KEPT}, causal=False)
+            plain = parts.Attention(**{name: getattr(self.cross, name) for name in KEPT}, causal=False)
             for name, value in vars(plain).items():
                 if getattr(self.cross, name) != value:
                     yield f"model.cross.{name} is not for attention to a source: set it to {to_text(value)}"
@@ -264,7 +254,7 @@ class Transformer(Buildable):
                 end = f"{moe.group_best} or more, {moe.groups_per_token} with {moe.experts_per_token} together"
                 yield f"<moe.num_experts> do not make <moe.num_groups> of {end}"
 
-    def _wrong_heads(self, at: str, attention: Attention) -> Iterator[str]:
+    def _wrong_heads(self, at: str, attention: parts.Attention) -> Iterator[str]:
         """Of heads that do not fit the model's width, or each other."""
         if attention.softcap == 0.0:
             yield f"<{at}.softcap>: a cap must be above 0; give none for no cap"

@@ -1,21 +1,18 @@
 """A residual convolutional network of images: stem, stages of blocks, pooled features, perhaps a head."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
 from jaxmodel.model import Batch, Model
-from jaxmodel.models import network, parts
+from jaxmodel.models import network
 from jaxmodel.models.plain import ConvNet
 from jaxmodel.nn.activations import ACTIVATIONS
 from jaxmodel.nn.conv import Conv, DepthwiseConv, max_pool
-from jaxmodel.nn.layer import STABLE, Layer, compact, constant, he
-from jaxmodel.nn.norm import BatchNorm, Norm
+from jaxmodel.nn.layer import STABLE, compact, constant, he
 from jaxmodel.sharding import Partitioning
 
 
-class _Network(Layer):
+class _Network(network.Network):
     config: ConvNet
 
     @compact
@@ -28,15 +25,14 @@ class _Network(Layer):
         x = max_pool(x) if stem.pool else x
         for stage, (width, blocks, stride) in enumerate(config.stages):
             if inverted and (stride != 1 or x.shape[-1] != width):
-                x = self._norm(f"stage{stage}_down_norm", x, train)
+                x = self.norm(f"stage{stage}_down_norm", x, train)
                 x = self._conv(f"stage{stage}_down", x, width, stride, stride)
             for block in range(blocks):
                 run = self._inverted if inverted else self._residual
                 x = run(f"stage{stage}_{block}", x, width, 1 if block else stride, train)
         values = {"hidden": x, "embedding": jnp.mean(x.astype(STABLE), axis=(1, 2))}
         if config.pool_epsilon is not None:
-            of = Norm(self.partitioning, _layer_norm(config.pool_epsilon), name="pool_norm")
-            values["embedding"] = of(values["embedding"])
+            values["embedding"] = self.layer_norm("pool_norm", values["embedding"], config.pool_epsilon)
         values["embedding"] = self.dropout(values["embedding"], config.dropout, train)
         if config.num_classes:
             classes = "filters_in -> classes", (config.num_classes,), he, True
@@ -57,12 +53,11 @@ class _Network(Layer):
         return self._added(name, x, h)
 
     def _inverted(self, name: str, x: jax.Array, width: int, stride: int, train: bool) -> jax.Array:
-        """x + f(x), where f is spatial first, for each channel by itself, and then wide."""
-        del stride  # it is between the stages
+        """x + f(x), where f is spatial first, for each channel by itself, and then wide; strides are between stages."""
         config = self.config
         (first, size, _), (second, _, factor), (third, _, _) = config.convolutions
         h = DepthwiseConv(self.partitioning, size, config.bias, name=f"{name}_{first}")(x)
-        h = self._norm(f"{name}_{first}_norm", self._constrained(h), train)
+        h = self.norm(f"{name}_{first}_norm", self._constrained(h), train)
         h = self._activation(self._conv(f"{name}_{second}", h, int(width * factor), 1, 1))
         return self._added(name, x, self._conv(f"{name}_{third}", h, width, 1, 1))
 
@@ -75,25 +70,14 @@ class _Network(Layer):
         return x + h if self.config.block == "inverted" else self._activation(x + h)
 
     def _normed(self, name: str, x: jax.Array, width: int, size: int, stride: int, train: bool) -> jax.Array:
-        y = self._norm(f"{name}_norm", self._conv(name, x, width, size, stride), train)
+        y = self.norm(f"{name}_norm", self._conv(name, x, width, size, stride), train)
         return self._constrained(y)
 
     def _conv(self, name: str, x: jax.Array, width: int, size: int, stride: int) -> jax.Array:
         return Conv(self.partitioning, width, size, stride, self.config.bias, name=name)(x)
 
-    def _norm(self, name: str, x: jax.Array, train: bool) -> jax.Array:
-        config = self.config
-        if config.norm == "layer":
-            return Norm(self.partitioning, _layer_norm(config.epsilon), name=name)(x)
-        how = config.epsilon, config.momentum, config.count_batches
-        return BatchNorm(self.partitioning, *how, name=name)(x, train)
-
     def _constrained(self, x: jax.Array) -> jax.Array:
         return self.constrain(x, "batch", None, None, None)
-
-
-def _layer_norm(epsilon: float) -> parts.Norm:
-    return parts.Norm(kind="layer", epsilon=epsilon, bias=True)
 
 
 def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
@@ -106,4 +90,4 @@ def build(config: ConvNet, partitioning: Partitioning | None = None) -> Model:
     Raises InputError as `network.build` says.
     """
     side = config.stem.stride * 2 ** len(config.widths)  # the smallest that leaves something of an image
-    return network.build(config, _Network, {"images": (1, side, side, config.channels or 0)}, partitioning)
+    return network.build(config, _Network, partitioning, side)

@@ -1,13 +1,11 @@
 """Two transformers, of which one writes while it looks at what the other has read."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmodel.model import Batch, Model, Outputs, Params, State, start_of
+from jaxmodel.model import Batch, Key, Model, Outputs, Params, State, start_of
 from jaxmodel.models.inputs import check_batch
 from jaxmodel.models.pairs import EncoderDecoder
 from jaxmodel.sharding import Partitioning
@@ -38,9 +36,7 @@ def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> M
         keys = jax.random.split(key)
         return parted(encoder.init(keys[0]), decoder.init(keys[1]))
 
-    def apply(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
-    ) -> Outputs:
+    def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         own = params["decoder"]
         if config.shared:
             own = {**own, "stem": {**own.get("stem", {}), "tokens": params["encoder"]["stem"]["tokens"]}}

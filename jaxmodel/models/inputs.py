@@ -1,7 +1,5 @@
 """A batch held against what a model reads: one line where they differ, not a failure deep inside. Shapes alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,10 +29,8 @@ def check_batch(batch: Any, inputs: Inputs, needed: Iterable[str]) -> None:
         raise InputError(f"a batch is a {type(batch).__name__}: give arrays by name, as in {{{_example(inputs)}}}")
     for name in needed:
         if batch.get(name) is None:
-            there = ", ".join(map(str, batch)) or "nothing"
-            raise InputError(
-                f"{name} is missing: the model reads {name} {_words(*inputs[name])}, the batch holds {there}"
-            )
+            there, wanted = ", ".join(map(str, batch)) or "nothing", _words(*inputs[name])
+            raise InputError(f"{name} is missing: the model reads {name} {wanted}, the batch holds {there}")
     sizes: dict[str, tuple[str, Any]] = {}
     for name, (dtype, dims) in inputs.items():
         if batch.get(name) is None:

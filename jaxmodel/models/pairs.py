@@ -1,20 +1,19 @@
 """Models of two transformers, as frozen dataclasses: no jax here, so that `--help` is quick."""
 
-from __future__ import annotations
-
 import dataclasses
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 from jaxmodel.config import field, registered
-from jaxmodel.models.base import Buildable, Inputs, fit_sizes
+from jaxmodel.models.base import Buildable, Inputs
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import MLP
 
 
-def _of(part: str, *names: str) -> Any:
+def _of(part: str, *paths: str) -> Any:
     """Properties that are those of a part."""
-    return [property(lambda self, n=n: getattr(getattr(self, part), n), doc=f"`{n}` of the {part}.") for n in names]
+    return [property(operator.attrgetter(f"{part}.{path}"), doc=f"`{path}` of the {part}.") for path in paths]
 
 
 @registered
@@ -58,13 +57,11 @@ class EncoderDecoder(Buildable):
 
     def fitted(self, facts: Mapping[str, Any]) -> Self:
         """This config; InputError where it does not hold the data."""
-        fit_sizes(self, facts)
+        whole = super().fitted(facts)
         parts = {name: getattr(self, name).fitted({**facts, "inputs": ()}) for name in self.submodels}
-        return dataclasses.replace(self, **parts)
+        return dataclasses.replace(whole, **parts)
 
     def _wrong(self) -> Iterator[str]:
-        self.encoder.check()
-        self.decoder.check()
         if self.encoder.head is not None or self.encoder.pool is not None:
             yield "model.encoder has a head or a pool: set model.encoder.head=none and pool=none"
         if any(block.cross is None for block in self.decoder.kinds.values()):
@@ -96,8 +93,6 @@ class _Seeing(Buildable):
         return dataclasses.replace(self, text=self.text.fitted(facts))
 
     def _wrong(self) -> Iterator[str]:
-        self.image.check()
-        self.text.check()
         if self.image.images is None or self.text.images is not None:
             yield "model.image must read images and model.text tokens: set image.images, and text.images=none"
 
@@ -134,12 +129,7 @@ class VisionLanguage(_Seeing):
 
     module = "vision_language"
     reads: ClassVar = ("tokens",)  # a text may have no image
-    (causal,) = _of("text", "causal")
-
-    @property
-    def image_token(self) -> int | None:
-        """The id in whose places images stand."""
-        return self.text.stem.image_token
+    causal, image_token = _of("text", "causal", "stem.image_token")  # in whose places images stand
 
     @property
     def num_vectors(self) -> int:
@@ -150,8 +140,7 @@ class VisionLanguage(_Seeing):
     @property
     def tower(self) -> Transformer:
         """The part of the tower of images that runs."""
-        layers = self.feature_layer % (self.image.num_layers + 1)
-        return dataclasses.replace(self.image, num_layers=layers)
+        return dataclasses.replace(self.image, num_layers=self.feature_layer % (self.image.num_layers + 1))
 
     def _wrong(self) -> Iterator[str]:
         yield from super()._wrong()

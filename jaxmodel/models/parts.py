@@ -1,7 +1,5 @@
 """The parts of a transformer, as frozen dataclasses: no jax here, so that `--help` is quick."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -11,7 +9,7 @@ ACTIVATIONS = (
     *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
     *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu", "geglu_exact", "quick_geglu"),
 )
-SUBLAYERS = ("attention", "recurrence", "hybrid", "cross", "mlp")
+HALVES = ("attention", "recurrence", "hybrid", "cross", "mlp")
 GATED = ("swiglu", "geglu", "geglu_exact", "quick_geglu")  # those with a gate, that is, a third matrix
 UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
 NONE_TOO = ("none", *UNGATED)
@@ -207,21 +205,6 @@ class Norm:
     attention: bool = field(True, help="before attention, too (the first block of ModernBERT has none there)")
     offset: float = field(0.0, help="added to the scale, which is stored without it (Gemma: 1)")
     placement: str = field("pre", help="where the halves of a block have it", choices=PLACEMENTS)
-
-    @property
-    def before(self) -> bool:
-        """Whether a half block's input is normalised."""
-        return self.placement in ("pre", "both", "parallel", "shared")
-
-    @property
-    def parallel(self) -> bool:
-        """Whether both halves of a block read what enters it."""
-        return self.placement in ("parallel", "shared")
-
-    @property
-    def on_output(self) -> bool:
-        """Whether its output is, before the residual."""
-        return self.placement in ("output", "both")
 
 
 @registered

@@ -1,7 +1,5 @@
 """A multi-layer perceptron over numeric features and categories: hidden layers, then a linear head."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
@@ -9,12 +7,11 @@ import jax.numpy as jnp
 
 from jaxmodel import weights
 from jaxmodel.model import Batch, Model
-from jaxmodel.models import network, parts
+from jaxmodel.models import network
 from jaxmodel.models.plain import Perceptron
 from jaxmodel.nn import layer
 from jaxmodel.nn.activations import ACTIVATIONS
-from jaxmodel.nn.layer import STABLE, Layer, compact, he, normal
-from jaxmodel.nn.norm import BatchNorm, Norm
+from jaxmodel.nn.layer import STABLE, compact, he, normal
 from jaxmodel.sharding import Partitioning
 
 
@@ -24,7 +21,7 @@ def embedding(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return rows.at[0].set(0.0)
 
 
-class _Network(Layer):
+class _Network(network.Network):
     config: Perceptron
 
     @compact
@@ -40,22 +37,13 @@ class _Network(Layer):
         activation = ACTIVATIONS[config.activation][0]
         for i, width in enumerate(config.hidden):
             x = self._dense(f"hidden{i}", "units", x, width, he)
-            x = self.dropout(activation(self._norm(f"hidden{i}_norm", x, train)), config.dropout, train)
+            x = self.dropout(activation(self.norm(f"hidden{i}_norm", x, train)), config.dropout, train)
         hidden = x.astype(STABLE)
         logits = self._dense("outputs", "outputs", hidden, config.num_outputs or 0, normal(None))
         return {"logits": logits, "embedding": hidden}
 
     def _dense(self, name: str, dim: str, x: jax.Array, width: int, init: layer.Initializer) -> jax.Array:
         return self.constrain(self.linear(x, name, f"inputs -> {dim}", (width,), init, True), "batch", None)
-
-    def _norm(self, name: str, x: jax.Array, train: bool) -> jax.Array:
-        config = self.config
-        if config.norm == "batch":
-            return BatchNorm(self.partitioning, config.epsilon, config.momentum, name=name)(x, train)
-        if config.norm == "layer":
-            kind = parts.Norm(kind="layer", epsilon=config.epsilon, bias=True)
-            return Norm(self.partitioning, kind, name=name)(x)
-        return x
 
 
 def build(config: Perceptron, partitioning: Partitioning | None = None) -> Model:
@@ -67,5 +55,4 @@ def build(config: Perceptron, partitioning: Partitioning | None = None) -> Model
 
     Raises InputError as `network.build` says.
     """
-    shapes = {"features": (1, config.num_features or 0), "categories": (1, len(config.categories or ()))}
-    return network.build(config, _Network, {name: shapes[name] for name in config.inputs}, partitioning)
+    return network.build(config, _Network, partitioning)

@@ -1,27 +1,15 @@
 """Networks that are no transformers, as frozen dataclasses: no jax here, so that `--help` is quick."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Iterator
+from typing import ClassVar
 
 from jaxmodel.config import field, registered
-from jaxmodel.models.base import Buildable, Inputs, fit_sizes
+from jaxmodel.models.base import Buildable, Inputs
 from jaxmodel.models.parts import UNGATED, ConvStem, Execution
 
 
-class _BySize(Buildable):
-    """A network whose sizes the data may tell."""
-
-    by_data: ClassVar[Mapping[str, str]]  # field -> fact of the data
-
-    def fitted(self, facts: Mapping[str, Any]) -> Self:
-        """This config with the sizes of the data; InputError where it has others."""
-        return fit_sizes(self, facts, **self.by_data)
-
-
 @registered
-class Perceptron(_BySize):
+class Perceptron(Buildable):
     """A multi-layer perceptron over features and categories, each column of categories through an embedding."""
 
     num_features: int | None = field(None, help="numeric features; none: by the data", low=0)
@@ -39,26 +27,21 @@ class Perceptron(_BySize):
     module = "perceptron"
     reads: ClassVar = ("features", "categories")
     by_data: ClassVar = {name: name for name in ("num_features", "categories", "num_outputs")}
+    count_batches: ClassVar = False
 
     @property
     def inputs(self) -> Inputs:
         """What a batch may hold: dtype and dims by name, a dim that is a word being free."""
-        inputs: Inputs = {}
-        if self.num_features:
-            inputs["features"] = ("float32", ("batch", self.num_features))
-        if self.categories:
-            inputs["categories"] = ("int32", ("batch", len(self.categories)))
-        return inputs
+        columns = {"features": ("float32", self.num_features), "categories": ("int32", len(self.categories or ()))}
+        return {name: (dtype, ("batch", count)) for name, (dtype, count) in columns.items() if count}
 
     def _wrong(self) -> Iterator[str]:
-        if self.dropout == 1.0:
-            yield "<dropout> drops everything: give a fraction below 1"
         if self.num_features == 0 and self.categories == ():
             yield "<num_features> and no model.categories: the model would read nothing"
 
 
 @registered
-class ConvNet(_BySize):
+class ConvNet(Buildable):
     """A residual convolutional network: ResNet (arXiv:1512.03385), ConvNeXt (arXiv:2201.03545) and small ones.
 
     Blocks are two convolutions (`basic`); narrow, spatial and wide ones (`bottleneck`); or one for each channel, then
@@ -114,8 +97,6 @@ class ConvNet(_BySize):
         return kinds[self.block]
 
     def _wrong(self) -> Iterator[str]:
-        if self.dropout == 1.0:
-            yield "<dropout> drops everything: give a fraction below 1"
         if not self.widths or min(self.widths) < 1:
             yield f"model.widths={self.widths}: give one positive width a stage, as in 16,32,64"
         if self.depths is not None and len(self.depths) != len(self.widths):

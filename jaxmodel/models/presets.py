@@ -7,8 +7,6 @@ counts. A line that begins with the name of a config is a header: what follows a
 header's order, and more words.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterator

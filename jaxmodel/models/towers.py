@@ -1,12 +1,10 @@
 """Two towers: images and texts as vectors of one space."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
-from jaxmodel.model import Batch, Model, Outputs, Params, State, no_state
+from jaxmodel.model import Batch, Key, Model, Outputs, Params, State, no_state
 from jaxmodel.models.pairs import Towers
 from jaxmodel.nn.layer import PARAMS, STABLE
 from jaxmodel.sharding import Partitioning
@@ -32,9 +30,7 @@ def build(config: Towers, partitioning: Partitioning | None = None) -> Model:
         params = {name: tower.init(key) for key, (name, tower) in zip(keys, towers.items(), strict=True)}
         return params | {name: jnp.asarray(value, PARAMS) for name, value in ends.items()}
 
-    def apply(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
-    ) -> Outputs:
+    def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         del state
         found, losses = {}, {}
         for i, (name, tower) in enumerate(towers.items()):

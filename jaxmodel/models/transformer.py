@@ -1,7 +1,5 @@
 """The transformer: stem -> stack -> head, from one config to pure functions."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmodel.data.audio import HOP, log_mel
 from jaxmodel.errors import InputError
-from jaxmodel.model import Batch, Model, Outputs, Params, State
+from jaxmodel.model import Batch, Key, Model, Outputs, Params, State
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.inputs import check_batch
 from jaxmodel.models.parts import Spectrogram
@@ -85,7 +83,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
             found[name] = module.init({"params": key}, *example).get("params", {})
         return {name: each for name, each in found.items() if each}
 
-    def run(name: str, params: Params, *args: Any, key: jax.Array | None = None) -> Any:
+    def run(name: str, params: Params, *args: Any, key: Key = None) -> Any:
         """What a part gives."""
         with jax.named_scope(name):
             return parts[name].apply({"params": params.get(name, {})}, *args, rngs=layer.rngs(key))
@@ -101,14 +99,12 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         return values
 
     def block_runner(kind: str, seen: Seen) -> Any:
-        def run(params: Params, x: jax.Array, cache: Any, key: jax.Array | None) -> Any:
+        def run(params: Params, x: jax.Array, cache: Any, key: Key) -> Any:
             return blocks[kind].apply({"params": params}, x, seen, cache, rngs=layer.rngs(key))
 
         return jax.checkpoint(run) if config.execution.remat and seen.train else run
 
-    def apply(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
-    ) -> Outputs:
+    def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         head_only = isinstance(batch, Mapping) and "hidden" in batch and reads not in batch
         check_batch(batch, config.inputs, needed=() if head_only or "frames" in batch else (reads,))
         if head_only:

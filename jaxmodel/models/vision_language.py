@@ -1,11 +1,9 @@
 """A language model that sees: images through a tower and a projector, as vectors among the tokens of a text."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
-from jaxmodel.model import Batch, Model, Outputs, Params, State, start_of
+from jaxmodel.model import Batch, Key, Model, Outputs, Params, State, start_of
 from jaxmodel.models.pairs import VisionLanguage
 from jaxmodel.nn import layer
 from jaxmodel.nn.layer import normal
@@ -36,7 +34,7 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
         between = layer.params_of(declare(between))
         return {"image": whole.init(image), "projector": between, "text": text.init(language)}
 
-    def seen(params: Params, images: jax.Array, key: jax.Array | None, train: bool) -> jax.Array:
+    def seen(params: Params, images: jax.Array, key: Key, train: bool) -> jax.Array:
         """Images as vectors [N,D], one after the other."""
         blocks = params["image"]["stack"]["0"]["block"]
         kept = jax.tree.map(lambda array: array[: config.tower.num_layers], blocks)
@@ -45,9 +43,7 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
         vectors = projector(partitioning).apply({"params": params["projector"]}, hidden[:, -config.num_vectors :])
         return jnp.reshape(vectors, (-1, width))  # pyright: ignore[reportArgumentType]
 
-    def apply(
-        params: Params, batch: Batch, state: State = None, *, key: jax.Array | None = None, train: bool = False
-    ) -> Outputs:
+    def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         keys = (None, None) if key is None else jax.random.split(key)
         given = {name: batch[name] for name in (*config.text.inputs, "hidden") if name in batch}
         if batch.get("images") is not None:

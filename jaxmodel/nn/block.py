@@ -36,7 +36,7 @@ class Block(Layer):
             return Norm(self.partitioning, config.norm, name=name)(x) if wanted else x
 
         def added(y: jax.Array, half: str) -> jax.Array:
-            y = norm(config.norm.on_output, f"{half}_output_norm", y)
+            y = norm(config.norm.placement in ("output", "both"), f"{half}_output_norm", y)
             if config.layer_scale is not None:
                 scale = self.vector(f"{half}_scale", "embed_norm", y.shape[-1:], constant(config.layer_scale))
                 y = y * scale.astype(y.dtype)
@@ -58,8 +58,9 @@ class Block(Layer):
         crossed, cache = (cache, cache.own) if isinstance(cache, CrossCache) else (None, cache)
         for half in config.sublayers:
             if h is None or config.norm.placement != "shared":
-                wanted = config.norm.before and (config.norm.attention or half != "attention")
-                h = norm(wanted, f"{half}_norm", entering if config.norm.parallel else x)
+                first = config.norm.placement not in ("post", "output")
+                wanted = first and (config.norm.attention or half != "attention")
+                h = norm(wanted, f"{half}_norm", entering if config.norm.placement in ("parallel", "shared") else x)
             if half == "cross":
                 assert config.cross is not None
                 cross = CrossAttention(*common, config=config.cross, model=config, name=half)

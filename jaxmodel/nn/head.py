@@ -40,7 +40,7 @@ class Pool(Layer):
             x = Norm(self.partitioning, config.norm, name="norm")(x)
         if pool.activation != "none" or pool.spare:
             y = self.linear(x, "dense", "embed -> mlp", (config.embed_dim,), init, True)
-            # Whole on every device, or the gradient of a head behind it, whose classes are not split, has to be gathered.
+            # Whole on every device, or the gradient of a head behind it, whose classes are not split, is gathered.
             x = x if pool.spare else self.constrain(ACTIVATIONS[pool.activation][0](y), "batch", None)
         if pool.dim is not None:
             x = self.linear(x, "projection", "embed -> classes", (pool.dim,), init, pool.bias)
