@@ -1,7 +1,5 @@
 """Activations by name: elementwise functions that keep nothing but a slope for the backward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

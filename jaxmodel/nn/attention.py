@@ -3,8 +3,6 @@
 B batch, T queries, S keys, D model dim, H query heads, G key/value heads, R = H/G, K head dim.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

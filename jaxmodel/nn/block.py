@@ -1,7 +1,5 @@
 """A transformer block: attention and an MLP (or experts), as a rule, each with a norm and a residual."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Convolution as shifted slices and one product: a weight like any other, and the fast way on CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax

@@ -3,8 +3,6 @@
 B batch, T time, D model dim, V logits.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """The base of every layer: weights declared with their layout, and the one way to multiply by them."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

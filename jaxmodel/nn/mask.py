@@ -1,7 +1,5 @@
 """The one mask: who may attend to whom, from positions, segments, padding, causality and window."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -3,8 +3,6 @@
 B batch, T time, D model dim, F hidden, E experts, N = tokens sent to experts.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

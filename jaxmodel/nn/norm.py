@@ -1,7 +1,5 @@
 """Normalisation: layer norm, RMS norm and batch norm, all with float32 statistics."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -4,8 +4,6 @@ B batch, T time, D model dim, H heads, G groups (heads of queries and keys), R =
 keys), P head dim (of values), Q tokens of a chunk, W kernel of the convolution.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any, NamedTuple

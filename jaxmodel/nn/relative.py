@@ -1,7 +1,5 @@
 """Relative positions: a learned bias on scores for each head and bucket of distances (T5, arXiv:1910.10683)."""
 
-from __future__ import annotations
-
 import math
 
 import jax

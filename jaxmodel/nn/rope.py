@@ -3,8 +3,6 @@
 B batch, T time, H heads, K head dim, R = pairs that are turned.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@ that counts that kind's blocks in the order they run (a pattern with five local 
 `unstack` turns that dim into a tuple, once and outside jit, for decoding.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 B batch, T time, D model dim; of an image H height, W width, C channels, P patch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 B batch, S samples, T frames, C channels, D model dim, K frames of a window.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

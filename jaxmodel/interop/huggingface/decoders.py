@@ -1,7 +1,5 @@
 """Families of decoders, as data: what they have in common, their keys and their rows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

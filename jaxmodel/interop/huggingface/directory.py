@@ -1,7 +1,5 @@
 """A Hugging Face directory as a model, and a model as one: config.json, safetensors, tokenizer files."""
 
-from __future__ import annotations
-
 import difflib
 import fnmatch
 import functools

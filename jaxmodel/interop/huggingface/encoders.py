@@ -1,7 +1,5 @@
 """Families of encoders, of text and of images, as data."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k

@@ -1,7 +1,5 @@
 """Families of decoders whose MLPs are mixtures of experts, as data."""
 
-from __future__ import annotations
-
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import BIASES, LLAMA_ROWS, QK_EPSILON, SIZES, WINDOW, decoder, head_dim
 from jaxmodel.interop.huggingface.rows import COPY, in_turn, rows

@@ -1,7 +1,5 @@
 """Families of convolutional networks of images, as data."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k

@@ -1,7 +1,5 @@
 """What keys of config.json say in words of their own: activations, rotary positions, kinds of layers, heads."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

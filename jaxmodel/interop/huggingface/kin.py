@@ -1,7 +1,5 @@
 """More families of decoders, as data: each says how it differs from those of `decoders`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k

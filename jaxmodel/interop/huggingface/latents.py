@@ -1,7 +1,5 @@
 """DeepSeek's kin: keys and values from one narrow vector a token, experts chosen by groups (arXiv:2405.04434)."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Families of text encoders after BERT, as data: windows, rotary positions, tables narrower than the blocks."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from jaxmodel.interop.huggingface import encoders

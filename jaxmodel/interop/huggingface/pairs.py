@@ -1,7 +1,5 @@
 """Families of an encoder and a decoder, as data."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from jaxmodel.data.audio import HOP

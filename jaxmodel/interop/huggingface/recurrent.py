@@ -1,7 +1,5 @@
 """Families with recurrences, as data: Mamba-2, those of Qwen that have attention in every fourth layer, Falcon-H1."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

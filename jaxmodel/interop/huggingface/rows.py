@@ -1,7 +1,5 @@
 """The notation of rows, and what families have in common: heads of attention, a config whose sizes are to come."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Directories of sentence-transformers: modules.json says how a model's hidden values become an embedding."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Families that read samples of sound, as data: wav2vec2, hubert."""
 
-from __future__ import annotations
-
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.encoders import ENCODER_KEYS
 from jaxmodel.interop.huggingface.rows import COPY, base, rows, windows

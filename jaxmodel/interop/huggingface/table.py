@@ -3,8 +3,6 @@
 A row and a key run both ways, so import and export are one table. Nothing here knows a family; `families` holds them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

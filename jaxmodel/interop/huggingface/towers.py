@@ -1,7 +1,5 @@
 """Families that read images and text, as data: towers side by side, and a tower before a language model."""
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Mapping
