@@ -175,7 +175,7 @@ class Attention(Half):
         q, q_turned = q[..., : K - R], turned(q[..., K - R :])
         k = self._normalize(self._project(x, "latent", "latent", 1, rank), "latent_norm")
         k_turned = turned(self._project(x, "rope_key", "latent", 1, R))
-        whole = cache is None or x.shape[1] > 1
+        whole = cache is None or x.shape[1] != 1
         cache, (k, k_turned, key_positions) = appended(cache, k, k_turned, positions)
         k, k_turned = k.astype(x.dtype), k_turned.astype(x.dtype)
         key = self.weight("key", layout, (rank,), (H, K - R), self.init_input)

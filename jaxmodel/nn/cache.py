@@ -70,7 +70,7 @@ class SlidingCache(Cache):
         new = SlidingCache(keys.astype(self.keys.dtype), values.astype(self.values.dtype), positions)
         grown = jax.tree.map(lambda old, each: old.at[row, slot].set(each, mode="drop"), self, new)
         seen = grown
-        if positions.shape[1] > 1:
+        if positions.shape[1] != 1:
             seen = jax.tree.map(lambda old, each: jnp.concatenate([old, each], axis=1), self, new)
         return grown, (seen.keys, seen.values, seen.positions)
 
