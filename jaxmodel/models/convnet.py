@@ -30,13 +30,12 @@ class _Network(network.Network):
             for block in range(blocks):
                 run = self._inverted if inverted else self._residual
                 x = run(f"stage{stage}_{block}", x, width, 1 if block else stride, train)
-        values = {"hidden": x, "embedding": jnp.mean(x.astype(STABLE), axis=(1, 2))}
+        pooled = jnp.mean(x.astype(STABLE), axis=(1, 2))
         if config.pool_epsilon is not None:
-            values["embedding"] = self.layer_norm("pool_norm", values["embedding"], config.pool_epsilon)
-        values["embedding"] = self.dropout(values["embedding"], config.dropout, train)
-        if config.num_classes:
-            classes = "filters_in -> classes", (config.num_classes,), he, True
-            values["logits"] = self.linear(values["embedding"], "classes", *classes)
+            pooled = self.layer_norm("pool_norm", pooled, config.pool_epsilon)
+        values = {"hidden": x, "embedding": self.dropout(pooled, config.dropout, train)}
+        if count := config.num_classes:
+            values["logits"] = self.linear(values["embedding"], "classes", "filters_in -> classes", (count,), he, True)
         return values
 
     def _residual(self, name: str, x: jax.Array, width: int, stride: int, train: bool) -> jax.Array:

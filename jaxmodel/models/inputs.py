@@ -26,7 +26,8 @@ def check_batch(batch: Any, inputs: Inputs, needed: Iterable[str]) -> None:
         differ in a dim that they share; names the entry, what it is and what is wanted.
     """
     if not isinstance(batch, Mapping):
-        raise InputError(f"a batch is a {type(batch).__name__}: give arrays by name, as in {{{_example(inputs)}}}")
+        example = ", ".join(f'"{name}": {_words(*each)}' for name, each in list(inputs.items())[:1])
+        raise InputError(f"a batch is a {type(batch).__name__}: give arrays by name, as in {{{example}}}")
     for name in needed:
         if batch.get(name) is None:
             there, wanted = ", ".join(map(str, batch)) or "nothing", _words(*inputs[name])
@@ -52,7 +53,3 @@ def check_batch(batch: Any, inputs: Inputs, needed: Iterable[str]) -> None:
 
 def _words(dtype: Any, dims: Sequence[Any]) -> str:
     return f"{dtype}[{', '.join(map(str, dims))}]"
-
-
-def _example(inputs: Inputs) -> str:
-    return ", ".join(f'"{name}": {_words(*each)}' for name, each in list(inputs.items())[:1])
