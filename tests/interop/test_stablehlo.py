@@ -25,6 +25,7 @@ from jaxmodel.interop.proof import Subject, prove
 from jaxmodel.interop.signature import cache_of, flat, inputs_of, limits_of, of_config
 from jaxmodel.loading import load
 from jaxmodel.model import Model, Outputs, chain, from_function, frozen
+from jaxmodel.models.parts import Latent
 from jaxmodel.nn.stack import unstack, unstack_layout
 from jaxmodel.train import TrainState
 from tests.contract import CAUSAL, DIM, GPT, PATTERN, batch_of, built, params_of, same
@@ -33,7 +34,17 @@ FEATURES = {"features": ("float32", ("batch", DIM))}
 
 
 # "shallow" has one block of each of the pattern model's kinds, and so less to compile.
-OTHERS = {"shallow": replace(PATTERN, {"num_layers": 2}), "bfloat16": replace(GPT, {"execution.dtype": "bfloat16"})}
+LATENT = {
+    "latent": Latent(kv_rank=12, rope_dim=4, value_dim=8),
+    "head_dim": 12,
+    "num_kv_heads": None,
+    "qk_norm": "none",
+}
+OTHERS = {
+    "shallow": replace(PATTERN, {"num_layers": 2}),
+    "bfloat16": replace(GPT, {"execution.dtype": "bfloat16"}),
+    "latent": replace(GPT, {f"attention.{name}": value for name, value in {**LATENT, "rotary": True}.items()}),
+}
 
 
 @functools.cache
@@ -76,7 +87,7 @@ def gpt(tmp_path_factory) -> Subject:
 SOME = [("shallow", "int4"), ("conv", "int8"), ("function", "dense")]
 REST = [
     [(name, kind) for kind in ("dense", "int8", "int4+lora")]
-    for name in ("gpt", "pattern", "mixture", "conv", "perceptron", "nnx", "bfloat16")
+    for name in ("gpt", "pattern", "mixture", "conv", "perceptron", "nnx", "bfloat16", "latent")
 ]
 
 
