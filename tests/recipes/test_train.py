@@ -90,7 +90,7 @@ def test_stopped_by_sigterm_and_resumed_is_never_stopped(tmp_path, corpus, capsy
     assert run(train.main, train.COMMAND, command(whole, corpus, *slow)) == 0
 
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
     }
     arguments = [sys.executable, "-m", "recipes.train", *command(stopped, corpus, *slow)[1:]]
