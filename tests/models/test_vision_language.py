@@ -53,6 +53,7 @@ def test_images_stand_in_their_places_and_nowhere_else(built):
     assert np.isnan(few[0, 2 + PLACES]).all() and np.isfinite(few[1]).all()
 
 
+@pytest.mark.slow
 def test_the_last_block_of_the_tower_is_kept_and_not_run(built):
     model, params = built
     gradients = jax.grad(lambda params: jnp.sum(model.apply(params, batch_of())["hidden"] ** 2))(params)

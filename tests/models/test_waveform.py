@@ -125,6 +125,7 @@ def test_it_learns_to_spell_tones():
     assert found["error_rate"] < 0.2, found
 
 
+@pytest.mark.slow
 def test_an_export_hears_as_much_as_there_is(tmp_path):
     model, audio = SPEECH.build(), sound()
     params = jax.jit(model.init)(jax.random.key(0))

@@ -64,7 +64,8 @@ def test_pieces_of_queries_change_nothing(name):
     )
 
 
-@pytest.mark.parametrize("window", [None, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 5])
 def test_a_narrow_vector_a_token_is_all_that_a_cache_keeps(window):
     """Tokens one by one against all at once: on one device, on a mesh and with packed weights."""
     changes = {"attention.latent.kv_rank": 12, "attention.latent.rope_dim": 4, "attention.latent.value_dim": 6}

@@ -260,6 +260,7 @@ def test_the_batch_is_as_large_as_memory_holds(corpus, tmp_path, monkeypatch, ca
         assert words in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_trial_and_one_batch_find_their_size_too(corpus, tmp_path, capsys):
     """With the memory that this machine has, from weights that there are."""
     first = tmp_path / "first"
