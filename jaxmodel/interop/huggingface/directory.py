@@ -117,9 +117,13 @@ def _flat(params: Any, state: Any) -> dict[str, Any]:
 
 def _bound(found: Found, tensors: Named, flat: Named) -> list[Bound]:
     """The tensors that are wanted, by the names of this file: some are written without the prefix of their body."""
-    family, prefixes = found.family, (None, "", found.family.prefix)
-    all_bound = (bind(family, found.architecture, found.config, flat, prefix) for prefix in prefixes)
-    return max(all_bound, key=lambda each: sum(one.name in tensors for one in each))
+    best, most = [], -1
+    for prefix in (None, "", found.family.prefix):
+        bound = bind(found.family, found.architecture, found.config, flat, prefix)
+        if (count := sum(each.name in tensors for each in bound)) == len(bound):
+            return bound
+        best, most = (bound, count) if count > most else (best, most)
+    return best
 
 
 def _check(directory: Path, bound: list[Bound], tensors: Named, ignored: tuple[str, ...]) -> None:
