@@ -241,7 +241,7 @@ class Transformer(Buildable):
             if r.step_max is not None and r.step_max < r.step_min:
                 yield "<recurrence.step_max> is below <recurrence.step_min>: change one of them"
         yield from self._wrong_heads("attention", self.attention)
-        width = self.attention.head_dim or self.embed_dim // self.attention.num_heads
+        width = self.attention.sizes(self.embed_dim)[-1]
         if self.attention.rotary and width % 2:
             fix = "set model.attention.head_dim, or model.attention.rotary=false"
             yield f"model.attention.rotary needs an even head width, not {width}: {fix}"

@@ -95,10 +95,14 @@ class Attention:
     key_bias: bool | None = field(None, help="bias on key (default: as bias)")
     output_bias: bool = field(False, help="bias on the output projection")
 
+    def sizes(self, dim: int) -> tuple[int, int, int]:
+        """Query heads, key/value heads and the width of one, for vectors of `dim`."""
+        return self.num_heads, self.num_kv_heads or self.num_heads, self.head_dim or dim // self.num_heads
+
     def products(self, dim: int, length: int) -> int:
         """Multiply-adds for one token of a sequence of `length`, `dim` wide."""
-        width, seen, latent = self.head_dim or dim // self.num_heads, min(length, self.window or length), self.latent
-        heads, groups = self.num_heads * width, (self.num_kv_heads or self.num_heads) * width
+        (_, groups, width), seen, latent = self.sizes(dim), min(length, self.window or length), self.latent
+        heads, groups = self.num_heads * width, groups * width
         if latent is None:
             return dim * ((2 + self.gate) * heads + 2 * groups) + 2 * heads * seen
         narrow, values = latent.q_rank or 0, self.num_heads * latent.value_dim

@@ -14,7 +14,7 @@ from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
 from jaxmodel.models.configs import Transformer
-from jaxmodel.nn.cache import AttentionCache, CrossCache, Read, appended, head_sizes
+from jaxmodel.nn.cache import AttentionCache, CrossCache, Read, appended
 from jaxmodel.nn.layer import STABLE, Half, compact, einsum, ones, scaled, softcapped, zeros
 from jaxmodel.nn.mask import Seen, Source, attention_mask
 from jaxmodel.nn.norm import norm_scale, rms_normalize
@@ -125,7 +125,7 @@ class Attention(Half):
 
     def _attend(self, *args: Any, **options: Any) -> jax.Array:
         config = self.config
-        scale = head_sizes(config, self.dim)[-1] ** -0.5 if config.scale is None else config.scale
+        scale = config.sizes(self.dim)[-1] ** -0.5 if config.scale is None else config.scale
         return dot_product_attention(*args, **options, scale=scale, softcap=config.softcap)
 
     def _output(self, out: jax.Array) -> jax.Array:
@@ -141,7 +141,7 @@ class Attention(Half):
         return self.constrain(y, "batch", None, heads, None)
 
     def _by_head(self, x: jax.Array, positions: jax.Array, cache: AttentionCache | None) -> Projected:
-        config, (H, G, K) = self.config, head_sizes(self.config, self.dim)
+        config, (H, G, K) = self.config, self.config.sizes(self.dim)
         q = self._project(x, "query", "heads", H, K)
         k = scaled(self._project(x, "key", "kv_heads", G, K), config.key_scale)
         v = k if config.keys_as_values else self._project(x, "value", "kv_heads", G, K)
@@ -160,7 +160,7 @@ class Attention(Half):
         A single token, whose cache may be long, meets the narrow vectors themselves: its queries are brought to
         them, and what it takes from them to heads; that saves making keys and values of every token again.
         """
-        latent, (H, _, K) = self.config.latent, head_sizes(self.config, self.dim)
+        latent, (H, _, K) = self.config.latent, self.config.sizes(self.dim)
         assert latent is not None
         R, rank, layout = latent.rope_dim, latent.kv_rank, "latent -> heads head_dim"
 
@@ -211,7 +211,7 @@ class CrossAttention(Attention):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: jax.Array, source: Source | None, cache: CrossCache | None
     ) -> tuple[jax.Array, CrossCache | None]:
-        H, G, K = head_sizes(self.config, self.dim)
+        H, G, K = self.config.sizes(self.dim)
         q = self._project(x, "query", "heads", H, K)
         if source is not None:
             k, v = (self._project(source.hidden, name, "kv_heads", G, K) for name in ("key", "value"))

@@ -13,7 +13,6 @@ from typing import Any, dataclass_transform
 import jax
 import jax.numpy as jnp
 
-from jaxmodel.models import parts
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.layer import STABLE
 from jaxmodel.nn.mask import ABSENT
@@ -130,12 +129,6 @@ class HybridCache(Cache):
     recurrence: RecurrentCache
 
 
-def head_sizes(config: parts.Attention, dim: int) -> tuple[int, int, int]:
-    """Query heads, key/value heads and the width of one, for vectors of `dim`."""
-    H = config.num_heads
-    return H, config.num_kv_heads or H, config.head_dim or dim // H
-
-
 def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -> Cache:
     """An empty cache of one block for `length` tokens a row, by its own config."""
 
@@ -144,7 +137,7 @@ def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -
 
     found: list[Any] = []
     if config.has("attention"):
-        a, (_, heads, width) = config.attention, head_sizes(config.attention, config.embed_dim)
+        a, (_, heads, width) = config.attention, config.attention.sizes(config.embed_dim)
         widths = width, width
         if a.latent is not None:
             heads, widths = 1, (a.latent.kv_rank, a.latent.rope_dim)
@@ -163,6 +156,6 @@ def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -
     cache = HybridCache(*found) if len(found) > 1 else found[0]
     if config.cross is None:
         return cache
-    _, heads, width = head_sizes(config.cross, config.embed_dim)
+    _, heads, width = config.cross.sizes(config.embed_dim)
     source = zeros(heads, 0, width)
     return CrossCache(cache, source, source, jnp.zeros((batch_size, 0), jnp.int32))

@@ -61,14 +61,14 @@ def head_dim(usual: int | None = None) -> Group:
         return {"attention.head_dim": json.get("head_dim", usual) or json["hidden_size"] // json["num_attention_heads"]}
 
     def write(config: Transformer) -> dict[str, Any]:
-        return {"head_dim": config.attention.head_dim or config.embed_dim // config.attention.num_heads}
+        return {"head_dim": config.attention.sizes(config.embed_dim)[-1]}
 
     return Group(read, write, field="attention.head_dim")
 
 
 _KV_HEADS = Group(
     lambda json: {"attention.num_kv_heads": json.get("num_key_value_heads") or json["num_attention_heads"]},
-    lambda config: {"num_key_value_heads": config.attention.num_kv_heads or config.attention.num_heads},
+    lambda config: {"num_key_value_heads": config.attention.sizes(config.embed_dim)[1]},
 )
 # What nearly all have.
 SIZES = k.keys(

@@ -249,8 +249,8 @@ def _block(config: Transformer) -> Transformer:
     said: Overrides = {"first": (), "pattern": (), "variants": ()}
     for name in ("attention", "cross"):
         if (a := getattr(config, name)) is not None:
-            width = a.head_dim or config.embed_dim // a.num_heads
-            usual = {"num_kv_heads": a.num_kv_heads or a.num_heads, "scale": a.scale or width**-0.5, "head_dim": width}
+            _, groups, width = a.sizes(config.embed_dim)
+            usual = {"num_kv_heads": groups, "scale": a.scale or width**-0.5, "head_dim": width}
             key_bias = a.bias if a.key_bias is None else a.key_bias
             said[name] = dataclasses.replace(a, **usual, key_bias=key_bias)
     if config.moe is not None:
