@@ -18,7 +18,7 @@ from jaxmodel.nn.layer import Declared, is_declared
 
 Segments = tuple[tuple[tuple[str, ...], int], ...]
 
-# x, the state of each block (a tree like params, or None) and the losses
+# x, the state of each block (a tree like params, without leaves where there is none) and the losses
 Ran = tuple[jax.Array, Any, dict[str, jax.Array]]
 
 # What runs one block, by its kind: (its params, x, its state or None, key) -> (x, its state, losses)
@@ -55,11 +55,11 @@ def run_stack(
     changed: dict[str, Any] = {}
     totals: dict[str, jax.Array] = {}
     for i, (pattern, repeats) in enumerate(segments):
-        mine, before = params[str(i)], None if state is None else state[str(i)]
-        keys = None if key is None else jax.random.split(jax.random.fold_in(key, i), (repeats, len(pattern)))
-        apart = any(isinstance(kind, tuple) for kind in (*mine.values(), *(before or {}).values()))
+        mine, before = params[str(i)], dict.fromkeys(pattern) if state is None else state[str(i)]
+        keys = None if key is None else jax.random.split(jax.random.fold_in(key, i), repeats * len(pattern))
+        apart = any(isinstance(kind, tuple) for kind in (*mine.values(), *before.values()))
         run = _scanned if scan and repeats > 1 and not apart else _unrolled
-        x, changed[str(i)], losses = run(run_block, pattern, repeats, mine, x, before, keys)
+        x, changed[str(i)], losses = run(run_block, pattern, repeats, x, mine, before, keys)
         _add(totals, losses)
     return x, None if state is None else changed, totals
 
@@ -104,19 +104,15 @@ def _add(totals: dict[str, jax.Array], losses: Mapping[str, jax.Array]) -> None:
 
 
 def _unrolled(
-    run_block: RunBlock, pattern: tuple[str, ...], repeats: int, params: Any, x: jax.Array, state: Any, keys: Any
+    run_block: RunBlock, pattern: tuple[str, ...], repeats: int, x: jax.Array, params: Any, state: Any, keys: Any
 ) -> Ran:
     after: dict[str, list[Any]] = {kind: [] for kind in pattern}
     totals: dict[str, jax.Array] = {}
     for place, kind in enumerate(pattern * repeats):
-        index = len(after[kind])
-        before = None if state is None else _at(state[kind], index)
-        key = None if keys is None else keys[divmod(place, len(pattern))]
-        x, now, losses = run_block[kind](_at(params[kind], index), x, before, key)
+        mine, before = (_at(tree[kind], len(after[kind])) for tree in (params, state))
+        x, now, losses = run_block[kind](mine, x, before, None if keys is None else keys[place])
         after[kind].append(now)
         _add(totals, losses)
-    if state is None:
-        return x, None, totals
     packed = {
         kind: tuple(each) if isinstance(state[kind], tuple) else jax.tree.map(lambda *a: jnp.stack(a), *each)
         for kind, each in after.items()
@@ -125,17 +121,15 @@ def _unrolled(
 
 
 def _scanned(
-    run_block: RunBlock, pattern: tuple[str, ...], repeats: int, params: Any, x: jax.Array, state: Any, keys: Any
+    run_block: RunBlock, pattern: tuple[str, ...], repeats: int, x: jax.Array, params: Any, state: Any, keys: Any
 ) -> Ran:
     def split(array: jax.Array) -> jax.Array:
         return array.reshape(repeats, array.shape[0] // repeats, *array.shape[1:])
 
     def body(x: jax.Array, slices: Any) -> tuple[jax.Array, Any]:
-        params, state, keys = slices
-        keys = None if keys is None else keys[None]
-        x, after, losses = _unrolled(run_block, pattern, 1, params, x, state, keys)
-        return x, (after, losses)
+        x, *found = _unrolled(run_block, pattern, 1, x, *slices)
+        return x, found
 
-    x, (after, losses) = jax.lax.scan(body, x, (jax.tree.map(split, params), jax.tree.map(split, state), keys))
+    x, (after, losses) = jax.lax.scan(body, x, jax.tree.map(split, (params, state, keys)))
     after = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), after)
     return x, after, {name: jnp.sum(value, axis=0) for name, value in losses.items()}
