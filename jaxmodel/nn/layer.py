@@ -15,7 +15,8 @@ from jaxmodel.sharding import Partitioning
 # A method that declares weights inline; models build on `Layer` and need nothing else of Linen.
 compact = nn.compact
 
-Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+Shape = tuple[int, ...]
+Initializer = Callable[[jax.Array, Shape, Any], jax.Array]
 
 # The one precision policy. Parameters are stored in float32; products run in the compute dtype of the model's
 # `Execution`; norm statistics, softmax, router, logits and loss stay in float32 whatever that is.
@@ -52,8 +53,8 @@ class Weight:
     """A declared weight inside a layer: the leaf, and the sizes that its flattened dims stand for."""
 
     leaf: Any
-    contracted: tuple[int, ...]
-    produced: tuple[int, ...]
+    contracted: Shape
+    produced: Shape
     table: bool
 
 
@@ -70,41 +71,33 @@ class Layer(nn.Module):
     partitioning: Partitioning | None
 
     def weight(
-        self,
-        name: str,
-        layout: str,
-        contracted: tuple[int, ...],
-        produced: tuple[int, ...],
-        init: Initializer,
-        stack: tuple[int, ...] = (),
+        self, name: str, layout: str, contracted: Shape, produced: Shape, init: Initializer, stack: Shape = ()
     ) -> Weight:
         """Declare a weight that multiplies; `init` sees the flattened shape [*stack, in, out]."""
         table = weights.parse(layout).table
         matrix = (math.prod(contracted), math.prod(produced))
         leaf = self._declare(name, layout, (*stack, *(matrix[::-1] if table else matrix)), init)
-        if self.partitioning is not None:
-            leaf = self.partitioning.gather(leaf, layout)
         return Weight(leaf, contracted, produced, table)
 
     def linear(
-        self, x: jax.Array, name: str, layout: str, shape: tuple[int, ...], init: Initializer, bias: bool = False
+        self, x: jax.Array, name: str, layout: str, shape: Shape, init: Initializer, bias: bool = False
     ) -> jax.Array:
         """x times a weight called `name`, to [..., *shape]; plus what is called `name`_bias, of what it produces."""
         contracted = len(weights.parse(layout).contracted)
         y = einsum(x, self.weight(name, layout, x.shape[x.ndim - contracted :], shape, init))
         return y + self.vector(f"{name}_bias", bias_layout(layout), shape, zeros).astype(y.dtype) if bias else y
 
-    def vector(self, name: str, layout: str, shape: tuple[int, ...], init: Initializer) -> jax.Array:
+    def vector(self, name: str, layout: str, shape: Shape, init: Initializer) -> jax.Array:
         """Declare what is no matrix, never quantized, adapted or decayed: a scale, a bias, positions, a router."""
-        value = self._declare(name, layout, shape, init).astype(STABLE)  # however narrow it is stored
-        return value if self.partitioning is None else self.partitioning.gather(value, layout)
+        return self._declare(name, layout, shape, init).astype(STABLE)  # however narrow it is stored
 
-    def _declare(self, name: str, layout: str, shape: tuple[int, ...], init: Initializer) -> Any:
+    def _declare(self, name: str, layout: str, shape: Shape, init: Initializer) -> Any:
         if not self.has_variable("params", name):
             # Read back what is there before asking Linen to check shapes: a packed leaf has others than `init` gives.
             self.param(name, lambda key: Declared(init(key, shape, PARAMS), layout))
         value = self.get_variable("params", name)
-        return value.value if is_declared(value) else value
+        leaf = value.value if is_declared(value) else value
+        return leaf if self.partitioning is None else self.partitioning.gather(leaf, layout)
 
     def constrain(self, x: jax.Array, *dims: str | None) -> jax.Array:
         """x placed on the mesh by the names of its dims; unchanged without a mesh."""
@@ -149,12 +142,9 @@ def rngs(key: jax.Array | None) -> dict[str, jax.Array]:
 
 def normal(scale: float | None) -> Initializer:
     """Normal weights with standard deviation `scale`, or 1/sqrt(inputs) when it is None."""
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        deviation = shape[-2] ** -0.5 if scale is None else scale
-        return jax.random.normal(key, shape, dtype) * deviation
-
-    return init
+    return lambda key, shape, dtype: (
+        jax.random.normal(key, shape, dtype) * (shape[-2] ** -0.5 if scale is None else scale)
+    )
 
 
 def small(scale: float | None) -> Initializer:
@@ -162,7 +152,7 @@ def small(scale: float | None) -> Initializer:
     return normal(0.02 if scale is None else scale)
 
 
-def he(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def he(key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
     """Normal with variance 2 / inputs, for layers before a ReLU (arXiv:1502.01852)."""
     return jax.random.normal(key, shape, dtype) * (2.0 / shape[-2]) ** 0.5
 

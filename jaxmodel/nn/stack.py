@@ -28,10 +28,8 @@ RunBlock = Mapping[str, Callable[[Any, jax.Array, Any, "jax.Array | None"], Ran]
 def by_kind(segments: Segments, made: Callable[[str, int, tuple[int, int]], Any]) -> Any:
     """A tree like the params of a stack, of `made(kind, how many blocks there are of it, its place)`."""
     return {
-        str(i): {
-            kind: made(kind, repeats * pattern.count(kind), (i, j)) for j, kind in enumerate(dict.fromkeys(pattern))
-        }
-        for i, (pattern, repeats) in enumerate(segments)
+        str(i): {kind: made(kind, times * pattern.count(kind), (i, j)) for j, kind in enumerate(dict.fromkeys(pattern))}
+        for i, (pattern, times) in enumerate(segments)
     }
 
 
