@@ -41,14 +41,13 @@ class FullCache(Cache):
 
     def append(self, keys: jax.Array, values: jax.Array, positions: jax.Array) -> tuple[FullCache, Read]:
         """Write at the next free slots; the caller sees to it that S is not exceeded."""
-        at = self.used
 
-        def write(old: jax.Array, new: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(old, _heads_first(new).astype(old.dtype), at, axis=2)
+        def write(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.used, axis)
 
-        written = jax.lax.dynamic_update_slice_in_dim(self.positions, positions, at, axis=1)
-        grown = FullCache(write(self.keys, keys), write(self.values, values), written, at + positions.shape[1])
-        return grown, (_heads_first(grown.keys), _heads_first(grown.values), written)
+        keys, values = write(self.keys, _heads_first(keys), 2), write(self.values, _heads_first(values), 2)
+        used, positions = self.used + positions.shape[1], write(self.positions, positions, 1)
+        return FullCache(keys, values, positions, used), (_heads_first(keys), _heads_first(values), positions)
 
 
 class SlidingCache(Cache):
@@ -68,9 +67,7 @@ class SlidingCache(Cache):
         row = jnp.arange(positions.shape[0])[:, None]
         new = SlidingCache(keys.astype(self.keys.dtype), values.astype(self.values.dtype), positions)
         grown = jax.tree.map(lambda old, each: old.at[row, slot].set(each, mode="drop"), self, new)
-        seen = grown
-        if positions.shape[1] != 1:
-            seen = jax.tree.map(lambda old, each: jnp.concatenate([old, each], axis=1), self, new)
+        seen = grown if positions.shape[1] == 1 else jax.tree.map(lambda *both: jnp.concatenate(both, 1), self, new)
         return grown, (seen.keys, seen.values, seen.positions)
 
 
@@ -138,17 +135,11 @@ def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -
     found: list[Any] = []
     if config.has("attention"):
         a, (_, heads, width) = config.attention, config.attention.sizes(config.embed_dim)
-        widths = width, width
-        if a.latent is not None:
-            heads, widths = 1, (a.latent.kv_rank, a.latent.rope_dim)
+        heads, widths = (heads, (width, width)) if a.latent is None else (1, (a.latent.kv_rank, a.latent.rope_dim))
         slots = length if a.window is None else min(a.window, length)
-        positions = jnp.full((batch_size, slots), ABSENT, jnp.int32)
-        if slots == length:
-            keys, values = (zeros(heads, slots, each) for each in widths)
-            found.append(FullCache(keys, values, positions, used=jnp.zeros((), jnp.int32)))
-        else:
-            keys, values = (zeros(slots, heads, each) for each in widths)
-            found.append(SlidingCache(keys, values, positions))
+        shape = (heads, slots) if slots == length else (slots, heads)
+        kept = *(zeros(*shape, each) for each in widths), jnp.full((batch_size, slots), ABSENT, jnp.int32)
+        found.append(FullCache(*kept, jnp.zeros((), jnp.int32)) if slots == length else SlidingCache(*kept))
     if (r := config.recurrence) is not None and config.has("recurrence"):
         pair, value = zeros(r.kernel - 1, r.groups, r.state_dim), zeros(r.kernel - 1, r.num_heads, r.head_dim)
         state = jnp.zeros((batch_size, r.num_heads, r.state_dim, r.head_dim), STABLE)
