@@ -3,8 +3,6 @@
 B batch, T queries, S keys, D model dim, H query heads, G key/value heads, R = H/G, K head dim.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,9 +12,9 @@ from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
 from jaxmodel.models.configs import Transformer
-from jaxmodel.nn.cache import AttentionCache, CrossCache, Read, appended
-from jaxmodel.nn.layer import STABLE, Half, compact, einsum, ones, scaled, softcapped, zeros
-from jaxmodel.nn.mask import Seen, Source, attention_mask
+from jaxmodel.nn.cache import CrossCache, Read, appended
+from jaxmodel.nn.layer import STABLE, Half, compact, einsum, scaled, softcapped, zeros
+from jaxmodel.nn.mask import Seen, attention_mask
 from jaxmodel.nn.norm import norm_scale, rms_normalize
 from jaxmodel.nn.relative import bias_between
 from jaxmodel.nn.rope import rotate
@@ -80,8 +78,8 @@ def dot_product_attention(
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, v_BSGK.shape[-1])
 
 
-# Queries; keys, values and the positions of both; the cache; and what makes heads of what attention gives.
-Projected = tuple[jax.Array, Read, AttentionCache | None, Callable[[jax.Array], jax.Array]]
+# Queries; keys, values, and positions and segments of both; the cache; a weight for what attention gives.
+Projected = tuple[jax.Array, tuple[*Read, jax.Array | None], Any, jax.Array | None]
 
 
 class Attention(Half):
@@ -91,23 +89,20 @@ class Attention(Half):
     model: Transformer
 
     @compact
-    def __call__(
-        self, x: jax.Array, seen: Seen, cache: AttentionCache | None
-    ) -> tuple[jax.Array, AttentionCache | None]:
+    def __call__(self, x: jax.Array, seen: Seen, cache: Any) -> tuple[jax.Array, Any]:
         config, T = self.config, x.shape[1]
-        project = self._by_head if config.latent is None else self._latent
-        q, read, cache, widen = project(x, seen.positions, cache)
+        q, read, cache, widen = self._projected(x, seen, cache)
+        scale = config.sizes(self.dim)[-1] ** -0.5 if config.scale is None else config.scale
         sinks = self.vector("sinks", "heads", (config.num_heads,), zeros) if config.sinks else None
+        relative = seen.relative if config.relative else None
 
         def attend(begin: int, end: int, last: int) -> jax.Array:
             asking, queries, mine = jax.tree.map(lambda a: a[:, begin:end], (q, seen.positions, seen.segments))
-            k, v, keys, theirs = jax.tree.map(lambda a: a[:, :last], (*read, seen.segments))
-            sight = {"causal": config.causal, "window": config.window}
-            mask = attention_mask(queries, keys, query_segments=mine, key_segments=theirs, **sight)
-            bias = None
-            if config.relative is not None and seen.relative is not None:
-                bias = bias_between(seen.relative, queries, keys)
-            return self._attend(asking, k, v, mask, sinks=sinks, bias=bias)
+            k, v, keys, theirs = jax.tree.map(lambda a: a[:, :last], read)
+            mask = attention_mask(queries, keys, (mine, theirs), causal=config.causal, window=config.window)
+            bias = None if relative is None else bias_between(relative, queries, keys)
+            how = {"scale": scale, "softcap": config.softcap, "sinks": sinks, "bias": bias}
+            return dot_product_attention(asking, k, v, mask, **how)
 
         # In training no key after a query is ever seen, nor computed: late keys are cut off a piece of queries at
         # a time. (Not elsewhere: an export must compute, bit for bit, what the checkpoint does at every length.)
@@ -117,31 +112,20 @@ class Attention(Half):
             pieces = [(end - size, end, end) for end in range(size, T + 1, size)]
         with jax.named_scope("attend"):
             out = jnp.concatenate([attend(*piece) for piece in pieces], axis=1)
-        out = widen(out)
+        out = out if widen is None else jnp.einsum("rhk,bthr->bthk", widen, out)
         if config.gate:
             gate = self._project(x, "gate", "heads", *out.shape[2:])
             out = out * jax.nn.sigmoid(gate.astype(STABLE)).astype(out.dtype)
-        return self._output(out), cache
+        return self.from_heads(out, config.output_bias, config.output_scale), cache
 
-    def _attend(self, *args: Any, **options: Any) -> jax.Array:
-        config = self.config
-        scale = config.sizes(self.dim)[-1] ** -0.5 if config.scale is None else config.scale
-        return dot_product_attention(*args, **options, scale=scale, softcap=config.softcap)
+    def _project(self, x: jax.Array, name: str, heads: str, *shape: int) -> jax.Array:
+        bias = self.config.key_bias if name == "key" else None
+        return self.to_heads(x, name, heads, shape, self.config.bias if bias is None else bias)
 
-    def _output(self, out: jax.Array) -> jax.Array:
-        out = self.constrain(out, "batch", None, "heads", None)
-        bias, layout = self.config.output_bias, "heads head_dim -> embed"
-        y = self.linear(out, "output", layout, (self.dim,), self.init_output, bias)
-        return scaled(y, self.config.output_scale)
-
-    def _project(self, x: jax.Array, name: str, heads: str, num: int, width: int) -> jax.Array:
-        config = self.config
-        bias = config.bias if name != "key" or config.key_bias is None else config.key_bias
-        y = self.linear(x, name, f"embed -> {heads} head_dim", (num, width), self.init_input, bias)
-        return self.constrain(y, "batch", None, heads, None)
-
-    def _by_head(self, x: jax.Array, positions: jax.Array, cache: AttentionCache | None) -> Projected:
+    def _projected(self, x: jax.Array, seen: Seen, cache: Any) -> Projected:
         config, (H, G, K) = self.config, self.config.sizes(self.dim)
+        if config.latent is not None:
+            return self._latent(x, seen, cache, config.latent)
         q = self._project(x, "query", "heads", H, K)
         k = scaled(self._project(x, "key", "kv_heads", G, K), config.key_scale)
         v = k if config.keys_as_values else self._project(x, "value", "kv_heads", G, K)
@@ -150,22 +134,21 @@ class Attention(Half):
         if config.qk_norm != "none":
             q, k = self._normalize(q, "query_norm"), self._normalize(k, "key_norm")
         if config.rotary:
-            q, k = (rotate(each, positions, config, self.model.max_length) for each in (q, k))
-        cache, read = appended(cache, k, v, positions)
-        return q, read, cache, lambda out: out
+            q, k = (rotate(each, seen.positions, config, self.model.max_length) for each in (q, k))
+        cache, read = appended(cache, k, v, seen.positions)
+        return q, (*read, seen.segments), cache, None
 
-    def _latent(self, x: jax.Array, positions: jax.Array, cache: AttentionCache | None) -> Projected:
+    def _latent(self, x: jax.Array, seen: Seen, cache: Any, latent: parts.Latent) -> Projected:
         """From narrow vectors, which are what a cache keeps.
 
         A single token, whose cache may be long, meets the narrow vectors themselves: its queries are brought to
         them, and what it takes from them to heads; that saves making keys and values of every token again.
         """
-        latent, (H, _, K) = self.config.latent, self.config.sizes(self.dim)
-        assert latent is not None
-        R, rank, layout = latent.rope_dim, latent.kv_rank, "latent -> heads head_dim"
+        H, _, K = self.config.sizes(self.dim)
+        R, rank, layout, widen = latent.rope_dim, latent.kv_rank, "latent -> heads head_dim", None
 
         def turned(x: jax.Array) -> jax.Array:
-            return rotate(x, positions, self.config, self.model.max_length)
+            return rotate(x, seen.positions, self.config, self.model.max_length)
 
         if latent.q_rank is None:
             q = self.linear(x, "query", "embed -> heads head_dim", (H, K), self.init_input)
@@ -176,53 +159,42 @@ class Attention(Half):
         k = self._normalize(self._project(x, "latent", "latent", 1, rank), "latent_norm")
         k_turned = turned(self._project(x, "rope_key", "latent", 1, R))
         whole = cache is None or x.shape[1] != 1
-        cache, (k, k_turned, key_positions) = appended(cache, k, k_turned, positions)
+        cache, (k, k_turned, positions) = appended(cache, k, k_turned, seen.positions)
         k, k_turned = k.astype(x.dtype), k_turned.astype(x.dtype)
         key = self.weight("key", layout, (rank,), (H, K - R), self.init_input)
         value = self.weight("value", layout, (rank,), (H, latent.value_dim), self.init_input)
         if whole:
-            v, k, widen = einsum(k[:, :, 0], value), einsum(k[:, :, 0], key), lambda out: out
+            v, k = einsum(k[:, :, 0], value), einsum(k[:, :, 0], key)
             k_turned = jnp.broadcast_to(k_turned, (*k.shape[:3], R))
         else:
-            into, out = (weights.dense(each.leaf, x.dtype).reshape(rank, H, -1) for each in (key, value))
+            into, widen = (weights.dense(each.leaf, x.dtype).reshape(rank, H, -1) for each in (key, value))
             q, v = jnp.einsum("bthk,rhk->bthr", q, into), k
-            widen = functools.partial(jnp.einsum, "rhk,bthr->bthk", out)
         q, k = jnp.concatenate([q, q_turned], axis=-1), jnp.concatenate([k, k_turned], axis=-1)
-        return self.constrain(q, "batch", None, "heads", None), (k, v, key_positions), cache, widen
+        return self.constrain(q, "batch", None, "heads", None), (k, v, positions, seen.segments), cache, widen
 
     def _normalize(self, x: jax.Array, name: str) -> jax.Array:
         """Norm [B,T,H,K] over each head, or over all of them together."""
-        config, flat = self.config, x
-        if config.qk_norm == "layer":
-            scale = self.vector(name, "heads_norm head_dim", x.shape[2:], ones)
-        else:
-            together = config.qk_norm == "all"
-            flat = x.reshape(*x.shape[:2], -1) if together else x
-            layout = "heads_norm" if together else "head_dim"
-            scale = norm_scale(self, name, layout, flat.shape[-1], self.model.norm.offset)
-        y = rms_normalize(flat, config.qk_norm_epsilon, centred=config.qk_norm == "layer")
+        kind = self.config.qk_norm
+        flat = x.reshape(*x.shape[:2], -1) if kind == "all" else x
+        layout = {"all": "heads_norm", "layer": "heads_norm head_dim"}.get(kind, "head_dim")
+        scale = norm_scale(self, name, layout, flat.shape[2 if kind == "layer" else -1 :], self.model.norm.offset)
+        y = rms_normalize(flat, self.config.qk_norm_epsilon, centred=kind == "layer")
         return (y * scale).astype(x.dtype).reshape(x.shape)
 
 
 class CrossAttention(Attention):
     """Attention of x [B,T,D] to a source, or to what a cache keeps of one; with a cache, also its successor."""
 
-    @compact
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: jax.Array, source: Source | None, cache: CrossCache | None
-    ) -> tuple[jax.Array, CrossCache | None]:
+    def _projected(self, x: jax.Array, seen: Seen, cache: CrossCache | None) -> Projected:
         H, G, K = self.config.sizes(self.dim)
-        q = self._project(x, "query", "heads", H, K)
+        q, source = self._project(x, "query", "heads", H, K), seen.source
         if source is not None:
             k, v = (self._project(source.hidden, name, "kv_heads", G, K) for name in ("key", "value"))
-            positions = source.positions
-            cache = None if cache is None else cache.kept(k, v, positions)
+            read = k, v, source.positions
+            cache = cache and cache.kept(*read)
         else:
             assert cache is not None
-            k, v, positions = cache.source()
-            if not positions.shape[1]:
+            read = cache.source()
+            if not read[-1].shape[1]:
                 raise InputError("the cache holds no source yet: let the model read one first")
-        with jax.named_scope("attend"):
-            mask = attention_mask(jnp.zeros((1, 1), jnp.int32), positions, causal=False)
-            out = self._attend(q, k, v, mask)
-        return self._output(out), cache
+        return q, (*read, None), cache, None

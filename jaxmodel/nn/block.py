@@ -15,6 +15,8 @@ from jaxmodel.nn.mlp import MLP, MoE
 from jaxmodel.nn.norm import Norm
 from jaxmodel.nn.recurrence import Recurrence
 
+MIXING = {"attention": Attention, "cross": CrossAttention, "recurrence": Recurrence}
+
 
 class Block(Layer):
     """x [B,T,D] to ([B,T,D], cache, router losses float32[B]); `config` is one variant of the model's."""
@@ -41,15 +43,12 @@ class Block(Layer):
             return scaled(self.dropout(y, config.dropout, seen.train), config.residual_scale)
 
         def mixed(kind: str, h: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-            if kind == "attention":
-                return Attention(*common, config=config.attention, model=config, name=kind)(h, seen, cache)
-            if kind == "recurrence":
-                assert config.recurrence is not None
-                sizes = {"config": config.recurrence, "epsilon": config.norm.epsilon}
-                return Recurrence(*common, **sizes, name=kind)(h, seen, cache)
-            y, kept = mixed("attention", h, cache and cache.attention)
-            z, state = mixed("recurrence", h, cache and cache.recurrence)
-            return y + z, cache and HybridCache(kept, state)
+            if kind == "hybrid":
+                y, kept = mixed("attention", h, cache and cache.attention)
+                z, state = mixed("recurrence", h, cache and cache.recurrence)
+                return y + z, cache and HybridCache(kept, state)
+            layer = MIXING[kind](*common, config=getattr(config, kind), model=config, name=kind)
+            return layer(h, seen, cache)
 
         losses: dict[str, jax.Array] = {}
         entering, h = x, None
@@ -60,9 +59,7 @@ class Block(Layer):
                 wanted = first and (config.norm.attention or half != "attention")
                 h = norm(wanted, f"{half}_norm", entering if config.norm.placement in ("parallel", "shared") else x)
             if half == "cross":
-                assert config.cross is not None
-                cross = CrossAttention(*common, config=config.cross, model=config, name=half)
-                y, crossed = cross(h, seen.source, crossed)
+                y, crossed = mixed(half, h, crossed)
             elif half != "mlp":
                 y, cache = mixed(half, h, cache)
             elif config.moe is None:

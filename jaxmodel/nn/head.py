@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
-from jaxmodel.models.configs import Transformer
+from jaxmodel.models import parts
+from jaxmodel.models.configs import KEPT, Transformer
 from jaxmodel.nn.activations import ACTIVATIONS
 from jaxmodel.nn.attention import CrossAttention
 from jaxmodel.nn.layer import STABLE, Layer, Weight, compact, einsum, normal, scaled, softcapped, zeros
-from jaxmodel.nn.mask import Source, positions_of
+from jaxmodel.nn.mask import Seen, Source, positions_of
 from jaxmodel.nn.mlp import MLP
 from jaxmodel.nn.norm import Norm
 
@@ -30,8 +31,8 @@ class Pool(Layer):
         elif pool.kind in ("token", "highest"):
             if tokens is None:
                 raise InputError(f"model.pool.kind={pool.kind} looks at tokens: the batch needs them, not hidden alone")
-            place = jnp.argmax(tokens if pool.kind == "highest" else tokens == pool.token, axis=1)
-            x = jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+            # The first where it is true, or the first of the largest.
+            x = pooled(hidden, tokens if pool.kind == "highest" else tokens == pool.token, "first")
         else:
             x = pooled(hidden, None, "last") if pool.kind == "slot" else pooled(hidden, real, pool.kind)
         if pool.norm:
@@ -53,9 +54,9 @@ class Pool(Layer):
         common = self.partitioning, D, init, init
         probe = self.vector("probe", "embed_bias", (D,), normal(D**-0.5))
         probe = jnp.broadcast_to(probe.astype(hidden.dtype), (len(hidden), 1, D))
-        see = CrossAttention(*common, config.attention, config, name="attention")
-        source = Source(hidden, positions_of(len(hidden), hidden.shape[1], real))
-        x = see(probe, source, None)[0][:, 0]
+        attention = parts.Attention(**{name: getattr(config.attention, name) for name in KEPT}, causal=False)
+        seen = Seen(positions_of(1, 1), source=Source(hidden, positions_of(len(hidden), hidden.shape[1], real)))
+        x = CrossAttention(*common, attention, config, name="attention")(probe, seen, None)[0][:, 0]
         y = Norm(self.partitioning, config.norm, name="mlp_norm")(x)
         return x + MLP(*common, config.mlp, name="mlp")(y)
 

@@ -124,6 +124,17 @@ class Half(Layer):
     init_input: Initializer
     init_output: Initializer
 
+    def to_heads(self, x: jax.Array, name: str, heads: str, shape: Shape, bias: bool) -> jax.Array:
+        """x [B,T,D] times a weight called `name`, to as many `heads` as `shape` begins with, [B,T,*shape]."""
+        layout = " ".join(("embed ->", heads, "head_dim")[: 1 + len(shape)])
+        y = self.linear(x, name, layout, shape, self.init_input, bias)
+        return self.constrain(y, "batch", None, heads, *(None,) * (len(shape) - 1))
+
+    def from_heads(self, x: jax.Array, bias: bool, scale: float | None) -> jax.Array:
+        """x [B,T,H,K] brought back to vectors, [B,T,D]."""
+        x = self.constrain(x, "batch", None, "heads", None)
+        return scaled(self.linear(x, "output", "heads head_dim -> embed", (self.dim,), self.init_output, bias), scale)
+
 
 def scaled(x: jax.Array, scale: float | None) -> jax.Array:
     """x times a number that a config may give, in x's dtype."""

@@ -61,21 +61,15 @@ def segment_starts(segments: jax.Array) -> jax.Array:
 
 
 def attention_mask(
-    queries: jax.Array,
-    keys: jax.Array,
-    *,
-    query_segments: jax.Array | None = None,
-    key_segments: jax.Array | None = None,
-    causal: bool = True,
-    window: int | None = None,
+    queries: jax.Array, keys: jax.Array, segments: tuple[jax.Array | None, ...], *, causal: bool, window: int | None
 ) -> jax.Array:
     """bool[B,T,S], true where a query may see a key; [B,1,S] where every query sees alike.
 
     Args:
       queries: int32[B,T] positions of the queries; ABSENT where there is none.
       keys: int32[B,S] positions of the keys; ABSENT where there is none.
-      query_segments: int32[B,T] packed documents; attention stays inside one. Positions restart in each.
-      key_segments: int32[B,S], likewise.
+      segments: int32[B,T] of the queries and int32[B,S] of the keys, packed documents: attention stays inside one.
+        Positions restart in each.
       causal: a query sees keys at its own position and before.
       window: a query sees this many positions, its own included (both ways when not causal).
     """
@@ -87,6 +81,7 @@ def attention_mask(
         seen = seen & (q - k < window)
         if not causal:
             seen = seen & (k - q < window)
-    if query_segments is not None and key_segments is not None:
-        seen = seen & (query_segments[:, :, None] == key_segments[:, None, :])
+    mine, theirs = segments
+    if mine is not None and theirs is not None:
+        seen = seen & (mine[:, :, None] == theirs[:, None, :])
     return seen

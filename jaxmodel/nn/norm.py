@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
-from jaxmodel.nn.layer import STABLE, Layer, compact, constant, ones, zeros
+from jaxmodel.nn.layer import STABLE, Layer, Shape, compact, constant, ones, zeros
 
 
 def rms_normalize(x: jax.Array, epsilon: float, axis: int = -1, *, centred: bool = False) -> jax.Array:
@@ -18,9 +18,9 @@ def rms_normalize(x: jax.Array, epsilon: float, axis: int = -1, *, centred: bool
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=axis, keepdims=True) + epsilon)
 
 
-def norm_scale(layer: Layer, name: str, layout: str, dim: int, offset: float) -> jax.Array:
-    """The scale of a norm, float32[dim], which starts at 1 and is stored without `offset`."""
-    scale = layer.vector(name, layout, (dim,), constant(1.0 - offset))
+def norm_scale(layer: Layer, name: str, layout: str, shape: Shape, offset: float) -> jax.Array:
+    """The scale of a norm, float32 of a shape, which starts at 1 and is stored without `offset`."""
+    scale = layer.vector(name, layout, shape, constant(1.0 - offset))
     return scale + offset if offset else scale
 
 
@@ -35,11 +35,11 @@ class Norm(Layer):
 
     @compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        config, dim = self.config, x.shape[-1]
+        config, shape = self.config, x.shape[-1:]
         y = rms_normalize(x, config.epsilon, self.axis, centred=config.kind == "layer")
-        y = y * norm_scale(self, "scale", "embed_norm", dim, config.offset)
+        y = y * norm_scale(self, "scale", "embed_norm", shape, config.offset)
         if config.bias:
-            y = y + self.vector("bias", "embed_norm", (dim,), zeros)
+            y = y + self.vector("bias", "embed_norm", shape, zeros)
         return y.astype(x.dtype)
 
 

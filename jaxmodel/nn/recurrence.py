@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.models import parts
+from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.attention import UNSEEN
 from jaxmodel.nn.cache import RecurrentCache
 from jaxmodel.nn.layer import STABLE, Half, compact, normal, ones, scaled, zeros
@@ -140,7 +141,7 @@ class Recurrence(Half):
     """The recurrence of a block, x [B,T,D] to [B,T,D]; with a cache, also its successor."""
 
     config: parts.Recurrence
-    epsilon: float
+    model: Transformer
 
     @compact
     def __call__(
@@ -189,19 +190,14 @@ class Recurrence(Half):
         y = y.reshape(*v.shape)
         if config.skip:
             y = y + self.vector("skip", "heads", (H,), ones)[:, None] * v
-        y = self.constrain(self._gated(y, gate).astype(x.dtype), "batch", None, "heads", None)
-        y = self.linear(y, "output", "heads head_dim -> embed", (self.dim,), self.init_output, config.bias)
-        y = scaled(y, config.output_scale)
+        y = self.from_heads(self._gated(y, gate).astype(x.dtype), config.bias, config.output_scale)
         if order is not None:
             y = _taken(y, jnp.argsort(order, axis=1))
         return y, cache and RecurrentCache(**tails, state=state.reshape(-1, H, N, P))
 
     def _project(self, x: jax.Array, name: str, heads: str, shape: tuple[int, ...]) -> jax.Array:
-        dims = " ".join((heads, "head_dim")[: len(shape)])
-        y = self.linear(x, name, f"embed -> {dims}", shape, self.init_input, self.config.bias)
         scales: dict[str, float] = dict(zip(SCALED, self.config.scales, strict=False))
-        y = scaled(y, scales.get(name))
-        return self.constrain(y, "batch", None, heads, *(None,) * (len(shape) - 1))
+        return scaled(self.to_heads(x, name, heads, shape, self.config.bias), scales.get(name))
 
     def _gated(self, y: jax.Array, gate: jax.Array) -> jax.Array:
         """y [B,T,H,P], float32, normalised and times the gate, in the order that the config says."""
@@ -211,7 +207,7 @@ class Recurrence(Half):
             return y * gate
         y = y if config.norm_first else y * gate
         groups = config.groups if config.norm == "group" else H
-        y = rms_normalize(y.reshape(*y.shape[:2], groups, -1), self.epsilon).reshape(y.shape)
+        y = rms_normalize(y.reshape(*y.shape[:2], groups, -1), self.model.norm.epsilon).reshape(y.shape)
         shape, layout = ((H, P), "heads head_dim") if config.norm == "group" else ((P,), "head_dim")
         y = y * self.vector("scale", layout, shape, ones)
         return y * gate if config.norm_first else y

@@ -27,10 +27,9 @@ def test_mask(causal, window, packed):
     found = attention_mask(
         jnp.asarray(QUERIES),
         jnp.asarray(KEYS),
+        (given(QUERY_SEGMENTS, packed), given(KEY_SEGMENTS, packed)),
         causal=causal,
         window=window,
-        query_segments=given(QUERY_SEGMENTS, packed),
-        key_segments=given(KEY_SEGMENTS, packed),
     )
 
     def sees(b: int, t: int, s: int) -> bool:
