@@ -97,9 +97,8 @@ class MoE(Half):
             length = jnp.sum(real, axis=1, keepdims=True)
         else:
             before = before - jnp.take_along_axis(before, segment_starts(segments)[..., None], axis=1)
-            length = jax.vmap(lambda row, mine: jnp.bincount(row, mine, length=T + 1)[row])(
-                segments, real.astype(jnp.int32)
-            )
+            count = jax.vmap(lambda row, mine: jnp.bincount(row, mine, length=T + 1)[row])
+            length = count(segments, real.astype(jnp.int32))
         top = self.config.experts_per_token
         room = jnp.asarray([math.ceil(factor * count * top / E) for count in range(T + 1)])[length]
         return jnp.take_along_axis(before < room[..., None], chosen, axis=2) & real[..., None]
@@ -141,9 +140,7 @@ class MoE(Half):
         rows = partitioning.spec((("batch",),), x.shape[:1])
         batch = {axis for axis in partitioning.mesh_axes(("batch",)) if rows[0] is not None}
         if batch & set(across):
-            raise InputError(
-                f"rules put both `batch` and `experts` on {', '.join(across)}: they need axes of their own"
-            )
+            raise InputError(f"rules put `batch` and `experts` on {', '.join(across)}: give them axes of their own")
         manual = batch | set(across)
         if not manual:
             return self._compute(0, *args)

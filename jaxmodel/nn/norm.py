@@ -83,7 +83,8 @@ class BatchNorm(Layer):
 
 def fresh_statistics(shapes: Any) -> Any:
     """Running statistics of these shapes: means start at zero and variances at one, whatever the key."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, a: jnp.ones(a.shape, a.dtype) if path[-1].key == "variance" else jnp.zeros(a.shape, a.dtype),
-        shapes,
-    )
+
+    def fresh(path: Any, a: Any) -> jax.Array:
+        return jnp.full(a.shape, path[-1].key == "variance", a.dtype)
+
+    return jax.tree_util.tree_map_with_path(fresh, shapes)
