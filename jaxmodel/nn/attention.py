@@ -97,12 +97,11 @@ class Attention(Half):
         relative = seen.relative if config.relative else None
 
         def attend(begin: int, end: int, last: int) -> jax.Array:
-            asking, queries, mine = jax.tree.map(lambda a: a[:, begin:end], (q, seen.positions, seen.segments))
+            asks, queries, mine = jax.tree.map(lambda a: a[:, begin:end], (q, seen.positions, seen.segments))
             k, v, keys, theirs = jax.tree.map(lambda a: a[:, :last], read)
             mask = attention_mask(queries, keys, (mine, theirs), causal=config.causal, window=config.window)
             bias = None if relative is None else bias_between(relative, queries, keys)
-            how = {"scale": scale, "softcap": config.softcap, "sinks": sinks, "bias": bias}
-            return dot_product_attention(asking, k, v, mask, **how)
+            return dot_product_attention(asks, k, v, mask, scale=scale, softcap=config.softcap, sinks=sinks, bias=bias)
 
         # In training no key after a query is ever seen, nor computed: late keys are cut off a piece of queries at
         # a time. (Not elsewhere: an export must compute, bit for bit, what the checkpoint does at every length.)

@@ -90,7 +90,7 @@ class MoE(Half):
 
     def _room(self, chosen: jax.Array, real: jax.Array, segments: jax.Array | None, factor: float) -> jax.Array:
         """Whether each of a token's experts has room for it, bool[B,T,K]; padding needs none and gets none."""
-        E, T = self.config.num_experts, chosen.shape[1]
+        E, (_, T, top) = self.config.num_experts, chosen.shape
         picked = jnp.any(jax.nn.one_hot(chosen, E, dtype=bool), axis=2) & real[..., None]
         before = jnp.cumsum(picked, axis=1) - picked  # tokens [B,T,E] that an expert got already
         if segments is None:
@@ -99,7 +99,6 @@ class MoE(Half):
             before = before - jnp.take_along_axis(before, segment_starts(segments)[..., None], axis=1)
             count = jax.vmap(lambda row, mine: jnp.bincount(row, mine, length=T + 1)[row])
             length = count(segments, real.astype(jnp.int32))
-        top = self.config.experts_per_token
         room = jnp.asarray([math.ceil(factor * count * top / E) for count in range(T + 1)])[length]
         return jnp.take_along_axis(before < room[..., None], chosen, axis=2) & real[..., None]
 

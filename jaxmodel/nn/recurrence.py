@@ -112,20 +112,18 @@ def _chunk(
 
 
 def causal_conv(
-    x: jax.Array, kernel: jax.Array, tail: jax.Array | None, segments: jax.Array | None
+    x: jax.Array, kernel: jax.Array, tail: jax.Array, segments: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """Depthwise convolution of x [B,T,…] over a token and the W-1 before it, by kernel [W,…] whose last row is its own.
 
     Args:
-      tail: [B,W-1,…], what came before x; None: nothing.
+      tail: [B,W-1,…], what came before x; zeros where nothing did.
       segments: int32[B,T], none of which sees another's tokens.
 
     Returns:
       [B,T,…], and x with its tail before it, [B,W-1+T,…].
     """
     width, T = kernel.shape[0], x.shape[1]
-    if tail is None:
-        tail = jnp.zeros((x.shape[0], width - 1, *x.shape[2:]), x.dtype)
     whole = jnp.concatenate([tail.astype(x.dtype), x], axis=1)
     y = jnp.zeros((), x.dtype)
     for i in range(width):
@@ -148,7 +146,7 @@ class Recurrence(Half):
         self, x: jax.Array, seen: Seen, cache: RecurrentCache | None
     ) -> tuple[jax.Array, RecurrentCache | None]:
         config, T, mask, segments, order = self.config, x.shape[1], seen.mask, seen.segments, None
-        H, G, N, P = config.num_heads, config.groups, config.state_dim, config.head_dim
+        H, G, N, P, delta = config.num_heads, config.groups, config.state_dim, config.head_dim, config.kind == "delta"
         if mask is not None and not (isinstance(T, int) and T == 1):
             # Real tokens first, padding behind: nobody then is ever before a token but those that it follows.
             order = jnp.argsort(~mask, axis=1, stable=True)
@@ -156,9 +154,7 @@ class Recurrence(Half):
         gate = self._project(x, "gate", "heads", (H, P))
         step = self._project(x, "step", "heads", (H,)).astype(STABLE) + self.vector("step_shift", "heads", (H,), _steps)
         step = jnp.clip(jax.nn.softplus(step), config.step_min, config.step_max)
-        strength = step
-        if config.kind == "delta":
-            strength = jax.nn.sigmoid(self._project(x, "strength", "heads", (H,)).astype(STABLE))
+        strength = jax.nn.sigmoid(self._project(x, "strength", "heads", (H,)).astype(STABLE)) if delta else step
         decay = -jnp.exp(self.vector("decay", "heads", (H,), _decays)) * step
         if mask is not None:  # padding changes no state
             decay, strength = (jnp.where(mask[..., None], each, 0.0) for each in (decay, strength))
@@ -166,27 +162,25 @@ class Recurrence(Half):
 
         def convolved(name: str, heads: str, shape: tuple[int, ...]) -> jax.Array:
             y, channels = self._project(x, name, heads, shape), math.prod(shape)
-            tail = None if cache is None else getattr(cache, name)
+            empty = jnp.zeros((y.shape[0], config.kernel - 1, *shape), y.dtype)
+            tail = empty if cache is None else getattr(cache, name)
             kernel = self.vector(f"{name}_conv", "kernel channels", (config.kernel, channels), normal(None))
             y, whole = causal_conv(y, kernel.reshape(-1, *shape), tail, segments)
             if config.conv_bias:
                 shift = self.vector(f"{name}_conv_bias", "channels", (channels,), zeros)
                 y = y + shift.reshape(shape).astype(y.dtype)
-            last = _last(whole, config.kernel - 1, mask)
-            tails[name] = last if tail is None else last.astype(tail.dtype)
+            tails[name] = _last(whole, config.kernel - 1, mask).astype(tail.dtype)
             return jax.nn.silu(y).astype(STABLE)
 
         q, k = (convolved(name, "kv_heads", (G, N)) for name in ("query", "key"))
         v = convolved("value", "heads", (H, P))
-        if config.kind == "delta":
+        if delta:
             q, k = _unit(q) * N**-0.5, _unit(k)
-        values, decay, strength = (
-            each.reshape(*each.shape[:2], G, H // G, *each.shape[3:]) for each in (v, decay, strength)
-        )
+        values, decay, strength = (a.reshape(*a.shape[:2], G, H // G, *a.shape[3:]) for a in (v, decay, strength))
         state = jnp.zeros((x.shape[0], H, N, P), STABLE) if cache is None else cache.state
         with jax.named_scope("recur"):
             inputs, state = Inputs(q, k, values, decay, strength, segments), state.reshape(-1, G, H // G, N, P)
-            y, state = recur(inputs, state, delta=config.kind == "delta", chunk=config.chunk)
+            y, state = recur(inputs, state, delta=delta, chunk=config.chunk)
         y = y.reshape(*v.shape)
         if config.skip:
             y = y + self.vector("skip", "heads", (H,), ones)[:, None] * v

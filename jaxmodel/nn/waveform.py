@@ -28,13 +28,11 @@ class Waveform(Layer):
         config, D = self.config, self.dim
         activation = ACTIVATIONS[config.activation][0]
         x = x_BS[..., None]
-        for i, filters in enumerate(config.dims):
-            name, size, stride = f"convolution_{i}", config.kernels[i], config.strides[i]
-            x = windows(x, size, stride)
-            x = self.linear(x, name, "window -> filters", (filters,), normal(None), config.bias)
+        for i, (filters, size, stride) in enumerate(zip(config.dims, config.kernels, config.strides, strict=True)):
+            name = f"convolution_{i}"
+            x = self.linear(windows(x, size, stride), name, "window -> filters", (filters,), normal(None), config.bias)
             if config.norm == "layer" or i == 0:
-                axis = -1 if config.norm == "layer" else 1
-                x = Norm(self.partitioning, CHANNELS, axis, name=f"{name}_norm")(x)
+                x = Norm(self.partitioning, CHANNELS, -1 if config.norm == "layer" else 1, name=f"{name}_norm")(x)
             x = activation(x)
         x = Norm(self.partitioning, self.norm, name="norm")(x)
         x = self.linear(x, "projection", "filters -> embed", (D,), normal(None), True)
