@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from jaxmodel.config import refuse, to_text, validate
+from jaxmodel.config import Config, refuse, to_text, validate
 from jaxmodel.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ Inputs = dict[str, tuple[str, tuple[int | str, ...]]]
 READERS = {"tokens": "tiny", "features": "mlp", "categories": "mlp", "images": "resnet-tiny"}
 
 
-class Buildable:
+class Buildable(Config):
     """A model's config."""
 
     module: ClassVar[str]  # beside this one, whose `build` builds it

@@ -4,22 +4,20 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from jaxmodel.config import field, refuse, registered, replace, to_text
+from jaxmodel.config import Config, field, refuse, replace, to_text
 from jaxmodel.models import parts
 from jaxmodel.models.base import Buildable, Inputs, fit_sizes
 
 KEPT = ("num_heads", "num_kv_heads", "head_dim", "scale", "softcap", "bias", "key_bias", "output_bias")  # when crossing
 
 
-@registered
-class Variant:
+class Variant(Config):
     """A kind of block by name, as overrides of the model's own: `("attention.window", 512)`."""
 
     name: str
     overrides: tuple[tuple[str, Any], ...] = ()
 
 
-@registered
 class Transformer(Buildable):
     """A stem, a stack of blocks and a head: GPT-2, Llama, BERT, ViT and their kin are presets of this one config.
 

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
-from jaxmodel.config import field, registered
+from jaxmodel.config import field
 from jaxmodel.models.base import Buildable, Inputs
 from jaxmodel.models.parts import UNGATED, ConvStem, Execution
 
 
-@registered
 class Perceptron(Buildable):
     """A multi-layer perceptron over features and categories, each column of categories through an embedding."""
 
@@ -40,7 +39,6 @@ class Perceptron(Buildable):
             yield "<num_features> and no model.categories: the model would read nothing"
 
 
-@registered
 class ConvNet(Buildable):
     """A residual convolutional network: ResNet (arXiv:1512.03385), ConvNeXt (arXiv:2201.03545) and small ones.
 
