@@ -46,6 +46,7 @@ class Buildable(Config):
 
     def build(self, partitioning: Partitioning | None = None) -> Model:
         """The model as pure functions, with activation constraints when it is bound to a mesh."""
+        self.check()
         return importlib.import_module(f"jaxmodel.models.{self.module}").build(self, partitioning)
 
 

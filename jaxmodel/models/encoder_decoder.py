@@ -22,7 +22,6 @@ def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> M
 
     Raises InputError as the parts do.
     """
-    config.check()
     encoder, decoder = config.encoder.build(partitioning), config.decoder.build(partitioning)
 
     def parted(encoder: Any, decoder: Any) -> dict[str, Any]:

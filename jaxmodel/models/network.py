@@ -44,7 +44,6 @@ def build(config: Any, module: type[Network], partitioning: Partitioning | None,
     Raises InputError (when built or called) for a size that is not known yet, a batch that is not as `config.inputs`
     says, dropout without a key, and batch norm without statistics.
     """
-    config.check()
     for name in config.by_data:
         if getattr(config, name) is None:
             raise InputError(f"model.{name} is not known: set it, or let the data tell, config.fitted(dataset.facts)")

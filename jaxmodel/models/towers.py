@@ -21,7 +21,6 @@ def build(config: Towers, partitioning: Partitioning | None = None) -> Model:
 
     Raises InputError (when built or called) for fields that contradict each other, and a batch with neither.
     """
-    config.check()
     towers = {name: getattr(config, name).build(partitioning) for name in config.submodels}
     ends = {"logit_scale": config.logit_scale} | ({"logit_bias": BIAS} if config.logit_bias else {})
 

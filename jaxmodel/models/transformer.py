@@ -48,7 +48,6 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     segments with a cache. A model that is not causal has no cache. Token ids must be in the vocabulary: others give
     NaN.
     """
-    config.check()
     kinds = config.kinds
     parts, blocks = _modules(config, kinds, partitioning)
     (reads,) = config.reads

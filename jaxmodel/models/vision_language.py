@@ -19,7 +19,6 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
     whichever rows of the batch they are in. Values, state and errors are those of the language model; state and params
     of it are under "text". With a cache, images are read with the prompt.
     """
-    config.check()
     whole, tower, text = (each.build(partitioning) for each in (config.image, config.tower, config.text))
     width = config.text.embed_dim
 
