@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmodel.model import Batch, Key, Model, Outputs, Params, State, start_of
+from jaxmodel.model import Batch, Key, Model, Outputs, Params, State, init_of, start_of
 from jaxmodel.models.inputs import check_batch
 from jaxmodel.models.pairs import EncoderDecoder
 from jaxmodel.sharding import Partitioning
@@ -30,10 +30,6 @@ def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> M
             stem = {name: each for name, each in decoder["stem"].items() if name != "tokens"}
             decoder = {name: each for name, each in {**decoder, "stem": stem}.items() if each}
         return {"encoder": encoder, "decoder": decoder}
-
-    def init(key: jax.Array) -> Params:
-        keys = jax.random.split(key)
-        return parted(encoder.init(keys[0]), decoder.init(keys[1]))
 
     def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         own = params["decoder"]
@@ -61,9 +57,10 @@ def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> M
         else:
             target |= {"tokens": batch["decoder_tokens"], "mask": batch.get("decoder_mask")}
         with jax.named_scope("decoder"):
-            before = state["decoder"] if state else None
-            out = decoder.apply(own, target, before, key=keys[1], train=train)
+            out = decoder.apply(own, target, state and state["decoder"], key=keys[1], train=train)
         losses |= {f"decoder/{name}": value for name, value in out.losses.items()}
         return Outputs({**out.values, **values}, {"decoder": out.state} if state else {}, losses)
 
-    return Model(init, apply, start_of({"decoder": decoder}), parted(encoder.layout, decoder.layout), config)
+    init = init_of({"encoder": encoder, "decoder": decoder})
+    layout = parted(encoder.layout, decoder.layout)
+    return Model(lambda key: parted(**init(key)), apply, start_of({"decoder": decoder}), layout, config)

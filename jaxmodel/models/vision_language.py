@@ -47,8 +47,7 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
         given = {name: batch[name] for name in (*config.text.inputs, "hidden") if name in batch}
         if batch.get("images") is not None:
             given["vectors"] = seen(params, batch["images"], keys[0], train)
-        before = state["text"] if state else None
-        out = text.apply(params["text"], given, before, key=keys[1], train=train)
+        out = text.apply(params["text"], given, state and state["text"], key=keys[1], train=train)
         return Outputs(out.values, {"text": out.state} if out.state else {}, out.losses)
 
     between = layer.layout_of(jax.eval_shape(declare, jax.random.key(0)))
