@@ -118,8 +118,7 @@ class Transformer(Buildable):
             return {"samples": self.waveform.samples(self.max_length)}
         if self.spectrogram is not None:
             return {"samples": self.spectrogram.samples}
-        learned = self.stem.positions == "learned"
-        return {"length": self.max_length} | ({"capacity": self.max_length} if learned else {})
+        return {"length": self.max_length} | ({"capacity": self.max_length} if self.stem.positions == "learned" else {})
 
     @property
     def least(self) -> dict[str, int]:
@@ -136,21 +135,12 @@ class Transformer(Buildable):
         """Logits; 0 without a head."""
         return 0 if self.head is None else self.head.outputs or self.vocab_size or 0
 
-    @property
-    def read_dim(self) -> int:
-        """Width of what the head reads."""
-        two = self.pool is not None and self.pool.kind == "first_mean" and self.pool.activation == "none"
-        return 2 * self.embed_dim if two else self.embed_dim
-
     def variant(self, name: str) -> Self:
         """This config as the block called `name` sees it; InputError when there is no such variant."""
-        if name == "block":
-            return self
-        overrides = {variant.name: dict(variant.overrides) for variant in self.variants}
-        if name in overrides:
-            return replace(self, overrides[name])
-        known = ", ".join(["block", *overrides])
-        refuse(self, f"model.pattern names the block variant {name!r}; this model has {known}")
+        known = {"block": {}} | {variant.name: dict(variant.overrides) for variant in self.variants}
+        if name not in known:
+            refuse(self, f"model.pattern names the block variant {name!r}; this model has {', '.join(known)}")
+        return replace(self, known[name])
 
     def has(self, part: str) -> bool:
         """Whether this block has attention, a recurrence or an MLP, whatever is beside it."""
@@ -232,8 +222,7 @@ class Transformer(Buildable):
             yield "model.sublayers names a recurrence and model.recurrence is none: set its sizes, or name attention"
         if r is not None and self.has("recurrence"):
             if r.num_heads % r.groups:
-                groups = f"model.recurrence.num_groups={r.groups}"
-                yield f"<recurrence.num_heads> is no multiple of {groups}: change one of them"
+                yield "<recurrence.num_heads> is no multiple of <recurrence.num_groups>: change one of them"
             if len(r.scales) not in (0, 5):
                 yield f"model.recurrence.scales has {len(r.scales)} numbers: give none or five"
             if r.step_max is not None and r.step_max < r.step_min:

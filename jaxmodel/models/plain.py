@@ -81,18 +81,16 @@ class ConvNet(Buildable):
     def stages(self) -> tuple[tuple[int, int, int], ...]:
         """(width, blocks, stride) of each."""
         depths = self.depths or (self.blocks,) * len(self.widths)
-        strides = (self.first_stride, *(2 for _ in depths[1:]))
-        return tuple(zip(self.widths, depths, strides, strict=True))
+        return tuple(zip(self.widths, depths, (self.first_stride, *(2 for _ in depths[1:])), strict=True))
 
     @property
     def convolutions(self) -> tuple[tuple[str, int, float], ...]:
         """Of a block, in order: name, size of its windows, width over that of the stage."""
-        kinds = {
+        return {
             "basic": (("first", self.kernel, 1.0), ("second", self.kernel, 1.0)),
             "bottleneck": (("first", 1, 0.25), ("second", self.kernel, 0.25), ("third", 1, 1.0)),
             "inverted": (("first", self.kernel, 1.0), ("second", 1, 4.0), ("third", 1, 1.0)),
-        }
-        return kinds[self.block]
+        }[self.block]
 
     def _wrong(self) -> Iterator[str]:
         if not self.widths or min(self.widths) < 1:

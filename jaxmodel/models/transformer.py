@@ -49,13 +49,13 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     NaN.
     """
     kinds = config.kinds
-    parts, blocks = _modules(config, kinds, partitioning)
+    parts, blocks = _modules(config, partitioning)
     (reads,) = config.reads
     dtype = jnp.dtype(config.execution.dtype)
 
     def declare(key: jax.Array) -> Any:
         """Params with their layouts, from modules without a mesh: their input here is a single token, or image."""
-        parts, blocks = _modules(config, kinds, None)
+        parts, blocks = _modules(config, None)
         kind, dims = config.inputs[reads]
         dims = (1, 1, config.spectrogram.bands) if config.spectrogram else dims
         shape = [config.least.get(dim, 1) if isinstance(dim, str) else dim for dim in dims]
@@ -64,13 +64,15 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         seen = Seen(one, source=Source(x, one) if config.cross else None)
         width = config.stem.embed_dim or config.embed_dim
         table = layer.Weight(jnp.zeros((1, width)), (width,), (1,), True) if config.tied else None
+        two = config.pool and config.pool.kind == "first_mean" and config.pool.activation == "none"
+        read_dim = config.embed_dim * (2 if two else 1)
         stem_key, stack_key, norm_key, head_key, pool_key = jax.random.split(key, 5)
         examples = {
             "stem": (stem_key, jnp.zeros(shape, kind), tokens, {}),
             "relative": (jax.random.fold_in(stem_key, 1),),
             "norm": (norm_key, x),
             "pool": (pool_key, x, None, tokens),
-            "head": (head_key, jnp.zeros((1, 1, config.read_dim), dtype), table),
+            "head": (head_key, jnp.zeros((1, 1, read_dim), dtype), table),
         }
 
         def block(kind: str, key: jax.Array) -> Any:
@@ -147,9 +149,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     return Model(lambda key: layer.params_of(declare(key)), apply, start, layout, config)
 
 
-def _modules(
-    config: Transformer, kinds: dict[str, Transformer], partitioning: Partitioning | None
-) -> tuple[dict[str, layer.Layer], dict[str, Block]]:
+def _modules(config: Transformer, partitioning: Partitioning | None) -> tuple[dict[str, layer.Layer], dict[str, Block]]:
     """The parts that a model has around its stack, and its kinds of block."""
     final_norm = config.norm.placement != "post" and not (config.pool and config.pool.norm)
     parts = {
@@ -159,7 +159,7 @@ def _modules(
         "pool": Pool(partitioning, config) if config.pool else None,
         "head": Head(partitioning, config) if config.head else None,
     }
-    blocks = {name: Block(partitioning, each) for name, each in kinds.items()}
+    blocks = {name: Block(partitioning, each) for name, each in config.kinds.items()}
     return {name: each for name, each in parts.items() if each}, blocks
 
 
