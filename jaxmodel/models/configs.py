@@ -193,8 +193,6 @@ class Transformer(Buildable):
                 yield "<pool.token> beside <pool.kind>: kind token needs an id, and no other kind has one"
             if pool.dim is not None and self.head is not None:
                 yield "<pool.dim> beside a head, which is a projection itself: leave it out, or set model.head=none"
-        if self.head is not None and self.head.softcap == 0.0:
-            yield "<head.softcap>: a cap must be above 0; give none for no cap"
         if self.head is not None and not self.num_outputs:
             yield "model.head.outputs is not known: set it, or model.head=none"
         if pool is not None and pool.spare and pool.activation != "none":
@@ -230,8 +228,7 @@ class Transformer(Buildable):
         yield from self._wrong_heads("attention", self.attention)
         width = self.attention.sizes(self.embed_dim)[-1]
         if self.attention.rotary and width % 2:
-            fix = "set model.attention.head_dim, or model.attention.rotary=false"
-            yield f"model.attention.rotary needs an even head width, not {width}: {fix}"
+            yield f"model.attention.rotary needs an even head width, not {width}: set its head_dim, or rotary=false"
         if (moe := self.moe) is not None:
             if moe.experts_per_token > moe.num_experts:
                 yield "<moe.experts_per_token> exceeds <moe.num_experts>: change one of them"
@@ -243,8 +240,6 @@ class Transformer(Buildable):
 
     def _wrong_heads(self, at: str, attention: parts.Attention) -> Iterator[str]:
         """Of heads that do not fit the model's width, or each other."""
-        if attention.softcap == 0.0:
-            yield f"<{at}.softcap>: a cap must be above 0; give none for no cap"
         if attention.head_dim is None and self.embed_dim % attention.num_heads:
             yield f"<embed_dim> is no multiple of <{at}.num_heads>: change one of them, or set model.{at}.head_dim"
         if attention.num_heads % (attention.num_kv_heads or attention.num_heads):
@@ -256,8 +251,7 @@ class Transformer(Buildable):
         if latent is None or at == "cross":  # which is told to have none
             return
         if width is None or width <= latent.rope_dim or latent.rope_dim % 2:
-            even = "the turned part of a head has an even width, and is less than all of it"
-            yield f"<attention.head_dim> beside <attention.latent.rope_dim>: {even}"
+            yield "<attention.head_dim> beside <attention.latent.rope_dim>: turn an even part of a head, not all of it"
         for name, value in {"num_kv_heads": attention.num_heads, "qk_norm": "none", "rotary": True}.items():
             if getattr(attention, name) not in (value, None):
                 yield f"<attention.{name}> does not go with model.attention.latent: set it to {to_text(value)}"

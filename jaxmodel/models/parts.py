@@ -83,7 +83,7 @@ class Attention(Config):
     scale: float | None = field(None, help="of the scores (default: 1 / sqrt(head_dim))", low=0.0)
     key_scale: float | None = field(None, help="of the keys (Falcon-H1)", low=0.0)
     output_scale: float | None = field(None, help="of what attention gives (Falcon-H1)", low=0.0)
-    softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=0.0)
+    softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=1e-6)
     sinks: bool = field(False, help="a learned score a head that only takes weight away (arXiv:2309.17453)")
     gate: bool = field(False, help="scale what heads give by a sigmoid of the token, value by value (arXiv:2505.06708)")
     latent: Latent | None = field(None, help="keys and values from a narrow vector (multi-head latent attention)")
@@ -329,7 +329,7 @@ class Head(Config):
     norm: bool = field(True, help="a norm after that non-linearity")
     bias: bool = field(False, help="bias on the logits")
     scale: float | None = field(None, help="of the logits", low=0.0)
-    softcap: float | None = field(None, help="cap * tanh(logit / cap) on the logits", low=0.0)
+    softcap: float | None = field(None, help="cap * tanh(logit / cap) on the logits", low=1e-6)
 
 
 class Execution(Config):
