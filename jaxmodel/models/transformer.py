@@ -125,13 +125,10 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         x, caches, losses = run_stack(stack, x, caches, stack_key, config.segments, runners, config.execution.scan)
         if "norm" in parts:
             x = run("norm", params, x)
-        values = {**ends(params, x, batch, seen.mask), "hidden": x}
-        if config.waveform:
-            values["lengths"] = jnp.sum(real, axis=1, dtype=jnp.int32)
-        if not state:
-            return Outputs(values, {}, losses)
-        length = state["length"] + jnp.sum(real, axis=1, dtype=jnp.int32)
-        return Outputs(values, {"stack": caches, "length": length}, losses)
+        lengths = jnp.sum(real, axis=1, dtype=jnp.int32)
+        values = {**ends(params, x, batch, seen.mask), "hidden": x, **({"lengths": lengths} if config.waveform else {})}
+        after = {"stack": caches, "length": state["length"] + lengths} if state else {}
+        return Outputs(values, after, losses)
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:
         if batch_size is None or length is None or not config.causal:
@@ -203,8 +200,6 @@ def _seen(config: Transformer, batch: Batch, state: State, train: bool) -> tuple
             positions = jnp.where(positions >= 0, positions + state["length"][:, None], ABSENT)
     elif mask is not None:
         positions = jnp.where(mask, positions, ABSENT)
-    if state:
-        positions = jnp.broadcast_to(positions, shape)
     real = jnp.ones(shape, bool) if mask is None else mask
     return Seen(positions, segments, mask, pieces=pieces, train=train), slots, real
 
