@@ -35,8 +35,6 @@ class Buildable(Config):
         validate(self, "model.")
         for name in self.submodels:
             getattr(self, name).check()
-        if getattr(self, "dropout", 0.0) == 1.0:
-            refuse(self, "<dropout> drops everything: give a fraction below 1")
         for message in self._wrong():
             refuse(self, message)
 

@@ -46,7 +46,7 @@ class Transformer(Buildable):
     pool: parts.Pool | None = field(None, help="one vector a sequence, which the head reads")
     head: parts.Head | None = field(parts.Head(), help="from hidden to logits")
     tied: bool = field(False, help="the head is the embedding table")
-    dropout: float = field(0.0, help="dropped fraction of what half blocks give and of embeddings", low=0.0, high=1.0)
+    dropout: float = field(0.0, help="dropped fraction of what half blocks give and of embeddings", low=0.0, high=0.99)
     init_scale: float | None = field(None, help="deviation of the initial weights (default: by fan-in)", low=0.0)
     residual_init: float | None = field(None, help="first scale of weights that write to the residual stream", low=0.0)
     residual_scale: float | None = field(None, help="of what each half of a block adds (Granite)", low=0.0)

@@ -51,9 +51,7 @@ def build(config: Any, module: type[Network], partitioning: Partitioning | None,
     sides = {"batch": 1, "height": side, "width": side}
 
     def variables(key: jax.Array) -> Any:
-        example = {
-            name: jnp.zeros([sides.get(dim, dim) for dim in dims], kind) for name, (kind, dims) in inputs.items()
-        }
+        example = {name: jnp.zeros([sides.get(d, d) for d in dims], kind) for name, (kind, dims) in inputs.items()}
         return module(None, config).init({"params": key}, example, False)
 
     def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:

@@ -36,8 +36,7 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
     def seen(params: Params, images: jax.Array, key: Key, train: bool) -> jax.Array:
         """Images as vectors [N,D], one after the other."""
         stack = jax.tree.map(lambda array: array[: tower.config.num_layers], params["image"]["stack"])
-        running = {**params["image"], "stack": stack}
-        hidden = tower.apply(running, {"images": images}, key=key, train=train)["hidden"]
+        hidden = tower.apply({**params["image"], "stack": stack}, {"images": images}, key=key, train=train)["hidden"]
         vectors = projector(partitioning).apply({"params": params["projector"]}, hidden[:, -config.num_vectors :])
         return jnp.reshape(vectors, (-1, width))  # pyright: ignore[reportArgumentType]
 
