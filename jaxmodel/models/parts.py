@@ -5,14 +5,12 @@ from typing import Any
 
 from jaxmodel.config import Config, field
 
-ACTIVATIONS = (
-    *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
-    *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu", "geglu_exact", "quick_geglu"),
-)
-HALVES = ("attention", "recurrence", "hybrid", "cross", "mlp")
+_COMMON = ("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish")
+UNGATED = (*_COMMON, "tanh", "sigmoid", "softplus", "relu_squared")
 GATED = ("swiglu", "geglu", "geglu_exact", "quick_geglu")  # those with a gate, that is, a third matrix
-UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
+ACTIVATIONS = (*UNGATED, *GATED)
 NONE_TOO = ("none", *UNGATED)
+HALVES = ("attention", "recurrence", "hybrid", "cross", "mlp")
 QK_NORMS = ("none", "head", "all", "layer")
 PLACEMENTS = ("pre", "post", "output", "both", "parallel", "shared")
 POOLS = ("first", "mean", "last", "token", "highest", "slot", "attention", "max", "first_mean")
