@@ -68,9 +68,11 @@ def register(config_type: type[C]) -> type[C]:
 
 
 @typing.dataclass_transform(frozen_default=True)
-def registered(kind: type[C]) -> type[C]:
-    """Make a class of annotated fields a frozen dataclass, and register it."""
-    return register(dataclasses.dataclass(frozen=True)(kind))
+class Config:
+    """What makes a subclass, a class of annotated fields, a frozen dataclass, and registers it."""
+
+    def __init_subclass__(cls) -> None:
+        register(dataclasses.dataclass(frozen=True)(cls))
 
 
 def is_config(value: Any) -> bool:

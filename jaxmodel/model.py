@@ -157,10 +157,6 @@ def chain(*models: Model, **named: Model) -> Model:
 
 
 def _chain(parts: dict[str, Model]) -> Model:
-    def init(key: jax.Array) -> Params:
-        keys = jax.random.split(key, len(parts))
-        return {name: model.init(k) for (name, model), k in zip(parts.items(), keys, strict=True)}
-
     def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         values: dict[str, jax.Array] = {}
         losses: dict[str, jax.Array] = {}
@@ -180,7 +176,17 @@ def _chain(parts: dict[str, Model]) -> Model:
 
     layout = {name: model.layout for name, model in parts.items()}
     config = Chain(tuple((name, model.config) for name, model in parts.items()))
-    return Model(init, apply, start_of(parts), layout, config)
+    return Model(init_of(parts), apply, start_of(parts), layout, config)
+
+
+def init_of(parts: Mapping[str, Model]) -> Callable[[jax.Array], Params]:
+    """The `init` of a model whose params are those of its parts by name."""
+
+    def init(key: jax.Array) -> Params:
+        keys = jax.random.split(key, len(parts))
+        return {name: model.init(k) for (name, model), k in zip(parts.items(), keys, strict=True)}
+
+    return init
 
 
 def start_of(parts: Mapping[str, Model]) -> Start:

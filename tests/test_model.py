@@ -171,8 +171,8 @@ def test_positions_that_restart_are_attended_by_position():
     [
         ({"num_layers": 0}, "model.num_layers"),
         ({"mlp.activation": "swish"}, "model.mlp.activation"),
-        ({"dropout": 1.0}, "drops everything"),
-        ({"attention.softcap": 0.0}, "a cap must be above 0"),
+        ({"dropout": 1.0}, "must be a number from 0 to 0.99"),
+        ({"attention.softcap": 0.0}, "must be a number of at least 1e-06, or none"),
         ({"pattern": ("globl",)}, "names the block variant 'globl'; this model has block"),
         ({"attention.num_kv_heads": 3}, "is no multiple of model.attention.num_kv_heads=3"),
     ],

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from jaxmodel.config import refuse, to_text, validate
+from jaxmodel.config import Config, refuse, to_text, validate
 from jaxmodel.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ Inputs = dict[str, tuple[str, tuple[int | str, ...]]]
 READERS = {"tokens": "tiny", "features": "mlp", "categories": "mlp", "images": "resnet-tiny"}
 
 
-class Buildable:
+class Buildable(Config):
     """A model's config."""
 
     module: ClassVar[str]  # beside this one, whose `build` builds it
@@ -35,8 +35,6 @@ class Buildable:
         validate(self, "model.")
         for name in self.submodels:
             getattr(self, name).check()
-        if getattr(self, "dropout", 0.0) == 1.0:
-            refuse(self, "<dropout> drops everything: give a fraction below 1")
         for message in self._wrong():
             refuse(self, message)
 
@@ -46,6 +44,7 @@ class Buildable:
 
     def build(self, partitioning: Partitioning | None = None) -> Model:
         """The model as pure functions, with activation constraints when it is bound to a mesh."""
+        self.check()
         return importlib.import_module(f"jaxmodel.models.{self.module}").build(self, partitioning)
 
 

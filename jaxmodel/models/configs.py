@@ -4,22 +4,20 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from jaxmodel.config import field, refuse, registered, replace, to_text
+from jaxmodel.config import Config, field, refuse, replace, to_text
 from jaxmodel.models import parts
 from jaxmodel.models.base import Buildable, Inputs, fit_sizes
 
 KEPT = ("num_heads", "num_kv_heads", "head_dim", "scale", "softcap", "bias", "key_bias", "output_bias")  # when crossing
 
 
-@registered
-class Variant:
+class Variant(Config):
     """A kind of block by name, as overrides of the model's own: `("attention.window", 512)`."""
 
     name: str
     overrides: tuple[tuple[str, Any], ...] = ()
 
 
-@registered
 class Transformer(Buildable):
     """A stem, a stack of blocks and a head: GPT-2, Llama, BERT, ViT and their kin are presets of this one config.
 
@@ -48,7 +46,7 @@ class Transformer(Buildable):
     pool: parts.Pool | None = field(None, help="one vector a sequence, which the head reads")
     head: parts.Head | None = field(parts.Head(), help="from hidden to logits")
     tied: bool = field(False, help="the head is the embedding table")
-    dropout: float = field(0.0, help="dropped fraction of what half blocks give and of embeddings", low=0.0, high=1.0)
+    dropout: float = field(0.0, help="dropped fraction of what half blocks give and of embeddings", low=0.0, high=0.99)
     init_scale: float | None = field(None, help="deviation of the initial weights (default: by fan-in)", low=0.0)
     residual_init: float | None = field(None, help="first scale of weights that write to the residual stream", low=0.0)
     residual_scale: float | None = field(None, help="of what each half of a block adds (Granite)", low=0.0)
@@ -120,8 +118,7 @@ class Transformer(Buildable):
             return {"samples": self.waveform.samples(self.max_length)}
         if self.spectrogram is not None:
             return {"samples": self.spectrogram.samples}
-        learned = self.stem.positions == "learned"
-        return {"length": self.max_length} | ({"capacity": self.max_length} if learned else {})
+        return {"length": self.max_length} | ({"capacity": self.max_length} if self.stem.positions == "learned" else {})
 
     @property
     def least(self) -> dict[str, int]:
@@ -138,21 +135,12 @@ class Transformer(Buildable):
         """Logits; 0 without a head."""
         return 0 if self.head is None else self.head.outputs or self.vocab_size or 0
 
-    @property
-    def read_dim(self) -> int:
-        """Width of what the head reads."""
-        two = self.pool is not None and self.pool.kind == "first_mean" and self.pool.activation == "none"
-        return 2 * self.embed_dim if two else self.embed_dim
-
     def variant(self, name: str) -> Self:
         """This config as the block called `name` sees it; InputError when there is no such variant."""
-        if name == "block":
-            return self
-        overrides = {variant.name: dict(variant.overrides) for variant in self.variants}
-        if name in overrides:
-            return replace(self, overrides[name])
-        known = ", ".join(["block", *overrides])
-        refuse(self, f"model.pattern names the block variant {name!r}; this model has {known}")
+        known = {"block": {}} | {variant.name: dict(variant.overrides) for variant in self.variants}
+        if name not in known:
+            refuse(self, f"model.pattern names the block variant {name!r}; this model has {', '.join(known)}")
+        return replace(self, known[name])
 
     def has(self, part: str) -> bool:
         """Whether this block has attention, a recurrence or an MLP, whatever is beside it."""
@@ -205,8 +193,6 @@ class Transformer(Buildable):
                 yield "<pool.token> beside <pool.kind>: kind token needs an id, and no other kind has one"
             if pool.dim is not None and self.head is not None:
                 yield "<pool.dim> beside a head, which is a projection itself: leave it out, or set model.head=none"
-        if self.head is not None and self.head.softcap == 0.0:
-            yield "<head.softcap>: a cap must be above 0; give none for no cap"
         if self.head is not None and not self.num_outputs:
             yield "model.head.outputs is not known: set it, or model.head=none"
         if pool is not None and pool.spare and pool.activation != "none":
@@ -234,8 +220,7 @@ class Transformer(Buildable):
             yield "model.sublayers names a recurrence and model.recurrence is none: set its sizes, or name attention"
         if r is not None and self.has("recurrence"):
             if r.num_heads % r.groups:
-                groups = f"model.recurrence.num_groups={r.groups}"
-                yield f"<recurrence.num_heads> is no multiple of {groups}: change one of them"
+                yield "<recurrence.num_heads> is no multiple of <recurrence.num_groups>: change one of them"
             if len(r.scales) not in (0, 5):
                 yield f"model.recurrence.scales has {len(r.scales)} numbers: give none or five"
             if r.step_max is not None and r.step_max < r.step_min:
@@ -243,8 +228,7 @@ class Transformer(Buildable):
         yield from self._wrong_heads("attention", self.attention)
         width = self.attention.sizes(self.embed_dim)[-1]
         if self.attention.rotary and width % 2:
-            fix = "set model.attention.head_dim, or model.attention.rotary=false"
-            yield f"model.attention.rotary needs an even head width, not {width}: {fix}"
+            yield f"model.attention.rotary needs an even head width, not {width}: set its head_dim, or rotary=false"
         if (moe := self.moe) is not None:
             if moe.experts_per_token > moe.num_experts:
                 yield "<moe.experts_per_token> exceeds <moe.num_experts>: change one of them"
@@ -256,8 +240,6 @@ class Transformer(Buildable):
 
     def _wrong_heads(self, at: str, attention: parts.Attention) -> Iterator[str]:
         """Of heads that do not fit the model's width, or each other."""
-        if attention.softcap == 0.0:
-            yield f"<{at}.softcap>: a cap must be above 0; give none for no cap"
         if attention.head_dim is None and self.embed_dim % attention.num_heads:
             yield f"<embed_dim> is no multiple of <{at}.num_heads>: change one of them, or set model.{at}.head_dim"
         if attention.num_heads % (attention.num_kv_heads or attention.num_heads):
@@ -269,8 +251,7 @@ class Transformer(Buildable):
         if latent is None or at == "cross":  # which is told to have none
             return
         if width is None or width <= latent.rope_dim or latent.rope_dim % 2:
-            even = "the turned part of a head has an even width, and is less than all of it"
-            yield f"<attention.head_dim> beside <attention.latent.rope_dim>: {even}"
+            yield "<attention.head_dim> beside <attention.latent.rope_dim>: turn an even part of a head, not all of it"
         for name, value in {"num_kv_heads": attention.num_heads, "qk_norm": "none", "rotary": True}.items():
             if getattr(attention, name) not in (value, None):
                 yield f"<attention.{name}> does not go with model.attention.latent: set it to {to_text(value)}"

@@ -69,8 +69,7 @@ class _Network(network.Network):
         return x + h if self.config.block == "inverted" else self._activation(x + h)
 
     def _normed(self, name: str, x: jax.Array, width: int, size: int, stride: int, train: bool) -> jax.Array:
-        y = self.norm(f"{name}_norm", self._conv(name, x, width, size, stride), train)
-        return self._constrained(y)
+        return self._constrained(self.norm(f"{name}_norm", self._conv(name, x, width, size, stride), train))
 
     def _conv(self, name: str, x: jax.Array, width: int, size: int, stride: int) -> jax.Array:
         return Conv(self.partitioning, width, size, stride, self.config.bias, name=name)(x)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmodel.model import Batch, Key, Model, Outputs, Params, State, start_of
+from jaxmodel.model import Batch, Key, Model, Outputs, Params, State, init_of, start_of
 from jaxmodel.models.inputs import check_batch
 from jaxmodel.models.pairs import EncoderDecoder
 from jaxmodel.sharding import Partitioning
@@ -22,7 +22,6 @@ def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> M
 
     Raises InputError as the parts do.
     """
-    config.check()
     encoder, decoder = config.encoder.build(partitioning), config.decoder.build(partitioning)
 
     def parted(encoder: Any, decoder: Any) -> dict[str, Any]:
@@ -32,16 +31,11 @@ def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> M
             decoder = {name: each for name, each in {**decoder, "stem": stem}.items() if each}
         return {"encoder": encoder, "decoder": decoder}
 
-    def init(key: jax.Array) -> Params:
-        keys = jax.random.split(key)
-        return parted(encoder.init(keys[0]), decoder.init(keys[1]))
-
     def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         own = params["decoder"]
         if config.shared:
             own = {**own, "stem": {**own.get("stem", {}), "tokens": params["encoder"]["stem"]["tokens"]}}
-        names = (*config.encoder.inputs, "frames")
-        source = {name: batch[name] for name in names if batch.get(name) is not None}
+        source = {name: batch[name] for name in (*config.encoder.inputs, "frames") if batch.get(name) is not None}
         if set(batch) == {"hidden"}:
             return decoder.apply(own, batch)
         hidden = batch.get("encoder_hidden")
@@ -49,22 +43,21 @@ def build(config: EncoderDecoder, partitioning: Partitioning | None = None) -> M
         needed = () if sourced or state else config.encoder.reads
         check_batch(batch, config.inputs, needed if sourced and state else (*needed, "decoder_tokens"))
         keys = (None, None) if key is None else jax.random.split(key)
-        target, values, losses = dict[str, Any](), dict[str, jax.Array](), dict[str, jax.Array]()
+        values, losses = dict[str, jax.Array](), dict[str, jax.Array]()
         if hidden is None and sourced:
             with jax.named_scope("encoder"):
                 out = encoder.apply(params["encoder"], source, key=keys[0], train=train)
             values["encoder_hidden"] = hidden = out["hidden"]
             losses |= {f"encoder/{name}": value for name, value in out.losses.items()}
-        if hidden is not None:
-            target |= {"encoder_hidden": hidden, "encoder_mask": batch.get("mask")}
-        if batch.get("decoder_tokens") is None:  # none yet: the source alone enters the cache
-            target["tokens"] = jnp.zeros((len(target["encoder_hidden"]), 0), jnp.int32)
-        else:
-            target |= {"tokens": batch["decoder_tokens"], "mask": batch.get("decoder_mask")}
+        seen: dict[str, Any] = {"encoder_hidden": hidden, "encoder_mask": batch.get("mask")}
+        if (tokens := batch.get("decoder_tokens")) is None:  # none yet: the source alone enters the cache
+            tokens = jnp.zeros((len(seen["encoder_hidden"]), 0), jnp.int32)
+        target = {"tokens": tokens, "mask": batch.get("decoder_mask"), **seen}
         with jax.named_scope("decoder"):
-            before = state["decoder"] if state else None
-            out = decoder.apply(own, target, before, key=keys[1], train=train)
+            out = decoder.apply(own, target, state and state["decoder"], key=keys[1], train=train)
         losses |= {f"decoder/{name}": value for name, value in out.losses.items()}
         return Outputs({**out.values, **values}, {"decoder": out.state} if state else {}, losses)
 
-    return Model(init, apply, start_of({"decoder": decoder}), parted(encoder.layout, decoder.layout), config)
+    init = init_of({"encoder": encoder, "decoder": decoder})
+    layout = parted(encoder.layout, decoder.layout)
+    return Model(lambda key: parted(**init(key)), apply, start_of({"decoder": decoder}), layout, config)

@@ -44,27 +44,24 @@ def build(config: Any, module: type[Network], partitioning: Partitioning | None,
     Raises InputError (when built or called) for a size that is not known yet, a batch that is not as `config.inputs`
     says, dropout without a key, and batch norm without statistics.
     """
-    config.check()
     for name in config.by_data:
         if getattr(config, name) is None:
             raise InputError(f"model.{name} is not known: set it, or let the data tell, config.fitted(dataset.facts)")
-    network, sides = module(partitioning, config), {"batch": 1, "height": side, "width": side}
+    network, inputs = module(partitioning, config), config.inputs
+    sides = {"batch": 1, "height": side, "width": side}
 
     def variables(key: jax.Array) -> Any:
-        example = {}
-        for name, (dtype, dims) in config.inputs.items():
-            example[name] = jnp.zeros([sides.get(dim, dim) for dim in dims], dtype)
+        example = {name: jnp.zeros([sides.get(d, d) for d in dims], kind) for name, (kind, dims) in inputs.items()}
         return module(None, config).init({"params": key}, example, False)
 
     def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
-        check_batch(batch, config.inputs, needed=config.inputs)
+        check_batch(batch, inputs, needed=inputs)
         if not state and config.norm == "batch":
             raise InputError("this model keeps batch statistics: pass state=model.start(), or a checkpoint's")
         if train and config.dropout and key is None:
             raise InputError(f"model.dropout={config.dropout} needs a key in training: apply(…, key=key, train=True)")
         both = {"params": params, "state": state or {}}
-        read = {name: batch[name] for name in config.inputs}
-        values, changed = network.apply(both, read, train, rngs=rngs(key), mutable=["state"])
+        values, changed = network.apply(both, batch, train, rngs=rngs(key), mutable=["state"])
         return Outputs(values, changed.get("state", {}))  # type: ignore[arg-type]
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:

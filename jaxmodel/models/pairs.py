@@ -5,7 +5,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
-from jaxmodel.config import field, registered
+from jaxmodel.config import field
 from jaxmodel.models.base import Buildable, Inputs
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import MLP
@@ -16,7 +16,6 @@ def _of(part: str, *paths: str) -> Any:
     return [property(operator.attrgetter(f"{part}.{path}"), doc=f"`{path}` of the {part}.") for path in paths]
 
 
-@registered
 class EncoderDecoder(Buildable):
     """An encoder, whose hidden states the cross attention of a decoder's blocks looks at: T5, BART, Whisper.
 
@@ -72,7 +71,6 @@ class EncoderDecoder(Buildable):
             yield f"model.shared with embedding tables of {one} and {two}: {alike}"
 
 
-@dataclasses.dataclass(frozen=True)
 class _Seeing(Buildable):
     """A tower of images, and a transformer of texts."""
 
@@ -97,7 +95,6 @@ class _Seeing(Buildable):
             yield "model.image must read images and model.text tokens: set image.images, and text.images=none"
 
 
-@registered
 class Towers(_Seeing):
     """Two transformers that bring images and texts to one space: CLIP (arXiv:2103.00020), SigLIP (arXiv:2303.15343)."""
 
@@ -119,7 +116,6 @@ class Towers(_Seeing):
             yield f"images become vectors of {image} and texts of {text}: {end}"
 
 
-@registered
 class VisionLanguage(_Seeing):
     """A language model that reads what a tower sees of images, projected, among its tokens (arXiv:2310.03744)."""
 

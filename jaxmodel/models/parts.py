@@ -3,24 +3,21 @@
 import math
 from typing import Any
 
-from jaxmodel.config import field, registered
+from jaxmodel.config import Config, field
 
-ACTIVATIONS = (
-    *("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish"),
-    *("tanh", "sigmoid", "softplus", "relu_squared", "swiglu", "geglu", "geglu_exact", "quick_geglu"),
-)
-HALVES = ("attention", "recurrence", "hybrid", "cross", "mlp")
+_COMMON = ("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish")
+UNGATED = (*_COMMON, "tanh", "sigmoid", "softplus", "relu_squared")
 GATED = ("swiglu", "geglu", "geglu_exact", "quick_geglu")  # those with a gate, that is, a third matrix
-UNGATED = tuple(name for name in ACTIVATIONS if name not in GATED)
+ACTIVATIONS = (*UNGATED, *GATED)
 NONE_TOO = ("none", *UNGATED)
+HALVES = ("attention", "recurrence", "hybrid", "cross", "mlp")
 QK_NORMS = ("none", "head", "all", "layer")
 PLACEMENTS = ("pre", "post", "output", "both", "parallel", "shared")
 POOLS = ("first", "mean", "last", "token", "highest", "slot", "attention", "max", "first_mean")
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 
 
-@registered
-class Rope:
+class Rope(Config):
     """How rotary positions are made to reach further than they were trained, and which part of a head they turn.
 
     Scaling is linear (arXiv:2306.15595), dynamic NTK, llama3 (arXiv:2407.21783), yarn (arXiv:2309.00071), longrope
@@ -42,8 +39,7 @@ class Rope:
     long_factors: tuple[float, ...] = field((), help="longrope: the same beyond it")
 
 
-@registered
-class Latent:
+class Latent(Config):
     """Keys and values that come from one narrow vector a token, which is what a cache keeps (arXiv:2405.04434).
 
     The last `rope_dim` of a head's `head_dim` are turned, their key being one for all heads; the others are not.
@@ -55,16 +51,14 @@ class Latent:
     q_rank: int | None = field(None, help="width of the vector that queries come from (default: the token's)", low=1)
 
 
-@registered
-class Relative:
+class Relative(Config):
     """A learned bias on scores by distance, in buckets that widen with it; all layers share it (arXiv:1910.10683)."""
 
     buckets: int = field(32, help="of distances; half of them each way where attention looks both ways", low=4)
     max_distance: int = field(128, help="tokens from which on all are alike", low=2)
 
 
-@registered
-class Attention:
+class Attention(Config):
     """Multi-head attention; fewer key/value heads make it grouped-query attention (arXiv:2305.13245).
 
     Queries and keys may have an RMS norm of each head or of all together, or a layer norm of each head, each of which
@@ -87,7 +81,7 @@ class Attention:
     scale: float | None = field(None, help="of the scores (default: 1 / sqrt(head_dim))", low=0.0)
     key_scale: float | None = field(None, help="of the keys (Falcon-H1)", low=0.0)
     output_scale: float | None = field(None, help="of what attention gives (Falcon-H1)", low=0.0)
-    softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=0.0)
+    softcap: float | None = field(None, help="cap * tanh(score / cap) on attention scores", low=1e-6)
     sinks: bool = field(False, help="a learned score a head that only takes weight away (arXiv:2309.17453)")
     gate: bool = field(False, help="scale what heads give by a sigmoid of the token, value by value (arXiv:2505.06708)")
     latent: Latent | None = field(None, help="keys and values from a narrow vector (multi-head latent attention)")
@@ -110,8 +104,7 @@ class Attention:
         return total + latent.kv_rank * (heads - self.num_heads * latent.rope_dim + values) + seen * (heads + values)
 
 
-@registered
-class Recurrence:
+class Recurrence(Config):
     """A linear recurrence over a matrix of state a head, behind a short causal convolution, with a gate.
 
     A token writes its value (`ssd`: Mamba-2, arXiv:2405.21060), or what of it the state does not give for its key
@@ -147,8 +140,7 @@ class Recurrence:
         return dim * inputs + self.kernel * (groups + heads) + (2 + delta) * heads * self.state_dim
 
 
-@registered
-class MLP:
+class MLP(Config):
     """The feed-forward half of a block; swiglu and geglu have a gate (arXiv:2002.05202)."""
 
     dim: int = field(help="hidden width", low=1)
@@ -162,8 +154,7 @@ class MLP:
         return (3 if self.activation in GATED else 2) * dim * self.dim
 
 
-@registered
-class MoE:
+class MoE(Config):
     """Mixture of experts in place of the MLP; losses, and room for tokens, are those of one sequence at a time.
 
     Where experts have a `capacity_factor` (arXiv:2101.03961), later tokens pass by a full one, except in generation.
@@ -195,8 +186,7 @@ class MoE:
         return (3 if self.activation in GATED else 2) * dim * hidden
 
 
-@registered
-class Norm:
+class Norm(Config):
     """Layer norm or RMS norm, and where each half of a block has it.
 
     `pre`: x + f(norm(x)). `post`: norm(x + f(x)). `output`: x + norm(f(x)). `both`: x + norm(f(norm(x))). `parallel`:
@@ -211,8 +201,7 @@ class Norm:
     placement: str = field("pre", help="where the halves of a block have it", choices=PLACEMENTS)
 
 
-@registered
-class Stem:
+class Stem(Config):
     """How tokens become vectors, beside their table; positions and norm are for images too."""
 
     scale: float | None = field(None, help="of the embeddings (Gemma: sqrt(embed_dim))", low=0.0)
@@ -225,8 +214,7 @@ class Stem:
     embed_dim: int | None = field(None, help="width of the tables, if another (arXiv:1909.11942)", low=1)
 
 
-@registered
-class Images:
+class Images(Config):
     """Images as sequences of patches, each a vector (arXiv:2010.11929)."""
 
     size: int = field(help="height and width in pixels", low=1)
@@ -246,8 +234,7 @@ class Images:
         return self.patch**2 * self.channels * dim
 
 
-@registered
-class ConvStem:
+class ConvStem(Config):
     """The first convolution of a network of images."""
 
     width: int | None = field(None, help="channels it gives (default: those of the first stage)", low=1)
@@ -256,8 +243,7 @@ class ConvStem:
     pool: bool = field(False, help="then the maximum of every second 3 x 3 window")
 
 
-@registered
-class Spectrogram:
+class Spectrogram(Config):
     """Sound as a sequence: log-mel frames through two convolutions over time, the second every other frame.
 
     Each sees three frames and has a GELU (Whisper, arXiv:2212.04356).
@@ -276,8 +262,7 @@ class Spectrogram:
         return 3 * (2 * self.bands + dim) * dim
 
 
-@registered
-class Waveform:
+class Waveform(Config):
     """Samples of sound through convolutions, each of which shortens them, to frames (wav2vec 2.0, arXiv:2006.11477)."""
 
     dims: tuple[int, ...] = field((512,) * 7, help="channels that each convolution gives", low=1)
@@ -312,8 +297,7 @@ class Waveform:
         return frames
 
 
-@registered
-class Pool:
+class Pool(Config):
     """One vector a sequence, the value `embedding`, which then is what the head reads.
 
     It is the `first` token, the `mean`, or the `last` token; the first that is `token`, or that of the `highest` id
@@ -333,8 +317,7 @@ class Pool:
     spare: bool = field(False, help="hold a dense layer that nothing reads, as encoders of sentences do")
 
 
-@registered
-class Head:
+class Head(Config):
     """From hidden, or the pooled embedding, to logits."""
 
     outputs: int | None = field(None, help="logits (default: one for each token of the vocabulary)", low=1)
@@ -344,11 +327,10 @@ class Head:
     norm: bool = field(True, help="a norm after that non-linearity")
     bias: bool = field(False, help="bias on the logits")
     scale: float | None = field(None, help="of the logits", low=0.0)
-    softcap: float | None = field(None, help="cap * tanh(logit / cap) on the logits", low=0.0)
+    softcap: float | None = field(None, help="cap * tanh(logit / cap) on the logits", low=1e-6)
 
 
-@registered
-class Execution:
+class Execution(Config):
     """How a model runs, not what it computes: two executions share every parameter."""
 
     dtype: str = field("float32", help="compute dtype", choices=("float32", "bfloat16"))

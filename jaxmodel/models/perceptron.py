@@ -17,8 +17,7 @@ from jaxmodel.sharding import Partitioning
 
 def embedding(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Rows of about unit length, as a scaled feature has; but zeros for id 0, which training may never see."""
-    rows = jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5
-    return rows.at[0].set(0.0)
+    return jax.random.normal(key, shape, dtype).at[0].set(0.0) * shape[-1] ** -0.5
 
 
 class _Network(network.Network):

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
-from jaxmodel.config import field, registered
+from jaxmodel.config import field
 from jaxmodel.models.base import Buildable, Inputs
 from jaxmodel.models.parts import UNGATED, ConvStem, Execution
 
 
-@registered
 class Perceptron(Buildable):
     """A multi-layer perceptron over features and categories, each column of categories through an embedding."""
 
@@ -19,7 +18,7 @@ class Perceptron(Buildable):
     hidden: tuple[int, ...] = field((64,), help="widths of the hidden layers; none at all: a linear model", low=1)
     activation: str = field("relu", help="non-linearity", choices=UNGATED)
     norm: str = field("none", help="normalisation before each non-linearity", choices=("none", "batch", "layer"))
-    dropout: float = field(0.0, help="dropped fraction of each hidden layer", low=0.0, high=1.0)
+    dropout: float = field(0.0, help="dropped fraction of each hidden layer", low=0.0, high=0.99)
     momentum: float = field(0.9, help="of the running statistics of batch norm", low=0.0, high=1.0)
     epsilon: float = field(1e-5, help="added to the variance in a norm", low=0.0)
     execution: Execution = field(Execution(), help="how it runs")
@@ -40,7 +39,6 @@ class Perceptron(Buildable):
             yield "<num_features> and no model.categories: the model would read nothing"
 
 
-@registered
 class ConvNet(Buildable):
     """A residual convolutional network: ResNet (arXiv:1512.03385), ConvNeXt (arXiv:2201.03545) and small ones.
 
@@ -64,7 +62,7 @@ class ConvNet(Buildable):
     bias: bool = field(False, help="biases on convolutions")
     layer_scale: float | None = field(None, help="initial scale of what a block adds (arXiv:2103.17239)", low=0.0)
     pool_epsilon: float | None = field(None, help="layer norm of the pooled features, by this epsilon", low=0.0)
-    dropout: float = field(0.0, help="dropped fraction of the pooled features", low=0.0, high=1.0)
+    dropout: float = field(0.0, help="dropped fraction of the pooled features", low=0.0, high=0.99)
     momentum: float = field(0.9, help="of the running batch statistics", low=0.0, high=1.0)
     count_batches: bool = field(False, help="batch norm counts the batches that it was trained on, as torch's does")
     epsilon: float = field(1e-5, help="added to the variance", low=0.0)
@@ -83,18 +81,16 @@ class ConvNet(Buildable):
     def stages(self) -> tuple[tuple[int, int, int], ...]:
         """(width, blocks, stride) of each."""
         depths = self.depths or (self.blocks,) * len(self.widths)
-        strides = (self.first_stride, *(2 for _ in depths[1:]))
-        return tuple(zip(self.widths, depths, strides, strict=True))
+        return tuple(zip(self.widths, depths, (self.first_stride, *(2 for _ in depths[1:])), strict=True))
 
     @property
     def convolutions(self) -> tuple[tuple[str, int, float], ...]:
         """Of a block, in order: name, size of its windows, width over that of the stage."""
-        kinds = {
+        return {
             "basic": (("first", self.kernel, 1.0), ("second", self.kernel, 1.0)),
             "bottleneck": (("first", 1, 0.25), ("second", self.kernel, 0.25), ("third", 1, 1.0)),
             "inverted": (("first", self.kernel, 1.0), ("second", 1, 4.0), ("third", 1, 1.0)),
-        }
-        return kinds[self.block]
+        }[self.block]
 
     def _wrong(self) -> Iterator[str]:
         if not self.widths or min(self.widths) < 1:

@@ -28,14 +28,14 @@ BASES = {
     # What many have in common.
     "biased": "attention(bias output_bias) mlp.bias norm(kind=layer bias)",
     "both-ways": "base=biased attention.causal=false mlp.activation=gelu",
+    "gpt": "base=biased stem.positions=learned init_scale=0.02",
     # As of Llama, Mistral and Phi-3 (arXiv:2404.14219).
     "llama": "attention.rotary mlp.activation=swiglu",
     # Small enough to learn something on a laptop in two minutes; the quickstart's model.
     "tiny": "attention(rotary qk_norm=head) mlp.activation=relu_squared stem.norm residual_init=0",
     # GPT-2's block (Radford et al. 2019): layer norm with biases, learned positions, tied head. For GPT-3 see
     # arXiv:2005.14165, table 2.1 (its alternating sparse attention is not published in detail: dense here).
-    "gpt2": """base=biased mlp.activation=gelu_tanh stem.positions=learned init_scale=0.02 vocab_size=50257
-        max_length=1024 tied""",
+    "gpt2": "base=gpt mlp.activation=gelu_tanh vocab_size=50257 max_length=1024 tied",
     # Llama 3.1 and 3.2 (arXiv:2407.21783): positions stretched from 8,192 tokens to 131,072.
     "llama3": "base=llama attention.rope_theta=5e5 vocab_size=128256 max_length=8192",
     "llama3.1": "base=llama3 attention.rope(scaling=llama3 factor=8 original_length=8192) max_length=131072",
@@ -46,8 +46,7 @@ BASES = {
     "mixtral": "base=llama attention.rope_theta=1e6 vocab_size=32000 max_length=32768 moe(num_experts=8 dim=14336)",
     "qwen3-moe": "base=qwen3 max_length=40960 moe(num_experts=128 dim=768 experts_per_token=8)",
     "olmoe": "base=llama attention.qk_norm=all moe(num_experts=64 dim=1024 experts_per_token=8 normalize=false)",
-    "qwen2-moe": """base=qwen2 moe(num_experts=60 dim=1408 experts_per_token=4 normalize=false shared_dim=5632
-        shared_gate) max_length=8192""",
+    "qwen2-moe": "base=qwen2 moe(dim=1408 experts_per_token=4 normalize=false shared_dim=5632 shared_gate)",
     # gpt-oss (arXiv:2508.10925): every other layer local, sinks, clamped experts with biases.
     "gpt-oss": """base=llama attention(sinks bias output_bias rope_theta=1.5e5 rope(scaling=yarn factor=32
         original_length=4096 truncate=false)) moe(dim=2880 experts_per_token=4 activation=quick_geglu bias limit=7
@@ -67,8 +66,7 @@ BASES = {
     # arXiv:2501.00656: norms on what each half gives, and of all queries, or keys, together.
     "olmo2": "base=llama attention(rope_theta=5e5 qk_norm=all) norm(placement=output epsilon=1e-6)",
     # Every fourth layer has no positions (arXiv:2501.18795).
-    "smollm3": """base=llama attention.rope_theta=5e6 norm.epsilon=1e-6 vocab_size=128256 max_length=65536 tied
-        pattern=rotary,rotary,rotary,plain plain:attention.rotary=false""",
+    "smollm3": "base=llama attention.rope_theta=5e6 pattern=rotary,rotary,rotary,plain plain:attention.rotary=false",
     # arXiv:2402.19173
     "starcoder2": "base=biased attention(rotary rope_theta=999999.4420358813 window=4096) mlp.activation=gelu_tanh",
     # Pythia (arXiv:2304.01373): halves side by side, a quarter of each head turned.
@@ -93,9 +91,9 @@ BASES = {
         bias activation=gelu layer_scale=1e-6 pool_epsilon=1e-12""",
     # BERT's block (arXiv:1810.04805): both ways, layer norm after each residual; with the head of masked tokens.
     # DistilBERT (arXiv:1910.01108): half of its layers, and no types.
-    "bert-block": """base=both-ways norm(placement=post epsilon=1e-12) stem(positions=learned num_types=2 norm)
-        init_scale=0.02 vocab_size=30522 max_length=512""",
-    "bert": "base=bert-block head(activation=gelu bias) tied",
+    # all-MiniLM-L6 (arXiv:2002.10957): the embedding of a sentence, of length 1.
+    "bert-block": "base=both-ways base=gpt norm(placement=post epsilon=1e-12) stem(num_types=2 norm) max_length=512",
+    "bert": "base=bert-block head(activation=gelu bias) vocab_size=30522 tied",
     # RoBERTa (arXiv:1907.11692): BERT with another vocabulary; positions begin behind the row of padding.
     "roberta": "base=bert norm.epsilon=1e-5 stem(position_offset=2 num_types=1) vocab_size=50265",
     # ModernBERT (arXiv:2412.13663): rotary positions, two local layers to a global one; none has a bias.
@@ -104,13 +102,9 @@ BASES = {
         local:attention.window=65 first:attention.rope_theta=1.6e5 first:norm.attention=false
         global:attention.rope_theta=1.6e5""",
     # ELECTRA's discriminator (arXiv:2003.10555): BERT that tells replaced tokens from real ones.
-    "electra": "base=bert-block head(activation=gelu bias outputs=1 norm=false)",
+    "electra": "base=bert-block head(activation=gelu bias outputs=1 norm=false) vocab_size=30522",
     # wav2vec 2.0 (arXiv:2006.11477) and HuBERT (arXiv:2106.07447), with a CTC head of 32 characters.
-    "sound": "base=both-ways init_scale=0.02 vocab_size=none max_length=32768 head(outputs=32 bias)",
-    "wav2vec2": "base=sound norm.placement=post stem.norm waveform.norm=group",
-    "wav2vec2-stable": "base=sound waveform(norm=layer bias)",
-    # all-MiniLM-L6 (arXiv:2002.10957): the embedding of a sentence, of length 1.
-    "minilm": "base=bert-block head=none pool(kind=mean normalize)",
+    "wave": "base=both-ways init_scale=0.02 waveform.norm=group vocab_size=none max_length=32768 head(outputs=32 bias)",
     # CLIP (arXiv:2103.00020): towers to vectors of one width.
     "clip-image": "base=vision mlp.activation=quick_gelu stem.norm images(size=224 bias=false) pool.norm head=none",
     "clip": """image(base=clip-image pool.normalize) text(base=biased mlp.activation=quick_gelu stem.positions=learned
@@ -131,8 +125,7 @@ BASES = {
     "t5": "base=t5-1.1 *.mlp.activation=relu decoder.tied",
     "t5-wide": "base=t5 *.attention,decoder.cross(head_dim=128)",
     # BART's and Whisper's blocks: layer norms and biases.
-    "biased-pair": """base=pair *(base=biased mlp.activation=gelu stem.positions=learned init_scale=0.02)
-        decoder(cross(bias output_bias) tied)""",
+    "biased-pair": "base=pair *(base=gpt mlp.activation=gelu) decoder(cross(bias output_bias) tied)",
     # BART (arXiv:1910.13461): norms after each half and on the embeddings.
     "bart": """base=biased-pair *(norm.placement=post stem(position_offset=2 norm) vocab_size=50265 max_length=1024)
         decoder.head.bias start_token=2""",
@@ -222,7 +215,7 @@ PRESETS = presets("""
     mixtral-8x7b      mixtral    4096  32 32  8    128  14336
     qwen3-30b-a3b     qwen3-moe  2048  48 32  4    128  6144
     olmoe-1b-7b       olmoe      2048  16 16  16   128  1024  vocab_size=50304 max_length=4096
-    qwen1.5-moe-a2.7b qwen2-moe  2048  24 16  16   128  5632
+    qwen1.5-moe-a2.7b qwen2-moe  2048  24 16  16   128  5632  moe.num_experts=60 max_length=8192
     gpt-oss-20b       gpt-oss    2880  24 64  8    64   2880  moe.num_experts=32
     gpt-oss-120b      gpt-oss    2880  36 64  8    64   2880  moe.num_experts=128
     deepseek-v3       deepseek   7168  61 128 128  192  18432 vocab_size=129280 max_length=163840
@@ -233,7 +226,7 @@ PRESETS = presets("""
     gemma-3-1b        gemma3     1152  26 4   1    256  6912  stem.scale=1152^0.5 max_length=32768
     phi-3-mini        llama      3072  32 32  32   96   8192  attention.window=2047 max_length=4096 vocab_size=32064
     olmo-2-7b         olmo2      4096  32 32  32   128  11008 vocab_size=100352 max_length=4096
-    smollm3-3b        smollm3    2048  36 16  4    128  11008
+    smollm3-3b        smollm3    2048  36 16  4    128  11008 vocab_size=128256 max_length=65536 tied norm.epsilon=1e-6
     starcoder2-3b     starcoder2 3072  30 24  2    128  12288 tied vocab_size=49152 max_length=16384
     pythia-160m       pythia     768   12 12  12   none 3072  vocab_size=50304 max_length=2048
     pythia-1b         pythia     2048  16 8   8    none 8192  vocab_size=50304 max_length=2048
@@ -264,28 +257,27 @@ PRESETS = presets("""
     convnext-base  convnext 3,3,27,3 128,256,512,1024
     convnext-large convnext 3,3,27,3 192,384,768,1536
     Transformer base embed_dim num_layers attention.num_heads mlp.dim
-    bert-base        bert            768  12 12 3072
-    bert-large       bert            1024 24 16 4096
-    roberta-base     roberta         768  12 12 3072
-    roberta-large    roberta         1024 24 16 4096
-    distilbert-base  bert            768  6  12 3072 stem.num_types=0
-    modernbert-base  modernbert      768  22 12 1152 vocab_size=50368 max_length=8192
-    modernbert-large modernbert      1024 28 16 2624 vocab_size=50368 max_length=8192
-    electra-small    electra         256  12 4  1024 stem.embed_dim=128
-    electra-base     electra         768  12 12 3072
-    electra-large    electra         1024 24 16 4096
-    wav2vec2-base    wav2vec2        768  12 12 3072
-    wav2vec2-large   wav2vec2-stable 1024 24 16 4096
-    hubert-base      wav2vec2        768  12 12 3072
-    hubert-large     wav2vec2-stable 1024 24 16 4096
-    minilm-l6        minilm          384  6  12 1536
+    bert-base        bert       768  12 12 3072
+    bert-large       bert       1024 24 16 4096
+    roberta-base     roberta    768  12 12 3072
+    roberta-large    roberta    1024 24 16 4096
+    distilbert-base  bert       768  6  12 3072 stem.num_types=0
+    modernbert-base  modernbert 768  22 12 1152 vocab_size=50368 max_length=8192
+    modernbert-large modernbert 1024 28 16 2624 vocab_size=50368 max_length=8192
+    electra-small    electra    256  12 4  1024 stem.embed_dim=128
+    electra-base     electra    768  12 12 3072
+    electra-large    electra    1024 24 16 4096
+    wav2vec2-base    wave       768  12 12 3072 norm.placement=post stem.norm
+    wav2vec2-large   wave       1024 24 16 4096 waveform(norm=layer bias)
+    hubert-base      wave       768  12 12 3072 norm.placement=post stem.norm
+    hubert-large     wave       1024 24 16 4096 waveform(norm=layer bias)
+    minilm-l6        bert-block 384  6  12 1536 head=none pool(kind=mean normalize) vocab_size=30522
     Towers base image.base text.base *.pool.dim image.images.patch image.max_length
-    clip-vit-b/32 clip base  narrow 512 32 50
-    clip-vit-b/16 clip base  narrow 512 16 197
-    clip-vit-l/14 clip large base   768 14 257
-    Towers base *.base text.pool.dim image.images.patch image.images.size image.max_length
-    siglip-base-patch16-224   siglip base   768  16 224 196
-    siglip-so400m-patch14-384 siglip so400m 1152 14 384 729
+    clip-vit-b/32             clip   base   narrow 512  32 50
+    clip-vit-b/16             clip   base   narrow 512  16 197
+    clip-vit-l/14             clip   large  base   768  14 257
+    siglip-base-patch16-224   siglip base   base   768  16 196 image(images.size=224 pool.dim=none)
+    siglip-so400m-patch14-384 siglip so400m so400m 1152 14 729 image(images.size=384 pool.dim=none)
     VisionLanguage base image.base text.embed_dim,projector.dim text.num_layers text.attention.num_heads text.mlp.dim
     llava-1.5-7b llava large 4096 32 32 11008 text.vocab_size=32064
     EncoderDecoder base *.embed_dim *.num_layers *.attention.num_heads,decoder.cross.num_heads *.mlp.dim

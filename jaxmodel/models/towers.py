@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.errors import InputError
-from jaxmodel.model import Batch, Key, Model, Outputs, Params, State, no_state
+from jaxmodel.model import Batch, Key, Model, Outputs, Params, State, init_of, no_state
 from jaxmodel.models.pairs import Towers
 from jaxmodel.nn.layer import PARAMS, STABLE
 from jaxmodel.sharding import Partitioning
@@ -21,14 +21,11 @@ def build(config: Towers, partitioning: Partitioning | None = None) -> Model:
 
     Raises InputError (when built or called) for fields that contradict each other, and a batch with neither.
     """
-    config.check()
     towers = {name: getattr(config, name).build(partitioning) for name in config.submodels}
     ends = {"logit_scale": config.logit_scale} | ({"logit_bias": BIAS} if config.logit_bias else {})
 
     def init(key: jax.Array) -> Params:
-        keys = jax.random.split(key, len(towers))
-        params = {name: tower.init(key) for key, (name, tower) in zip(keys, towers.items(), strict=True)}
-        return params | {name: jnp.asarray(value, PARAMS) for name, value in ends.items()}
+        return init_of(towers)(key) | {name: jnp.asarray(value, PARAMS) for name, value in ends.items()}
 
     def apply(params: Params, batch: Batch, state: State = None, *, key: Key = None, train: bool = False) -> Outputs:
         del state

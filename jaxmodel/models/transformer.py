@@ -48,15 +48,14 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     segments with a cache. A model that is not causal has no cache. Token ids must be in the vocabulary: others give
     NaN.
     """
-    config.check()
     kinds = config.kinds
-    parts, blocks = _modules(config, kinds, partitioning)
+    parts, blocks = _modules(config, partitioning)
     (reads,) = config.reads
     dtype = jnp.dtype(config.execution.dtype)
 
     def declare(key: jax.Array) -> Any:
         """Params with their layouts, from modules without a mesh: their input here is a single token, or image."""
-        parts, blocks = _modules(config, kinds, None)
+        parts, blocks = _modules(config, None)
         kind, dims = config.inputs[reads]
         dims = (1, 1, config.spectrogram.bands) if config.spectrogram else dims
         shape = [config.least.get(dim, 1) if isinstance(dim, str) else dim for dim in dims]
@@ -65,13 +64,15 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         seen = Seen(one, source=Source(x, one) if config.cross else None)
         width = config.stem.embed_dim or config.embed_dim
         table = layer.Weight(jnp.zeros((1, width)), (width,), (1,), True) if config.tied else None
+        two = config.pool and config.pool.kind == "first_mean" and config.pool.activation == "none"
+        read_dim = config.embed_dim * (2 if two else 1)
         stem_key, stack_key, norm_key, head_key, pool_key = jax.random.split(key, 5)
         examples = {
             "stem": (stem_key, jnp.zeros(shape, kind), tokens, {}),
             "relative": (jax.random.fold_in(stem_key, 1),),
             "norm": (norm_key, x),
             "pool": (pool_key, x, None, tokens),
-            "head": (head_key, jnp.zeros((1, 1, config.read_dim), dtype), table),
+            "head": (head_key, jnp.zeros((1, 1, read_dim), dtype), table),
         }
 
         def block(kind: str, key: jax.Array) -> Any:
@@ -124,13 +125,10 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         x, caches, losses = run_stack(stack, x, caches, stack_key, config.segments, runners, config.execution.scan)
         if "norm" in parts:
             x = run("norm", params, x)
-        values = {**ends(params, x, batch, seen.mask), "hidden": x}
-        if config.waveform:
-            values["lengths"] = jnp.sum(real, axis=1, dtype=jnp.int32)
-        if not state:
-            return Outputs(values, {}, losses)
-        length = state["length"] + jnp.sum(real, axis=1, dtype=jnp.int32)
-        return Outputs(values, {"stack": caches, "length": length}, losses)
+        lengths = jnp.sum(real, axis=1, dtype=jnp.int32)
+        values = {**ends(params, x, batch, seen.mask), "hidden": x, **({"lengths": lengths} if config.waveform else {})}
+        after = {"stack": caches, "length": state["length"] + lengths} if state else {}
+        return Outputs(values, after, losses)
 
     def start(batch_size: int | None = None, length: int | None = None) -> State:
         if batch_size is None or length is None or not config.causal:
@@ -148,9 +146,7 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     return Model(lambda key: layer.params_of(declare(key)), apply, start, layout, config)
 
 
-def _modules(
-    config: Transformer, kinds: dict[str, Transformer], partitioning: Partitioning | None
-) -> tuple[dict[str, layer.Layer], dict[str, Block]]:
+def _modules(config: Transformer, partitioning: Partitioning | None) -> tuple[dict[str, layer.Layer], dict[str, Block]]:
     """The parts that a model has around its stack, and its kinds of block."""
     final_norm = config.norm.placement != "post" and not (config.pool and config.pool.norm)
     parts = {
@@ -160,7 +156,7 @@ def _modules(
         "pool": Pool(partitioning, config) if config.pool else None,
         "head": Head(partitioning, config) if config.head else None,
     }
-    blocks = {name: Block(partitioning, each) for name, each in kinds.items()}
+    blocks = {name: Block(partitioning, each) for name, each in config.kinds.items()}
     return {name: each for name, each in parts.items() if each}, blocks
 
 
@@ -204,8 +200,6 @@ def _seen(config: Transformer, batch: Batch, state: State, train: bool) -> tuple
             positions = jnp.where(positions >= 0, positions + state["length"][:, None], ABSENT)
     elif mask is not None:
         positions = jnp.where(mask, positions, ABSENT)
-    if state:
-        positions = jnp.broadcast_to(positions, shape)
     real = jnp.ones(shape, bool) if mask is None else mask
     return Seen(positions, segments, mask, pieces=pieces, train=train), slots, real
 

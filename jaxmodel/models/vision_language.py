@@ -19,7 +19,6 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
     whichever rows of the batch they are in. Values, state and errors are those of the language model; state and params
     of it are under "text". With a cache, images are read with the prompt.
     """
-    config.check()
     whole, tower, text = (each.build(partitioning) for each in (config.image, config.tower, config.text))
     width = config.text.embed_dim
 
@@ -36,10 +35,8 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
 
     def seen(params: Params, images: jax.Array, key: Key, train: bool) -> jax.Array:
         """Images as vectors [N,D], one after the other."""
-        blocks = params["image"]["stack"]["0"]["block"]
-        kept = jax.tree.map(lambda array: array[: config.tower.num_layers], blocks)
-        running = {**params["image"], "stack": {"0": {"block": kept}}}
-        hidden = tower.apply(running, {"images": images}, key=key, train=train)["hidden"]
+        stack = jax.tree.map(lambda array: array[: tower.config.num_layers], params["image"]["stack"])
+        hidden = tower.apply({**params["image"], "stack": stack}, {"images": images}, key=key, train=train)["hidden"]
         vectors = projector(partitioning).apply({"params": params["projector"]}, hidden[:, -config.num_vectors :])
         return jnp.reshape(vectors, (-1, width))  # pyright: ignore[reportArgumentType]
 
@@ -48,8 +45,7 @@ def build(config: VisionLanguage, partitioning: Partitioning | None = None) -> M
         given = {name: batch[name] for name in (*config.text.inputs, "hidden") if name in batch}
         if batch.get("images") is not None:
             given["vectors"] = seen(params, batch["images"], keys[0], train)
-        before = state["text"] if state else None
-        out = text.apply(params["text"], given, before, key=keys[1], train=train)
+        out = text.apply(params["text"], given, state and state["text"], key=keys[1], train=train)
         return Outputs(out.values, {"text": out.state} if out.state else {}, out.losses)
 
     between = layer.layout_of(jax.eval_shape(declare, jax.random.key(0)))

@@ -131,7 +131,7 @@ def test_sizes_that_are_left_open_come_from_the_data():
         (lambda: PRESETS["tiny"].fitted({**TEXT, "length": 999}), "--data.length=999 is longer than --model.max_len"),
         (lambda: PRESETS["tiny"].fitted({**TEXT, "vocab_size": 9999}), "the tokenizer has 9999 tokens, --model.vocab"),
         (lambda: Perceptron(0, ()).check(), "model.num_features=0 and no model.categories: the model would read"),
-        (lambda: Perceptron(dropout=1.0).check(), "drops everything"),
+        (lambda: Perceptron(dropout=1.0).check(), "must be a number from 0 to 0.99"),
         (lambda: Perceptron(hidden=(0,)).check(), "model.hidden=0: must be a whole number of at least 1"),
         (lambda: Perceptron(activation="swiglu").check(), "model.activation=swiglu: must be one of relu"),
         (lambda: Perceptron(norm="rms").check(), "model.norm=rms"),

@@ -144,7 +144,7 @@ def test_an_encoder_cannot_continue_a_text():
         (VISION, {"images.patch": 9}, "model.images.size=8 is less than model.images.patch=9"),
         (VISION, {"max_length": 16}, "images become 17 tokens, model.max_length=16 is smaller"),
         (VISION, {"head.outputs": None}, "model.head.outputs is not known"),
-        (VISION, {"head.softcap": 0.0}, "model.head.softcap=0.0: a cap must be above 0"),
+        (VISION, {"head.softcap": 0.0}, "softcap=0.0: must be a number of at least 1e-06, or none"),
     ],
 )
 def test_ends_that_do_not_fit_are_refused(config, overrides, words):

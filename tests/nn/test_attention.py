@@ -91,7 +91,7 @@ def test_a_narrow_vector_a_token_is_all_that_a_cache_keeps(window):
     ("changes", "words"),
     [
         ({"attention.head_dim": None}, "model.attention.head_dim=none beside model.attention.latent.rope_dim=4"),
-        ({"attention.head_dim": 4}, "the turned part of a head has an even width, and is less than all of it"),
+        ({"attention.head_dim": 4}, "turn an even part of a head, not all of it"),
         ({"attention.num_kv_heads": 2}, "model.attention.num_kv_heads=2 does not go with model.attention.latent"),
         ({"attention.qk_norm": "head"}, "model.attention.qk_norm=head does not go with"),
         ({"attention.rotary": False}, "set it to true"),
