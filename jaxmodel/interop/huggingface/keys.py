@@ -45,7 +45,7 @@ read_activation, write_activation = named(ACTIVATIONS)
 _CONVERTED: dict[str, Any] = {  # of `Conversion`s
     **{"": (lambda value: value,) * 2, "plain": (read_activation, write_activation), "bool": (bool, bool)},
     **{"list": (tuple, list), "inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, int)},
-    # Gated ones of Gemma, the first of which were said to be exact, are others.
+    # The first configs of Gemma say gelu, and mean its approximation.
     **{"gated": named(GATED), "first": named({**GATED, "gelu": "geglu"})},
 }
 
@@ -142,8 +142,7 @@ def implied(field: str, value: Callable[[Json], Any]) -> Group:
 _TRAINED = "original_max_position_embeddings"
 _LENGTH = f"{_TRAINED}:original_length=null"
 _ROPES: dict[str, str | Keys] = {  # keys of a kind of scaling
-    "default": "",
-    "linear": "factor",
+    **{"default": "", "linear": "factor"},
     "dynamic": keys("factor", implied("original_length", lambda said: said.get("max_position_embeddings"))),
     "llama3": f"factor {_LENGTH} low_freq_factor:low_frequency=1.0 high_freq_factor:high_frequency=4.0",
     "yarn": f"factor {_LENGTH} beta_fast=32.0 beta_slow=1.0 truncate=true attention_factor=null",
@@ -153,6 +152,7 @@ _ROPES: dict[str, str | Keys] = {  # keys of a kind of scaling
 
 
 def _of_rope(kind: str, fraction: float | None) -> Keys:
+    """Keys of an entry; what part of a head is turned is among them where a family says it."""
     return keys(_ROPES[kind], "" if fraction is None else f"partial_rotary_factor:fraction={fraction}")
 
 

@@ -8,11 +8,9 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmodel import config as configs
@@ -45,22 +43,21 @@ class Form(NamedTuple):
         """The arrays, of these shapes, that a tensor holds."""
         if len(shapes) == 1:
             return [self.restored(tensor, shapes[0])]
-        ends = np.cumsum([shape_of(self, (shape,))[self.axis] // self.groups for shape in shapes])[:-1]
-        parts = np.split(self._split(tensor), ends, self.axis + 1)
-        return [self.restored(self._merged(part), shape) for part, shape in zip(parts, shapes, strict=True)]
+        flat = [shape_of(self, (shape,)) for shape in shapes]
+        ends = np.cumsum([shape[self.axis] // self.groups for shape in flat])[:-1]
+        parts = map(np.reshape, np.split(self._split(tensor), ends, self.axis + 1), flat)
+        return list(map(self.restored, parts, shapes))
 
     def write(self, *ours: Any) -> Any:
         """The tensor that holds these."""
         if len(ours) == 1:
             return self.flat(ours[0])
-        join = (jnp if isinstance(ours[0], jax.Array) else np).concatenate
-        return self._merged(join([self._split(self.flat(each)) for each in ours], self.axis + 1))
+        join = ours[0].__array_namespace__().concat
+        x = join([self._split(self.flat(each)) for each in ours], axis=self.axis + 1)
+        return x.reshape(*x.shape[: self.axis], -1, *x.shape[self.axis + 2 :])
 
     def _split(self, x: Any) -> Any:
         return x.reshape(*x.shape[: self.axis], self.groups, -1, *x.shape[self.axis + 1 :])
-
-    def _merged(self, x: Any) -> Any:
-        return x.reshape(*x.shape[: self.axis], -1, *x.shape[self.axis + 2 :])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -145,7 +142,7 @@ class Family(NamedTuple):
     rows: tuple[Row, ...] | Callable[[Any], tuple[Row, ...]]
     heads: Mapping[str, Heads]
     ignored: tuple[str, ...] = ()
-    renamed: Mapping[str, str] = MappingProxyType({})
+    renamed: Mapping[str, str] = {}
 
     def current(self, name: str) -> str:
         """The name that a tensor has now."""
@@ -215,7 +212,7 @@ def write_config(family: Family, config: Any) -> dict[str, Any] | None:
         if type(config) is not type(heads.of(family.base)):
             continue
         whole = dataclasses.replace(family.base, **{heads.part: config}) if heads.part else config
-        absent = tuple(f"{each}." for each in submodels(whole) if heads.part not in ("", each))
+        absent = tuple(f"{each}." for each in whole.submodels if heads.part not in ("", each))
         keys = [key for key in (*family.keys, *heads.keys) if not key.field.startswith(absent)]
         json = {"model_type": family.name, "architectures": [name], **write_keys(keys, whole)}
         with contextlib.suppress(InputError):
@@ -232,7 +229,7 @@ def computes(config: Any) -> Any:
     fields = configs.fields(type(config))
     kept = ("execution", "dropout", "init_scale", "residual_init", "momentum", "logit_scale")
     said: Overrides = {name: fields[name].default for name in kept if name in fields}
-    said |= {name: computes(getattr(config, name)) for name in submodels(config)}
+    said |= {name: computes(getattr(config, name)) for name in config.submodels}
     if getattr(config, "layer_scale", None) is not None:
         said["layer_scale"] = 1.0
     if isinstance(config, ConvNet):
@@ -251,17 +248,11 @@ def _block(config: Transformer) -> Transformer:
         if (a := getattr(config, name)) is not None:
             _, groups, width = a.sizes(config.embed_dim)
             usual = {"num_kv_heads": groups, "scale": a.scale or width**-0.5, "head_dim": width}
-            key_bias = a.bias if a.key_bias is None else a.key_bias
-            said[name] = dataclasses.replace(a, **usual, key_bias=key_bias)
+            said[name] = dataclasses.replace(a, **usual, key_bias=a.bias if a.key_bias is None else a.key_bias)
     if config.moe is not None:
         said |= {"moe": dataclasses.replace(config.moe, balance_loss=0.0, z_loss=0.0), "mlp": None}
     said |= {half: None for half in ("attention", "recurrence", "mlp") if not config.has(half)}
     return dataclasses.replace(config, **said)
-
-
-def submodels(config: Any) -> tuple[str, ...]:
-    """Fields of a config that are configs of models, whose params are under the same names: encoder, decoder."""
-    return tuple(getattr(config, "submodels", ()))
 
 
 class Bound(NamedTuple):
@@ -297,11 +288,11 @@ def bind(
     found = []
     for row, before in [*((row, prefix) for row in body), *((row, "") for row in heads.rows)]:
         paths = [path.removeprefix(f"{heads.part}/") for path in row.paths]
-        part = paths[0].split("/", 1)[0]
-        part, of = (f"{part}/", getattr(config, part)) if part in submodels(config) else ("", config)
+        part = paths[0].split("/")[0]
+        of = getattr(config, part) if part in config.submodels else config
         form = row.form if isinstance(row.form, Form) else row.form(of)
         for i, (place, index) in enumerate(_layers(of) if "{i}" in row.name else [("stack", ())]):
-            mine = [path.replace(f"{part}stack", part + place, 1) for path in paths]
+            mine = [path.replace("stack", place, 1) for path in paths]
             if any(path not in shapes for path in mine):
                 continue
             for e in range(shapes[mine[0]].shape[len(index)]) if "{e}" in row.name else [None]:
