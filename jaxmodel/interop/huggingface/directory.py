@@ -20,12 +20,11 @@ from jaxmodel.interop import placing
 from jaxmodel.interop import tensors as files
 from jaxmodel.interop.huggingface import sentences
 from jaxmodel.interop.huggingface.families import FAMILIES
-from jaxmodel.interop.huggingface.table import WHOLE, Bound, Family, bind, computes, read_config, write_config
+from jaxmodel.interop.huggingface.table import WHOLE, Bound, Family, Named, bind, computes, read_config, write_config
 from jaxmodel.interop.signature import flat as flat_of
 from jaxmodel.model import Model, Params, State
 from jaxmodel.sharding import Partitioning
 
-Named = Mapping[str, Any]  # tensors on disk by name, or arrays of ours by path
 CONFIG = "config.json"
 STATE = "state/"  # what paths in the state begin with
 NAMED = 12  # tensors that a message lists before it counts the rest
@@ -122,17 +121,12 @@ def _check(directory: Path, bound: list[Bound], tensors: Named, ignored: tuple[s
     wanted = {each.name: list(each.shape) for each in bound}
     has = {name: list(tensor.shape) for name, tensor in tensors.items()}
     known = {*wanted, *(name for glob in ignored for name in fnmatch.filter(has, glob))}
-    problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in has]
-    problems += [f"{name} {shape} is unexpected" for name, shape in has.items() if name not in known]
-    problems += [
-        f"{name} is {has[name]}, not {shape}" for name, shape in wanted.items() if has.get(name, shape) != shape
-    ]
-    if problems:
-        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        raise InputError(
-            f"{directory}: the weights are not those of {CONFIG}: {'; '.join(problems[:NAMED])}{more}: take both from "
-            "one place"
-        )
+    wrong = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in has]
+    wrong += [f"{name} {shape} is unexpected" for name, shape in has.items() if name not in known]
+    wrong += [f"{name} is {has[name]}, not {shape}" for name, shape in wanted.items() if has.get(name, shape) != shape]
+    if wrong:
+        told = "; ".join(wrong[:NAMED]) + (f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else "")
+        raise InputError(f"{directory}: the weights are not those of {CONFIG}: {told}: take both from one place")
 
 
 def _readers(bound: list[Bound], tensors: Named, flat: Named) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -231,7 +225,5 @@ def _written(config: Any, kept: Mapping[str, Any], wanted: str | None) -> tuple[
             return FAMILIES[name], {**said, "jaxmodel_version": jaxmodel.__version__}
         same = computes(read_config(FAMILIES[name], came, CONFIG)[0]) == computes(config)
         return FAMILIES[name], came if same else {**came, **said}
-    raise InputError(
-        f"no family of transformers that is known here computes what {type(config).__name__} with these options does: "
-        f"there are {', '.join(FAMILIES)}"
-    )
+    does = f"what {type(config).__name__} with these options does: there are {', '.join(FAMILIES)}"
+    raise InputError(f"no family of transformers that is known here computes {does}")

@@ -7,7 +7,17 @@ from json import loads
 from typing import Any
 
 from jaxmodel.interop.huggingface.rows import rows, spelt, within
-from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, read_keys, write_keys
+from jaxmodel.interop.huggingface.table import (
+    Family,
+    Group,
+    Heads,
+    Json,
+    Keys,
+    Overrides,
+    layers,
+    read_keys,
+    write_keys,
+)
 from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import Attention, Head, Pool, Rope
 
@@ -226,11 +236,6 @@ def rotary(scaling: Json = {}, **usual: Any) -> Group:  # noqa: B006  # it is no
 
 
 # Kinds of layers
-
-
-def layers(config: Transformer) -> list[Transformer]:
-    """Each layer's variant, in order."""
-    return [config.variant(kind) for pattern, n in config.segments for _ in range(n) for kind in pattern]
 
 
 def patterned(kinds: Sequence[str], variants: Mapping[str, Overrides]) -> Overrides:

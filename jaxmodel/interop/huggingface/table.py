@@ -20,6 +20,7 @@ from jaxmodel.models.plain import ConvNet
 
 Overrides = dict[str, Any]  # dotted path of our config -> value
 Json = Mapping[str, Any]
+Named = Mapping[str, Any]  # tensors on disk by name, or arrays of ours by path
 
 
 class Form(NamedTuple):
@@ -161,11 +162,9 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
       where: its path, for messages.
     """
     if packed := json.get("quantization_config"):
-        kind = packed.get("quant_method", "packed")
-        raise InputError(
-            f"{where}: quantization_config says that the weights are {kind}, which is not supported: load them with "
-            "transformers and its option dequantize=True, save that, and read it"
-        )
+        said = f"quantization_config says that the weights are {packed.get('quant_method', 'packed')}"
+        fix = "load them with transformers and its option dequantize=True, save that, and read it"
+        raise InputError(f"{where}: {said}, which is not supported: {fix}")
     said = (json.get("architectures") or [*family.heads])[0]
     if said not in family.heads:
         known = ", ".join(family.heads)
@@ -230,15 +229,17 @@ def computes(config: Any) -> Any:
     kept = ("execution", "dropout", "init_scale", "residual_init", "momentum", "logit_scale")
     said: Overrides = {name: fields[name].default for name in kept if name in fields}
     said |= {name: computes(getattr(config, name)) for name in config.submodels}
-    if getattr(config, "layer_scale", None) is not None:
-        said["layer_scale"] = 1.0
+    said |= {"layer_scale": 1.0} if getattr(config, "layer_scale", None) is not None else {}
     if isinstance(config, ConvNet):
         stem = dataclasses.replace(config.stem, width=config.stem.width or config.widths[0])
         said |= {"blocks": 1, "depths": tuple(depth for _, depth, _ in config.stages), "stem": stem}
     config = dataclasses.replace(config, **said)
-    if not isinstance(config, Transformer):
-        return config
-    return [_block(config.variant(kind)) for pattern, n in config.segments for _ in range(n) for kind in pattern]
+    return list(map(_block, layers(config))) if isinstance(config, Transformer) else config
+
+
+def layers(config: Transformer) -> list[Transformer]:
+    """Each layer's variant, in order."""
+    return [config.variant(kind) for pattern, n in config.segments for _ in range(n) for kind in pattern]
 
 
 def _block(config: Transformer) -> Transformer:
@@ -273,9 +274,7 @@ class Bound(NamedTuple):
     form: Form
 
 
-def bind(
-    family: Family, architecture: str, config: Any, shapes: Mapping[str, Any], prefix: str | None = None
-) -> list[Bound]:
+def bind(family: Family, architecture: str, config: Any, shapes: Named, prefix: str | None = None) -> list[Bound]:
     """Every tensor that a checkpoint of this model has on disk.
 
     Args:
@@ -291,7 +290,7 @@ def bind(
         part = paths[0].split("/")[0]
         of = getattr(config, part) if part in config.submodels else config
         form = row.form if isinstance(row.form, Form) else row.form(of)
-        for i, (place, index) in enumerate(_layers(of) if "{i}" in row.name else [("stack", ())]):
+        for i, (place, index) in enumerate(_places(of) if "{i}" in row.name else [("stack", ())]):
             mine = [path.replace("stack", place, 1) for path in paths]
             if any(path not in shapes for path in mine):
                 continue
@@ -304,7 +303,7 @@ def bind(
     return found
 
 
-def _layers(config: Transformer) -> list[tuple[str, tuple[int, ...]]]:
+def _places(config: Transformer) -> list[tuple[str, tuple[int, ...]]]:
     """Where each layer is in our params: "stack/0/local", and the index of its block there."""
     return [
         (f"stack/{i}/{kind}", (repeat * pattern.count(kind) + pattern[:j].count(kind),))
