@@ -248,7 +248,8 @@ def _block(config: Transformer) -> Transformer:
     for name in ("attention", "cross"):
         if (a := getattr(config, name)) is not None:
             _, groups, width = a.sizes(config.embed_dim)
-            usual = {"num_kv_heads": groups, "scale": a.scale or width**-0.5, "head_dim": width}
+            rope = dataclasses.replace(a.rope, original_length=a.rope.original_length or config.max_length)
+            usual = {"num_kv_heads": groups, "scale": a.scale or width**-0.5, "head_dim": width, "rope": rope}
             said[name] = dataclasses.replace(a, **usual, key_bias=a.bias if a.key_bias is None else a.key_bias)
     if config.moe is not None:
         said |= {"moe": dataclasses.replace(config.moe, balance_loss=0.0, z_loss=0.0), "mlp": None}
