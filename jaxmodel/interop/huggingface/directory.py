@@ -20,12 +20,11 @@ from jaxmodel.interop import placing
 from jaxmodel.interop import tensors as files
 from jaxmodel.interop.huggingface import sentences
 from jaxmodel.interop.huggingface.families import FAMILIES
-from jaxmodel.interop.huggingface.table import WHOLE, Bound, Family, bind, computes, read_config, write_config
+from jaxmodel.interop.huggingface.table import WHOLE, Bound, Family, Named, bind, computes, read_config, write_config
 from jaxmodel.interop.signature import flat as flat_of
 from jaxmodel.model import Model, Params, State
 from jaxmodel.sharding import Partitioning
 
-Named = Mapping[str, Any]  # tensors on disk by name, or arrays of ours by path
 CONFIG = "config.json"
 STATE = "state/"  # what paths in the state begin with
 NAMED = 12  # tensors that a message lists before it counts the rest
@@ -90,21 +89,16 @@ def read(
     twice = tuple(row.name for row in heads) if getattr(found.config, "tied", False) else ()
     _check(directory, bound, tensors, (*found.family.ignored, *twice))
     readers, types = _readers(bound, tensors, flat)
-    if partitioning is None:
-        shardings, usual = {}, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    else:
-        shardings = flat_of(partitioning.shardings(model.layout, shapes[0]))
-        usual = jax.sharding.NamedSharding(partitioning.mesh, jax.sharding.PartitionSpec())
+    shardings = flat_of(partitioning.shardings(model.layout, shapes[0])) if partitioning else {}
+    usual = partitioning.replicated() if partitioning else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def place(start: str, path: Any, shape: Any) -> jax.Array:
-        name = start + weights.path_name(path)
-        wanted = shape.dtype if start else np.dtype(types[name] if dtype is None else dtype)
-        part = functools.partial(placing.stacked, readers[name], dtype=wanted)
-        return placing.place(shape.shape, wanted, shardings.get(name, usual), part)
+    def place(path: str, shape: Any) -> jax.Array:
+        wanted = shape.dtype if path.startswith(STATE) else np.dtype(types[path] if dtype is None else dtype)
+        part = functools.partial(placing.stacked, readers[path], dtype=wanted)
+        return placing.place(shape.shape, wanted, shardings.get(path, usual), part)
 
     # Each part is read by the process that holds it.
-    parts = (functools.partial(place, ""), functools.partial(place, STATE))
-    params, state = map(jax.tree_util.tree_map_with_path, parts, shapes)
+    params, state = jax.tree.unflatten(jax.tree.structure(shapes), map(place, flat, flat.values()))
     kept = {"config": dict(found.json), "architecture": found.architecture}
     kept |= {"sentence": dict(found.sentence)} if found.sentence else {}
     return params, state, read_tokenizer(directory), {"huggingface": kept}
@@ -117,32 +111,22 @@ def _flat(params: Any, state: Any) -> dict[str, Any]:
 
 def _bound(found: Found, tensors: Named, flat: Named) -> list[Bound]:
     """The tensors that are wanted, by the names of this file: some are written without the prefix of their body."""
-    best, most = [], -1
-    for prefix in (None, "", found.family.prefix):
-        bound = bind(found.family, found.architecture, found.config, flat, prefix)
-        if (count := sum(each.name in tensors for each in bound)) == len(bound):
-            return bound
-        best, most = (bound, count) if count > most else (best, most)
-    return best
+    family = found.family
+    tried = (bind(family, found.architecture, found.config, flat, prefix) for prefix in (None, "", family.prefix))
+    return max(tried, key=lambda bound: sum(each.name in tensors for each in bound))
 
 
 def _check(directory: Path, bound: list[Bound], tensors: Named, ignored: tuple[str, ...]) -> None:
     """InputError where the tensors are not those of the model."""
     wanted = {each.name: list(each.shape) for each in bound}
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    others = {name for name in found.keys() - wanted if not any(fnmatch.fnmatch(name, glob) for glob in ignored)}
-    problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in found]
-    for name, shape in found.items():
-        if name in others:
-            problems.append(f"{name} {shape} is unexpected")
-        elif wanted.get(name, shape) != shape:
-            problems.append(f"{name} is {shape}, not {wanted[name]}")
-    if problems:
-        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        raise InputError(
-            f"{directory}: the weights are not those of {CONFIG}: {'; '.join(problems[:NAMED])}{more}: take both from "
-            "one place"
-        )
+    has = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    known = {*wanted, *(name for glob in ignored for name in fnmatch.filter(has, glob))}
+    wrong = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in has]
+    wrong += [f"{name} {shape} is unexpected" for name, shape in has.items() if name not in known]
+    wrong += [f"{name} is {has[name]}, not {shape}" for name, shape in wanted.items() if has.get(name, shape) != shape]
+    if wrong:
+        told = "; ".join(wrong[:NAMED]) + (f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else "")
+        raise InputError(f"{directory}: the weights are not those of {CONFIG}: {told}: take both from one place")
 
 
 def _readers(bound: list[Bound], tensors: Named, flat: Named) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -208,8 +192,7 @@ def write(
     types = (flat[path].dtype for each in bound for path, _ in each.places if not path.startswith(STATE))
     usual = next(each for each in types if jnp.issubdtype(each, jnp.floating))
     said["dtype"] = str(usual)
-    tensors = [_tensor(each, flat, usual) for each in bound]
-    paths = files.write_weights(directory, tensors, shard_bytes=shard_bytes)
+    paths = files.write_weights(directory, [_tensor(each, flat, usual) for each in bound], shard_bytes=shard_bytes)
     config_text = json.dumps(said, indent=2, sort_keys=True) + "\n"
     for name, text in {CONFIG: config_text, **sentence}.items():
         (directory / name).parent.mkdir(exist_ok=True)
@@ -242,7 +225,5 @@ def _written(config: Any, kept: Mapping[str, Any], wanted: str | None) -> tuple[
             return FAMILIES[name], {**said, "jaxmodel_version": jaxmodel.__version__}
         same = computes(read_config(FAMILIES[name], came, CONFIG)[0]) == computes(config)
         return FAMILIES[name], came if same else {**came, **said}
-    raise InputError(
-        f"no family of transformers that is known here computes what {type(config).__name__} with these options does: "
-        f"there are {', '.join(FAMILIES)}"
-    )
+    does = f"what {type(config).__name__} with these options does: there are {', '.join(FAMILIES)}"
+    raise InputError(f"no family of transformers that is known here computes {does}")

@@ -7,7 +7,17 @@ from json import loads
 from typing import Any
 
 from jaxmodel.interop.huggingface.rows import rows, spelt, within
-from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, read_keys, write_keys
+from jaxmodel.interop.huggingface.table import (
+    Family,
+    Group,
+    Heads,
+    Json,
+    Keys,
+    Overrides,
+    layers,
+    read_keys,
+    write_keys,
+)
 from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import Attention, Head, Pool, Rope
 
@@ -41,12 +51,12 @@ def named(names: Mapping[Any, Any]) -> Conversion:
     return read, lambda ours: first.get(ours, ours)
 
 
-_PLAIN = named(ACTIVATIONS)
-read_activation, write_activation = _PLAIN
+read_activation, write_activation = named(ACTIVATIONS)
 _CONVERTED: dict[str, Any] = {  # of `Conversion`s
-    **{"": (lambda value: value,) * 2, "plain": _PLAIN, "gated": named(GATED), "bool": (bool, bool)},
+    **{"": (lambda value: value,) * 2, "plain": (read_activation, write_activation), "bool": (bool, bool)},
     **{"list": (tuple, list), "inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, int)},
-    "first": named({**GATED, "gelu": "geglu"}),  # gated ones of Gemma, the first of which were said to be exact
+    # The first configs of Gemma say gelu, and mean its approximation.
+    **{"gated": named(GATED), "first": named({**GATED, "gelu": "geglu"})},
 }
 
 
@@ -110,11 +120,8 @@ def _key(key: str, field: str, default: Any, conversion: Conversion) -> Group:
             raise ValueError(f"{key}={value!r} is not supported ({error})") from error
 
     def write(config: Any) -> dict[str, Any]:
-        if (ours := _get(config, field)) is not None:
-            return dict.fromkeys(names, conversion[1](ours))
-        return dict.fromkeys(
-            names, None if default is REQUIRED else default
-        )  # not said, or of a part that is not there
+        usual = None if default is REQUIRED else default  # it is not said, or of a part that is not there
+        return dict.fromkeys(names, usual if (ours := _get(config, field)) is None else conversion[1](ours))
 
     return Group(read, write, key, field)
 
@@ -140,25 +147,23 @@ def implied(field: str, value: Callable[[Json], Any]) -> Group:
     return Group(lambda json: {field: value(json)})
 
 
-def together(*groups: Group) -> Group:
-    """Several as one; what the last says counts."""
-    return Group(
-        lambda json: {field: value for each in groups for field, value in each.read(json).items()},
-        lambda config: write_keys(groups, config),
-    )
-
-
 # Rotary positions
 
-_FACTOR, _LENGTH = "factor", "factor original_max_position_embeddings:original_length=null"
-_ROPES = {  # keys of a kind of scaling
-    **{"default": "", "linear": _FACTOR, "dynamic": _FACTOR},
-    "llama3": f"{_LENGTH} low_freq_factor:low_frequency=1.0 high_freq_factor:high_frequency=4.0",
-    "yarn": f"{_LENGTH} beta_fast=32.0 beta_slow=1.0 truncate=true attention_factor=null",
-    "proportional": "factor=1.0",
-    "longrope": "factor=1.0 (short|long)_factor:(short|long)_factors~list "
-    "original_max_position_embeddings:original_length=null attention_factor=null",
+_TRAINED = "original_max_position_embeddings"
+_LENGTH = f"{_TRAINED}:original_length=null"
+_ROPES: dict[str, str | Keys] = {  # keys of a kind of scaling
+    **{"default": "", "linear": "factor"},
+    "dynamic": keys("factor", implied("original_length", lambda said: said.get("max_position_embeddings"))),
+    "llama3": f"factor {_LENGTH} low_freq_factor:low_frequency=1.0 high_freq_factor:high_frequency=4.0",
+    "yarn": f"factor {_LENGTH} beta_fast=32.0 beta_slow=1.0 truncate=true attention_factor=null",
+    "proportional": "factor=1.0 partial_rotary_factor:fraction=1.0",
+    "longrope": f"factor=1.0 {_LENGTH} (short|long)_factor:(short|long)_factors~list attention_factor=null",
 }
+
+
+def _of_rope(kind: str, fraction: float | None) -> Keys:
+    """Keys of an entry; what part of a head is turned is among them where a family says it."""
+    return keys(_ROPES[kind], "" if fraction is None else f"partial_rotary_factor:fraction={fraction}")
 
 
 def read_rope(
@@ -175,30 +180,18 @@ def read_rope(
 
     Raises ValueError for a kind that is not known, and for what it lacks.
     """
-    said = {name: value for name, value in said.items() if value is not None}
-    kind = said.get("rope_type", said.get("type", "default"))
+    kind = said.get("rope_type") or said.get("type") or "default"
     if kind not in _ROPES:
         raise ValueError(f"rope_type {kind}: there are {', '.join(_ROPES)}")
-    values = read_keys(keys(_ROPES[kind]), said, f"rope_type {kind}")
-    length = json.get("max_position_embeddings")
-    if kind == "dynamic":
-        values["original_length"] = length
-    if kind == "longrope":
-        values["original_length"] = values["original_length"] or json.get("original_max_position_embeddings", length)
-        if "factor" not in said and length:
-            values["factor"] = length / values["original_length"]
-    scales = [said[name] for name in ("mscale", "mscale_all_dim") if said.get(name)]
-    if kind == "yarn" and values["attention_factor"] is None and len(scales) == 2:
-        one, all_dims = (sharper(values["factor"], each) for each in scales)
-        values["attention_factor"] = one / all_dims
-    part = "partial_rotary_factor"
-    turned = float(said.get(part, json.get(part, 1.0 if fraction is None else fraction)))
-    if fraction is None and kind != "proportional":
-        turned = 1.0
-    scaling = "none" if kind == "default" else kind
-    rope = Rope(scaling=scaling, fraction=turned, interleaved=interleaved, **values)
-    theta = float(said.get("rope_theta", json.get("rope_theta", theta)))
-    return {"attention.rope_theta": theta, "attention.rope": rope}
+    said = {**json, **{name: value for name, value in said.items() if value is not None}}
+    if kind == "longrope" and (length := said.get("max_position_embeddings")):
+        said[_TRAINED] = said.get(_TRAINED) or length
+        said.setdefault("factor", length / said[_TRAINED])
+    if kind == "yarn" and (scale := said.get("mscale")) and (all_dims := said.get("mscale_all_dim")):
+        said.setdefault("attention_factor", sharper(said["factor"], scale) / sharper(said["factor"], all_dims))
+    values = read_keys(_of_rope(kind, fraction), said, f"rope_type {kind}")
+    rope = Rope(scaling="none" if kind == "default" else kind, interleaved=interleaved, **values)
+    return {"attention.rope_theta": float(said.get("rope_theta", theta)), "attention.rope": rope}
 
 
 def sharper(factor: float, scale: float) -> float:
@@ -206,13 +199,12 @@ def sharper(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def write_rope(attention: Attention, part: bool = False) -> dict[str, Any]:
-    """An entry of `rope_parameters`, which says what part of a head is turned where `part` is."""
+def write_rope(attention: Attention, fraction: float | None = None) -> dict[str, Any]:
+    """An entry of `rope_parameters`; `fraction` as `read_rope` takes it."""
     kind = "default" if attention.rope.scaling == "none" else attention.rope.scaling
-    values = write_keys(keys(_ROPES[kind]), attention.rope)
-    values = {name: value for name, value in values.items() if value is not None}
-    said = {"partial_rotary_factor": attention.rope.fraction} if part or kind == "proportional" else {}
-    return {"rope_theta": attention.rope_theta, "rope_type": kind, **values, **said}
+    values = write_keys(_of_rope(kind, fraction), attention.rope)
+    said = {name: value for name, value in values.items() if value is not None}
+    return {"rope_theta": attention.rope_theta, "rope_type": kind, **said}
 
 
 def _said(json: Json) -> dict[str, Any]:
@@ -238,17 +230,12 @@ def rotary(scaling: Json = {}, **usual: Any) -> Group:  # noqa: B006  # it is no
     def write(config: Transformer) -> dict[str, Any]:
         a = config.attention
         length = a.rope.original_length if a.rope.scaling == "dynamic" else config.max_length
-        return {"rope_parameters": write_rope(a, "fraction" in usual), "max_position_embeddings": length}
+        return {"rope_parameters": write_rope(a, usual.get("fraction")), "max_position_embeddings": length}
 
     return Group(read, write, field="attention.rope")
 
 
 # Kinds of layers
-
-
-def layers(config: Transformer) -> list[Transformer]:
-    """Each layer's variant, in order."""
-    return [config.variant(kind) for pattern, n in config.segments for _ in range(n) for kind in pattern]
 
 
 def patterned(kinds: Sequence[str], variants: Mapping[str, Overrides]) -> Overrides:
@@ -260,11 +247,8 @@ def patterned(kinds: Sequence[str], variants: Mapping[str, Overrides]) -> Overri
     if len(set(kinds)) == 1:
         return dict(variants[kinds[0]])
     period = next(n for n in range(1, len(kinds) + 1) if all(k == kinds[i % n] for i, k in enumerate(kinds)))
-    used = dict.fromkeys(kinds)
-    return {
-        "pattern": tuple(kinds[:period]),
-        "variants": tuple(Variant(name, tuple(variants[name].items())) for name in used),
-    }
+    made = tuple(Variant(name, tuple(variants[name].items())) for name in dict.fromkeys(kinds))
+    return {"pattern": tuple(kinds[:period]), "variants": made}
 
 
 def every(period: int, json: Json, last: str = "full_attention", others: str = "sliding_attention") -> list[str]:
@@ -327,12 +311,11 @@ def layer_types(types: Kinds, usual: int | None = None, full: Reads = NOTHING, l
     def sliding(json: Json) -> Overrides:
         return {"attention.window": json.get("sliding_window", usual), **local(json)}
 
-    window = Group(write=lambda config: {"sliding_window": window_of(config) or usual})
-    kinds = {"full_attention": ("global", full), "sliding_attention": ("local", sliding)}
-    return together(by_layer(kinds, types, slides), window)
+    kinds = by_layer({"full_attention": ("global", full), "sliding_attention": ("local", sliding)}, types, slides)
+    return kinds._replace(write=lambda config: {**kinds.write(config), "sliding_window": window_of(config) or usual})
 
 
-def rotary_by_layer(period: int, theta: float, local_theta: float | None = None, of_global: Reads = NOTHING) -> Group:
+def rotary_by_layer(period: int, theta: float, local_theta: float | None = None, of_global: Reads = NOTHING) -> Keys:
     """`layer_types`, and an entry of `rope_parameters` for each of them; how long a text may be.
 
     Args:
@@ -358,8 +341,8 @@ def rotary_by_layer(period: int, theta: float, local_theta: float | None = None,
         ropes = {slides(layer): write_rope(layer.attention) for layer in layers(config)}
         return {"rope_parameters": {"sliding_attention": plain, "full_attention": plain, **ropes}}
 
-    more = Group(write=write), *keys("max_position_embeddings:max_length")
-    return together(layer_types(usual, 4096, full, local), *more)._replace(field="attention.rope")
+    ropes = Group(write=write, field="attention.rope")
+    return keys(layer_types(usual, 4096, full, local), ropes, "max_position_embeddings:max_length")
 
 
 # Models within models
@@ -376,8 +359,8 @@ def nested(key: str, field: str, family: Family, usual: Json | None = None) -> G
     """
 
     def read(json: Json) -> Overrides:
-        old = json.get(f"{key}_dict")  # in the first configs, and then it counts
-        said = {**(usual or {}), **(json.get(key) or {}), **(old or {})}
+        # The last in the first configs, and then it counts.
+        said = {**(usual or {}), **(json.get(key) or {}), **(json.get(f"{key}_dict") or {})}
         if said.get("model_type", family.name) != family.name:
             raise ValueError(f"{key} of model_type {said['model_type']} is not supported: only {family.name} is")
         return {f"{field}.{path}": value for path, value in read_keys(family.keys, said, key).items()}
@@ -391,13 +374,12 @@ def nested(key: str, field: str, family: Family, usual: Json | None = None) -> G
 def inside(part: str, heads: Heads, usual: Json = {}) -> Heads:  # noqa: B006  # it is not changed
     """Heads of a submodel; `usual` is what keys are where config.json does not say."""
 
-    def moved(key: Group) -> Group:
-        return Group(
-            lambda json: {f"{part}.{field}": value for field, value in key.read({**usual, **json}).items()},
-            lambda config: key.write(getattr(config, part)),
-        )
+    def read(json: Json) -> Overrides:
+        found = read_keys(heads.keys, {**usual, **json}, part)
+        return {f"{part}.{field}": value for field, value in found.items()}
 
-    return heads._replace(rows=within("", part, heads.rows), keys=tuple(map(moved, heads.keys)))
+    key = Group(read, lambda config: write_keys(heads.keys, getattr(config, part)))
+    return heads._replace(rows=within("", part, heads.rows), keys=(key,))
 
 
 # Heads
@@ -441,8 +423,7 @@ def headed(head: Head, logits: str, said: str | Keys = "", more: str = "", **fie
       more: rows of tensors beside.
       **fields: of our config, as all of them have it.
     """
-    said = keys(whatever(**{"head": head, "pool": None, **fields}), said)
-    return Heads((*causal(logits).rows, *rows(more)), said)
+    return Heads((*causal(logits).rows, *rows(more)), keys(whatever(**{"head": head, "pool": None, **fields}), said))
 
 
 def classifier(name: str, pool: Pool | None, said: str | Keys = "", more: str = "", bias: bool = True) -> Heads:

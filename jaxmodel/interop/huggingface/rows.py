@@ -44,7 +44,7 @@ FORMS: dict[str, Any] = {  # of one tensor; or of a layer's weight and bias
     # Stored [in, out], and then several lie side by side.
     **{"linear": (TRANSPOSED, FLAT), "plain": (COPY, FLAT), "columns": (Form(axis=1), FLAT)},
     "by_head": tuple(in_turn(form, lambda config: config.attention.num_heads) for form in (TRANSPOSED, FLAT)),
-    "patches": (lambda config: windows(config.images.patch), COPY),
+    **{"norm": (COPY, COPY), "patches": (lambda config: windows(config.images.patch), COPY)},
     # Of each channel by itself: [channels, 1, size] on disk, [size, channels] with us.
     "depthwise": (Form(lambda x: x.T[:, None], lambda x, shape: x[:, 0].T), COPY),
 }
@@ -59,9 +59,9 @@ def rows(text: str, **forms: Any) -> tuple[Row, ...]:
     """Rows from lines of three words: a form, a name on disk, a path of ours.
 
     (a|b) in the name and (x|y) in the path are two rows; of several such all combinations; () in the path is what
-    stands in the name. x+y at the end of a path are arrays that one tensor holds. `norm` and forms that are pairs are
-    of a module: its weight and its bias, which with us is path/scale and path/bias of a norm, path/kernel and path/bias
-    where it says the first, and else path and path_bias. Of rows that share a path the last counts: a family's own
+    stands in the name. x+y at the end of a path are arrays that one tensor holds. Forms that are pairs are of a module:
+    its weight and its bias, which with us is path/scale and path/bias of a norm, path/kernel and path/bias where it
+    says the first, and else path and path_bias. Of rows that share a path the last counts: a family's own
     stand after those that it shares.
 
     Args:
@@ -74,14 +74,11 @@ def rows(text: str, **forms: Any) -> tuple[Row, ...]:
     found = []
     for kind, whole, place in filter(None, map(str.split, text.splitlines())):
         for name, path in spelt(whole, place):
-            folder, slash, last = path.rpartition("/")
+            folder, slash, last = (f"{path}/scale" if kind == "norm" else path).rpartition("/")
             paths = tuple(f"{folder}{slash}{each}" for each in last.split("+"))
-            if kind == "norm":
-                found += [Row(f"{name}.weight", (f"{path}/scale",)), Row(f"{name}.bias", (f"{path}/bias",))]
-            elif type(form := forms.get(kind) or FORMS[kind]) is tuple:
-                found.append(Row(f"{name}.weight", paths, form[0]))
-                biases = tuple(f"{each}_bias".replace("/kernel_bias", "/bias") for each in paths)
-                found.append(Row(f"{name}.bias", biases, form[1]))
+            if type(form := forms.get(kind) or FORMS[kind]) is tuple:
+                biases = tuple(re.sub("/(kernel|scale)_bias$", "/bias", f"{each}_bias") for each in paths)
+                found += [Row(f"{name}.weight", paths, form[0]), Row(f"{name}.bias", biases, form[1])]
             else:
                 found.append(Row(name, paths, form))
     last = {path: row for row in found for path in row.paths}
@@ -98,7 +95,6 @@ def spelt(name: str, path: str) -> list[tuple[str, str]]:
     return [each for a, b in pairs for each in spelt(name.replace(one[0], a, 1), path.replace(other[0], b, 1))]
 
 
-def within(name: str, part: str, rows: tuple[Row, ...] | Callable[[Any], Any]) -> tuple[Row, ...]:
+def within(name: str, part: str, rows: Any) -> tuple[Row, ...]:
     """Rows of a submodel: its tensors' names begin with `name`, and its paths with that of the part."""
-    assert isinstance(rows, tuple)
     return tuple(Row(name + row.name, tuple(f"{part}/{each}" for each in row.paths), row.form) for row in rows)

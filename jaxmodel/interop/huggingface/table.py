@@ -8,11 +8,9 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmodel import config as configs
@@ -22,6 +20,7 @@ from jaxmodel.models.plain import ConvNet
 
 Overrides = dict[str, Any]  # dotted path of our config -> value
 Json = Mapping[str, Any]
+Named = Mapping[str, Any]  # tensors on disk by name, or arrays of ours by path
 
 
 class Form(NamedTuple):
@@ -45,22 +44,21 @@ class Form(NamedTuple):
         """The arrays, of these shapes, that a tensor holds."""
         if len(shapes) == 1:
             return [self.restored(tensor, shapes[0])]
-        ends = np.cumsum([shape_of(self, (shape,))[self.axis] // self.groups for shape in shapes])[:-1]
-        parts = np.split(self._split(tensor), ends, self.axis + 1)
-        return [self.restored(self._merged(part), shape) for part, shape in zip(parts, shapes, strict=True)]
+        flat = [shape_of(self, (shape,)) for shape in shapes]
+        ends = np.cumsum([shape[self.axis] // self.groups for shape in flat])[:-1]
+        parts = map(np.reshape, np.split(self._split(tensor), ends, self.axis + 1), flat)
+        return list(map(self.restored, parts, shapes))
 
     def write(self, *ours: Any) -> Any:
         """The tensor that holds these."""
         if len(ours) == 1:
             return self.flat(ours[0])
-        join = (jnp if isinstance(ours[0], jax.Array) else np).concatenate
-        return self._merged(join([self._split(self.flat(each)) for each in ours], self.axis + 1))
+        join = ours[0].__array_namespace__().concat
+        x = join([self._split(self.flat(each)) for each in ours], axis=self.axis + 1)
+        return x.reshape(*x.shape[: self.axis], -1, *x.shape[self.axis + 2 :])
 
     def _split(self, x: Any) -> Any:
         return x.reshape(*x.shape[: self.axis], self.groups, -1, *x.shape[self.axis + 1 :])
-
-    def _merged(self, x: Any) -> Any:
-        return x.reshape(*x.shape[: self.axis], -1, *x.shape[self.axis + 2 :])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -145,7 +143,7 @@ class Family(NamedTuple):
     rows: tuple[Row, ...] | Callable[[Any], tuple[Row, ...]]
     heads: Mapping[str, Heads]
     ignored: tuple[str, ...] = ()
-    renamed: Mapping[str, str] = MappingProxyType({})
+    renamed: Mapping[str, str] = {}
 
     def current(self, name: str) -> str:
         """The name that a tensor has now."""
@@ -164,11 +162,9 @@ def read_config(family: Family, json: Json, where: str) -> tuple[Any, str]:
       where: its path, for messages.
     """
     if packed := json.get("quantization_config"):
-        kind = packed.get("quant_method", "packed")
-        raise InputError(
-            f"{where}: quantization_config says that the weights are {kind}, which is not supported: load them with "
-            "transformers and its option dequantize=True, save that, and read it"
-        )
+        said = f"quantization_config says that the weights are {packed.get('quant_method', 'packed')}"
+        fix = "load them with transformers and its option dequantize=True, save that, and read it"
+        raise InputError(f"{where}: {said}, which is not supported: {fix}")
     said = (json.get("architectures") or [*family.heads])[0]
     if said not in family.heads:
         known = ", ".join(family.heads)
@@ -215,7 +211,7 @@ def write_config(family: Family, config: Any) -> dict[str, Any] | None:
         if type(config) is not type(heads.of(family.base)):
             continue
         whole = dataclasses.replace(family.base, **{heads.part: config}) if heads.part else config
-        absent = tuple(f"{each}." for each in submodels(whole) if heads.part not in ("", each))
+        absent = tuple(f"{each}." for each in whole.submodels if heads.part not in ("", each))
         keys = [key for key in (*family.keys, *heads.keys) if not key.field.startswith(absent)]
         json = {"model_type": family.name, "architectures": [name], **write_keys(keys, whole)}
         with contextlib.suppress(InputError):
@@ -232,16 +228,18 @@ def computes(config: Any) -> Any:
     fields = configs.fields(type(config))
     kept = ("execution", "dropout", "init_scale", "residual_init", "momentum", "logit_scale")
     said: Overrides = {name: fields[name].default for name in kept if name in fields}
-    said |= {name: computes(getattr(config, name)) for name in submodels(config)}
-    if getattr(config, "layer_scale", None) is not None:
-        said["layer_scale"] = 1.0
+    said |= {name: computes(getattr(config, name)) for name in config.submodels}
+    said |= {"layer_scale": 1.0} if getattr(config, "layer_scale", None) is not None else {}
     if isinstance(config, ConvNet):
         stem = dataclasses.replace(config.stem, width=config.stem.width or config.widths[0])
         said |= {"blocks": 1, "depths": tuple(depth for _, depth, _ in config.stages), "stem": stem}
     config = dataclasses.replace(config, **said)
-    if not isinstance(config, Transformer):
-        return config
-    return [_block(config.variant(kind)) for pattern, n in config.segments for _ in range(n) for kind in pattern]
+    return list(map(_block, layers(config))) if isinstance(config, Transformer) else config
+
+
+def layers(config: Transformer) -> list[Transformer]:
+    """Each layer's variant, in order."""
+    return [config.variant(kind) for pattern, n in config.segments for _ in range(n) for kind in pattern]
 
 
 def _block(config: Transformer) -> Transformer:
@@ -250,18 +248,13 @@ def _block(config: Transformer) -> Transformer:
     for name in ("attention", "cross"):
         if (a := getattr(config, name)) is not None:
             _, groups, width = a.sizes(config.embed_dim)
-            usual = {"num_kv_heads": groups, "scale": a.scale or width**-0.5, "head_dim": width}
-            key_bias = a.bias if a.key_bias is None else a.key_bias
-            said[name] = dataclasses.replace(a, **usual, key_bias=key_bias)
+            rope = dataclasses.replace(a.rope, original_length=a.rope.original_length or config.max_length)
+            usual = {"num_kv_heads": groups, "scale": a.scale or width**-0.5, "head_dim": width, "rope": rope}
+            said[name] = dataclasses.replace(a, **usual, key_bias=a.bias if a.key_bias is None else a.key_bias)
     if config.moe is not None:
         said |= {"moe": dataclasses.replace(config.moe, balance_loss=0.0, z_loss=0.0), "mlp": None}
     said |= {half: None for half in ("attention", "recurrence", "mlp") if not config.has(half)}
     return dataclasses.replace(config, **said)
-
-
-def submodels(config: Any) -> tuple[str, ...]:
-    """Fields of a config that are configs of models, whose params are under the same names: encoder, decoder."""
-    return tuple(getattr(config, "submodels", ()))
 
 
 class Bound(NamedTuple):
@@ -282,9 +275,7 @@ class Bound(NamedTuple):
     form: Form
 
 
-def bind(
-    family: Family, architecture: str, config: Any, shapes: Mapping[str, Any], prefix: str | None = None
-) -> list[Bound]:
+def bind(family: Family, architecture: str, config: Any, shapes: Named, prefix: str | None = None) -> list[Bound]:
     """Every tensor that a checkpoint of this model has on disk.
 
     Args:
@@ -297,11 +288,11 @@ def bind(
     found = []
     for row, before in [*((row, prefix) for row in body), *((row, "") for row in heads.rows)]:
         paths = [path.removeprefix(f"{heads.part}/") for path in row.paths]
-        part = paths[0].split("/", 1)[0]
-        part, of = (f"{part}/", getattr(config, part)) if part in submodels(config) else ("", config)
+        part = paths[0].split("/")[0]
+        of = getattr(config, part) if part in config.submodels else config
         form = row.form if isinstance(row.form, Form) else row.form(of)
-        for i, (place, index) in enumerate(_layers(of) if "{i}" in row.name else [("stack", ())]):
-            mine = [path.replace(f"{part}stack", part + place, 1) for path in paths]
+        for i, (place, index) in enumerate(_places(of) if "{i}" in row.name else [("stack", ())]):
+            mine = [path.replace("stack", place, 1) for path in paths]
             if any(path not in shapes for path in mine):
                 continue
             for e in range(shapes[mine[0]].shape[len(index)]) if "{e}" in row.name else [None]:
@@ -313,7 +304,7 @@ def bind(
     return found
 
 
-def _layers(config: Transformer) -> list[tuple[str, tuple[int, ...]]]:
+def _places(config: Transformer) -> list[tuple[str, tuple[int, ...]]]:
     """Where each layer is in our params: "stack/0/local", and the index of its block there."""
     return [
         (f"stack/{i}/{kind}", (repeat * pattern.count(kind) + pattern[:j].count(kind),))

@@ -121,6 +121,16 @@ def test_only_families_that_turn_a_part_of_a_head_say_so(tmp_path):
     assert read_config(FAMILIES["llama"], ignoring, "here")[0].attention.rope.fraction == 1.0
 
 
+def test_how_long_texts_were_may_stand_beside_positions():
+    """As phi3 has it, and as transformers takes it from there for every kind that wants it; else it is `max_length`."""
+    yarn = said("phi3", rope_parameters={"rope_type": "yarn", "factor": 2.0}, original_max_position_embeddings=8)
+    assert read_config(FAMILIES["phi3"], yarn, "here")[0].attention.rope.original_length == 8
+    del yarn["original_max_position_embeddings"]
+    config, _ = read_config(FAMILIES["phi3"], yarn, "here")
+    again = write_config(FAMILIES["phi3"], config)
+    assert again is not None and again["original_max_position_embeddings"] == config.max_length
+
+
 def test_weights_go_to_any_mesh_and_type(tmp_path):
     _, params = written(tmp_path, "qwen3", vocab_size=64, dtype="bfloat16")
     mesh = make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
