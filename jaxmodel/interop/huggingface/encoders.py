@@ -5,8 +5,8 @@ from typing import Any
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface import table
 from jaxmodel.interop.huggingface.decoders import BIASES
-from jaxmodel.interop.huggingface.rows import base, rows
-from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, Row
+from jaxmodel.interop.huggingface.rows import rows
+from jaxmodel.interop.huggingface.table import Group, Heads, Json, Keys, Overrides, Row
 from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import GATED, Head, Images, Pool
 
@@ -35,11 +35,11 @@ def masked(logits: str, dense: str, norm: str, said: str | Keys = "") -> Heads:
     return k.headed(Head(activation="gelu", bias=True), logits, said, more)
 
 
-def _types(count: int) -> int:
-    """Kinds of segments: BERT's stem adds a vector for one of them always; DistilBERT's has none."""
-    if count < 1:
-        raise ValueError("there is one or more")
-    return count
+def _check_types(json: Json) -> Overrides:
+    """BERT's stem adds a vector for one kind of segments always; DistilBERT's has none."""
+    if json.get("type_vocab_size", 2) < 1:
+        raise ValueError(f"type_vocab_size={json['type_vocab_size']!r} is not supported (there is one or more)")
+    return {}
 
 
 def encoder_heads(name: str, words: Heads, bare: Heads, classes: Heads) -> dict[str, Heads]:
@@ -59,18 +59,11 @@ BERT_BODY = """
     linear encoder.layer.{i}.(attention.output|intermediate|output).dense stack/(attention/output|mlp/up|mlp/down)
     norm   encoder.layer.{i}.(attention.output|output).LayerNorm          stack/(attention|mlp)_norm
 """
-BERT = Family(
-    name="bert",
-    prefix="bert.",
-    base=base(f"{BASE} norm.placement=post stem(num_types=2 norm) tied"),
-    keys=k.keys(
-        ENCODER_KEYS,
-        """vocab_size tie_word_embeddings==true is_decoder==false add_cross_attention==false
-        max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2~types
-        position_embedding_type==absolute""",
-        types=(_types, int),
-    ),
-    rows=rows(BERT_BODY + POOLER),
+BERT = k.family(
+    *(f"bert {BASE} norm.placement=post stem(num_types=2 norm) tied", ENCODER_KEYS, Group(_check_types)),
+    """vocab_size tie_word_embeddings==true is_decoder==false add_cross_attention==false
+    max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2 position_embedding_type==absolute""",
+    text=BERT_BODY + POOLER,
     heads=encoder_heads(
         *("Bert", masked("cls.predictions", f"{_HEAD}.dense", f"{_HEAD}.LayerNorm", ACTIVATION)),
         *(k.body(TANH), k.classifier("classifier", TANH)),
@@ -96,21 +89,17 @@ ROBERTA = BERT._replace(
     ignored=("*embeddings.position_ids", "lm_head.decoder.*"),
 )
 _ACTIVATION = "activation:head.activation=gelu~plain"
-DISTILBERT = Family(
-    name="distilbert",
-    prefix="distilbert.",
-    base=base(f"{BASE} norm(placement=post epsilon=1e-12) stem.norm tied"),
-    keys=k.keys("""
-        vocab_size dim:embed_dim=768 n_layers:num_layers=6 n_heads:attention.num_heads=12 hidden_dim:mlp.dim=3072
-        activation:mlp.activation=gelu~plain max_position_embeddings:max_length=512 tie_word_embeddings==true
-    """),
-    rows=rows("""
+DISTILBERT = k.family(
+    f"distilbert {BASE} norm(placement=post epsilon=1e-12) stem.norm tied",
+    """vocab_size dim:embed_dim=768 n_layers:num_layers=6 n_heads:attention.num_heads=12 hidden_dim:mlp.dim=3072
+    activation:mlp.activation=gelu~plain max_position_embeddings:max_length=512 tie_word_embeddings==true""",
+    text="""
         copy   embeddings.(word|position)_embeddings.weight                  stem/(tokens|positions)
         norm   embeddings.LayerNorm                                          stem/norm
         linear transformer.layer.{i}.attention.(q|k|v|out)_lin               stack/attention/(query|key|value|output)
         linear transformer.layer.{i}.ffn.lin(1|2)                            stack/mlp/(up|down)
         norm   transformer.layer.{i}.(sa|output)_layer_norm                  stack/(attention|mlp)_norm
-    """),
+    """,
     heads=encoder_heads(
         *("DistilBert", masked("vocab_projector", "vocab_transform", "vocab_layer_norm", _ACTIVATION), k.body()),
         k.classifier("classifier", Pool("first", activation="relu"), more="linear pre_classifier pool/dense"),
@@ -141,15 +130,12 @@ _VIT_ROWS = """
     norm    layernorm                                                norm
     linear  pooler.dense                                             pool/dense
 """
-VIT = Family(
-    name="vit",
-    prefix="vit.",
-    base=base(BASE),
-    keys=k.keys(ENCODER_KEYS, images(), "qkv_bias:attention.bias=true pooler_act==tanh"),
-    rows=rows(f"""{_VIT_ROWS}
+VIT = k.family(
+    *(f"vit {BASE}", ENCODER_KEYS, images(), "qkv_bias:attention.bias=true pooler_act==tanh"),
+    text=f"""{_VIT_ROWS}
         linear encoder.layer.{{i}}.(intermediate|output).dense stack/mlp/(up|down)
         norm   encoder.layer.{{i}}.layernorm_(before|after)    stack/(attention|mlp)_norm
-    """),
+    """,
     heads={"ViTForImageClassification": k.classifier("classifier", Pool("first")), "ViTModel": k.body(TANH)},
 )
 
@@ -183,14 +169,11 @@ def _dinov2_rows(config: Transformer) -> tuple[Row, ...]:
     """)
 
 
-DINOV2 = VIT._replace(
-    name="dinov2",
-    prefix="dinov2.",
-    keys=k.keys(
-        *(k.without(ENCODER_KEYS, "intermediate_size", "hidden_act"), Group(_read_mlp, _write_mlp), images(patch=14)),
-        """layer_norm_eps:norm.epsilon=1e-6 use_mask_token:images.mask_token=true layerscale_value:layer_scale=1.0
-        qkv_bias:attention.bias=true""",
-    ),
+DINOV2 = k.family(
+    *(f"dinov2 {BASE}", k.without(ENCODER_KEYS, "intermediate_size", "hidden_act")),
+    *(Group(_read_mlp, _write_mlp), images(patch=14)),
+    """layer_norm_eps:norm.epsilon=1e-6 use_mask_token:images.mask_token=true layerscale_value:layer_scale=1.0
+    qkv_bias:attention.bias=true""",
     rows=_dinov2_rows,
     heads={
         "Dinov2ForImageClassification": k.classifier("classifier", Pool("first_mean")),
@@ -227,19 +210,16 @@ def _write_layers(config: Transformer) -> dict[str, Any]:
 
 
 _DENSE = "classifier_activation:head.activation=gelu~plain classifier_bias:head.dense_bias=false"
-_POOLED = k.keys(f"{_DENSE} classifier_pooling:pool.kind=cls~pools", pools=k.named({"cls": "first", "mean": "mean"}))
+_POOLED = f"{_DENSE} classifier_pooling:pool.kind=cls~cls>first,mean>mean"
 _BEFORE = "linear head.dense head/dense\nnorm head.norm head/norm"
-MODERNBERT = Family(
-    name="modernbert",
+MODERNBERT = k.family(
+    *("modernbert attention(causal=false rotary) norm.kind=layer stem.norm", ENCODER_KEYS),
+    f"""vocab_size=50368 num_hidden_layers:num_layers intermediate_size:mlp.dim=1152
+    hidden_activation:mlp.activation=gelu~gated max_position_embeddings:max_length=8192 norm_eps:norm.epsilon=1e-5
+    norm_bias:norm.bias=false mlp_bias:mlp.bias=false tie_word_embeddings:tied=true {BIASES}""",
+    Group(_read_layers, _write_layers),
     prefix="model.",
-    base=base("attention(causal=false rotary) norm.kind=layer stem.norm"),
-    keys=k.keys(
-        *(ENCODER_KEYS, Group(_read_layers, _write_layers)),
-        f"""vocab_size=50368 num_hidden_layers:num_layers intermediate_size:mlp.dim=1152
-        hidden_activation:mlp.activation=gelu~gated max_position_embeddings:max_length=8192 norm_eps:norm.epsilon=1e-5
-        norm_bias:norm.bias=false mlp_bias:mlp.bias=false tie_word_embeddings:tied=true {BIASES}""",
-    ),
-    rows=rows("""
+    text="""
         copy   embeddings.tok_embeddings.weight stem/tokens
         norm   embeddings.norm                  stem/norm
         linear layers.{i}.attn.Wqkv             stack/attention/query+key+value
@@ -247,7 +227,7 @@ MODERNBERT = Family(
         linear layers.{i}.(attn|mlp).Wo         stack/(attention/output|mlp/down)
         norm   layers.{i}.(attn|mlp)_norm       stack/(attention|mlp)_norm
         norm   final_norm                       norm
-    """),
+    """,
     heads={
         "ModernBertForMaskedLM": masked("decoder", "head.dense", "head.norm", f"{_DENSE} decoder_bias:head.bias=true"),
         "ModernBertModel": k.body(),

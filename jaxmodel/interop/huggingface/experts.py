@@ -41,29 +41,21 @@ _WINDOW = k.switched(k.keys("sliding_window:attention.window=4096")[0], "sliding
 # Experts in every layer, and how their probabilities come to be.
 EVERYWHERE = "norm_topk_prob:moe.normalize=false decoder_sparse_step==1 mlp_only_layers==[]"
 QWEN3_MOE = decoder(
-    *("qwen3_moe", k.decoder_heads("Qwen3Moe"), experts(128, 8, "moe_intermediate_size")),
-    *(_WINDOW, f"{EVERYWHERE} {BIASES} {QK_EPSILON}"),
-    words=f"attention.qk_norm=head {MOE}",
+    *(f"qwen3_moe attention.qk_norm=head {MOE}", k.decoder_heads("Qwen3Moe"), _WINDOW),
+    f"{experts(128, 8, 'moe_intermediate_size')} {EVERYWHERE} {BIASES} {QK_EPSILON}",
     more=EXPERT_ROWS,
 )
 MIXTRAL = decoder(
-    *(
-        "mixtral",
-        k.decoder_heads("Mixtral"),
-        experts(8, 2),
-        k.rotary(theta=1e6),
-        f"{EPSILON} sliding_window:attention.window=null",
-    ),
-    words=MOE,
+    *(f"mixtral {MOE}", k.decoder_heads("Mixtral"), k.rotary(theta=1e6)),
+    f"{experts(8, 2)} {EPSILON} sliding_window:attention.window=null",
     more="""
         transposed layers.{i}.block_sparse_moe.gate.weight                  stack/moe/router
         transposed layers.{i}.block_sparse_moe.experts.{e}.w(1|3|2).weight stack/moe/(gate|up|down)
     """,
 )
 OLMOE = decoder(
-    *("olmoe", k.decoder_heads("Olmoe", 2), experts(64, 8)),
-    f"{EPSILON} {BIASES} {QK_EPSILON} norm_topk_prob:moe.normalize=false clip_qkv==null",
-    words=f"attention.qk_norm=all {MOE}",
+    *(f"olmoe attention.qk_norm=all {MOE}", k.decoder_heads("Olmoe", 2)),
+    f"{experts(64, 8)} {EPSILON} {BIASES} {QK_EPSILON} norm_topk_prob:moe.normalize=false clip_qkv==null",
     more=EXPERT_ROWS,
 )
 
@@ -76,16 +68,15 @@ def _every_other(json: Json) -> list[str]:
 
 
 QWEN2_MOE = decoder(
-    *("qwen2_moe", k.decoder_heads("Qwen2Moe"), experts(60, 4, "moe_intermediate_size")),
-    *(k.switched(k.layer_types(_every_other), "layer_types"), EVERYWHERE),
+    *(f"qwen2_moe attention.bias {SHARED}", k.decoder_heads("Qwen2Moe")),
+    *(experts(60, 4, "moe_intermediate_size"), EVERYWHERE, k.switched(k.layer_types(_every_other), "layer_types")),
     "qkv_bias:attention.bias=true shared_expert_intermediate_size:moe.shared_dim",
-    words=f"attention.bias {SHARED}",
     more=SHARED_ROWS,
 )
 _YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 GPT_OSS = decoder(
-    *("gpt_oss", k.decoder_heads("GptOss")),
-    words="attention.sinks moe(num_experts=2 dim=1 activation=quick_geglu bias up_offset=1)",
+    "gpt_oss attention.sinks moe(num_experts=2 dim=1 activation=quick_geglu bias up_offset=1)",
+    k.decoder_heads("GptOss"),
     keys=k.keys(
         *(k.without(SIZES, "hidden_act"), head_dim(64), experts(128, 4, act="swiglu_limit:limit=7.0")),
         f"{EPSILON} hidden_act==silu swiglu_alpha==1.702 attention_bias:attention.output_bias,attention.bias=true~bool",
@@ -199,22 +190,20 @@ def _write_method(config: Transformer) -> dict[str, Any]:
 _SIGMOID = f"{MOE} moe(scores=sigmoid selection_bias)"
 _NORMALIZE = "norm_topk_prob:moe.normalize=true"
 DEEPSEEK_V3 = decoder(
-    *("deepseek_v3", k.decoder_heads("DeepseekV3"), _LATENT, _routed(3, 2.5, groups=8, chosen=4), _NORMALIZE),
-    words=_SIGMOID,
+    *(f"deepseek_v3 {_SIGMOID}", k.decoder_heads("DeepseekV3")),
+    *(_LATENT, _routed(3, 2.5, groups=8, chosen=4), _NORMALIZE),
     rows=_rows,
     ignored=(*LLAMA.ignored, "model.layers.61.*"),  # further tokens at once, which transformers leaves out too
 )
 DEEPSEEK_V2 = decoder(
-    *("deepseek_v2", k.decoder_heads("DeepseekV2", 3), _LATENT, _routed(0), Group(_read_method, _write_method)),
-    "mlp_bias==false rope_interleave==true",
-    words=f"{MOE} moe(normalize=false group_best=1)",
+    *(f"deepseek_v2 {MOE} moe(normalize=false group_best=1)", k.decoder_heads("DeepseekV2", 3)),
+    *(_LATENT, _routed(0), Group(_read_method, _write_method), "mlp_bias==false rope_interleave==true"),
     rows=_rows,
 )
 GLM4_MOE = decoder(
-    *("glm4_moe", k.decoder_heads("Glm4Moe", 2), k.rotary(fraction=0.5), _routed(1)),
+    *(f"glm4_moe {_SIGMOID}", k.decoder_heads("Glm4Moe", 2), k.rotary(fraction=0.5), _routed(1)),
     f"""{EPSILON} {QK_EPSILON} {_NORMALIZE} attention_bias:attention.bias=false
-    use_qk_norm:attention.qk_norm=false~none|head""",
-    words=_SIGMOID,
+    use_qk_norm:attention.qk_norm=false~false>none,true>head""",
     more=_EXPERTS,
     ignored=(*LLAMA.ignored, "model.layers.46.*", "model.layers.92.*"),
 )

@@ -2,8 +2,8 @@
 
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.encoders import ENCODER_KEYS
-from jaxmodel.interop.huggingface.rows import COPY, base, rows, windows
-from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
+from jaxmodel.interop.huggingface.rows import COPY, rows, windows
+from jaxmodel.interop.huggingface.table import Group, Heads, Json, Overrides, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Head, Pool, Waveform
 
@@ -56,21 +56,17 @@ def _heads(name: str) -> dict[str, Heads]:
     }
 
 
-WAV2VEC2 = Family(
-    name="wav2vec2",
-    prefix="wav2vec2.",
+WAV2VEC2 = k.family(
     # Theirs has no bound of a length; this is 11 minutes.
-    base=base("base=biased attention.causal=false vocab_size=none max_length=32768 waveform.norm=group"),
-    keys=k.keys(
-        *(ENCODER_KEYS, Group(_read_masks)),
-        """layer_norm_eps:norm.epsilon=1e-5 do_stable_layer_norm:norm.placement=false~post|pre
-        conv_dim:waveform.dims=[512,512,512,512,512,512,512]~list conv_bias:waveform.bias=false
-        conv_kernel:waveform.kernels=[10,3,3,3,3,2,2]~list conv_stride:waveform.strides=[5,2,2,2,2,2,2]~list
-        feat_extract_norm:waveform.norm=group feat_extract_activation:waveform.activation=gelu~plain
-        mask_time_prob:waveform.mask_fraction=0.05 mask_time_length:waveform.mask_length=10
-        num_conv_pos_embeddings:waveform.position_kernel=128 num_conv_pos_embedding_groups:waveform.position_groups=16
-        use_weighted_layer_sum==false add_adapter==false adapter_attn_dim==null""",
-    ),
+    "wav2vec2 base=biased attention.causal=false vocab_size=none max_length=32768 waveform.norm=group",
+    *(ENCODER_KEYS, Group(_read_masks)),
+    """layer_norm_eps:norm.epsilon=1e-5 do_stable_layer_norm:norm.placement=false~false>post,true>pre
+    conv_dim:waveform.dims=[512,512,512,512,512,512,512]~list conv_bias:waveform.bias=false
+    conv_kernel:waveform.kernels=[10,3,3,3,3,2,2]~list conv_stride:waveform.strides=[5,2,2,2,2,2,2]~list
+    feat_extract_norm:waveform.norm=group feat_extract_activation:waveform.activation=gelu~plain
+    mask_time_prob:waveform.mask_fraction=0.05 mask_time_length:waveform.mask_length=10
+    num_conv_pos_embeddings:waveform.position_kernel=128 num_conv_pos_embedding_groups:waveform.position_groups=16
+    use_weighted_layer_sum==false add_adapter==false adapter_attn_dim==null""",
     rows=_rows,
     heads=_heads("Wav2Vec2"),
     renamed={rf"conv\.weight_{old}$": f"conv.parametrizations.weight.original{i}" for i, old in enumerate("gv")},

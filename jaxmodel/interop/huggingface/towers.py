@@ -131,8 +131,6 @@ _LLAMA = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, 
 _LLAMA |= {"num_attention_heads": 32, "max_position_embeddings": 2048}
 _LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 _LARGE |= {"image_size": 336, "patch_size": 14}
-# Whether the class token is read, too; and one layer, no list of them.
-_SEEN = {"how": k.named({"default": False, "full": True}), "one": (operator.index, operator.index)}
 
 
 def _read_text(json: Json) -> Overrides:
@@ -154,9 +152,9 @@ LLAVA = Family(
         *(k.nested("vision_config", "image", CLIP_IMAGE, _LARGE), k.nested("text_config", "text", LLAMA, _LLAMA)),
         """image_token_index:text.stem.image_token=32000 projector_hidden_act:projector.activation=gelu~plain
         multimodal_projector_bias:projector.bias=true vision_feature_layer:feature_layer=-2~one
-        vision_feature_select_strategy:class_token=default~how""",
+        vision_feature_select_strategy:class_token=default~default>false,full>true""",
         Group(_read_text, _write_text),
-        **_SEEN,
+        one=(operator.index, operator.index),  # layer, no list of them
     ),
     rows=(
         *within("vision_tower.", "image", CLIP_IMAGE.rows),
