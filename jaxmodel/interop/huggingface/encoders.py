@@ -3,10 +3,9 @@
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface import table
 from jaxmodel.interop.huggingface.decoders import BIASES
 from jaxmodel.interop.huggingface.rows import rows
-from jaxmodel.interop.huggingface.table import Group, Heads, Json, Keys, Overrides, Row
+from jaxmodel.interop.huggingface.table import Group, Heads, Json, Keys, Overrides, Row, read_keys, write_keys
 from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import GATED, Head, Images, Pool
 
@@ -115,10 +114,10 @@ def images(size: int = 224, patch: int = 16, **usual: Any) -> Group:
     sizes = k.keys(f"image_size:size={size} patch_size:patch={patch} num_channels:channels=3")
 
     def read(json: Json) -> Overrides:
-        found = Images(**table.read_keys(sizes, json, "images"), **usual)
+        found = Images(**read_keys(sizes, json, "images"), **usual)
         return {"images": found, "vocab_size": None, "max_length": found.length}
 
-    return Group(read, lambda config: table.write_keys(sizes, config.images))
+    return Group(read, lambda config: write_keys(sizes, config.images))
 
 
 _VIT_ROWS = """

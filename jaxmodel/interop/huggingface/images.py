@@ -13,8 +13,7 @@ def _heads(name: str, layer: str) -> dict[str, Heads]:
     """The bare network, and classes by a layer of the pooled features."""
 
     classes = Heads(rows(f"linear {layer} classes"), (k.classes("num_classes"),))
-    bare = Heads(keys=(k.whatever(num_classes=0),), base=True)
-    return {f"{name}ForImageClassification": classes, f"{name}Model": bare}
+    return {f"{name}ForImageClassification": classes, f"{name}Model": Heads(base=True)}
 
 
 def _rows(text: str, config: ConvNet) -> tuple[Row, ...]:

@@ -44,7 +44,7 @@ def named(names: Mapping[Any, Any]) -> Conversion:
 _PLAIN = named(ACTIVATIONS)
 read_activation, write_activation = _PLAIN
 _CONVERTED: dict[str, Any] = {  # of `Conversion`s
-    **{"": (lambda value: value,) * 2, "plain": _PLAIN, "gated": named(GATED), "bool": (bool, bool)},
+    **{"": (lambda value: value,) * 2, "plain": _PLAIN, "gated": named(GATED), "bool": (bool,) * 2, "int": (int,) * 2},
     **{"list": (tuple, list), "inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, int)},
     "first": named({**GATED, "gelu": "geglu"}),  # gated ones of Gemma, the first of which were said to be exact
 }

@@ -1,7 +1,6 @@
 """Families that read images and text, as data: towers side by side, and a tower before a language model."""
 
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,21 +41,17 @@ def _read_end(json: Json) -> Overrides:
 def _clip_heads(name: str, projection: str) -> Mapping[str, Heads]:
     """A tower alone, and with the projection to the space of both."""
 
-    projected = rows(f"transposed {projection}.weight pool/projection")
-    return {
-        name: Heads(keys=(k.whatever(**{"pool.dim": None}),), base=True),
-        f"{name}WithProjection": Heads(rows=projected, keys=k.keys("projection_dim:pool.dim=512")),
-    }
+    more = Heads(rows(f"transposed {projection}.weight pool/projection"), k.keys("projection_dim:pool.dim=512"))
+    return {name: _ALONE, f"{name}WithProjection": more}
 
 
 def _pair(name: str, architecture: str, image: Family, text: Family, keys: str, more: str, **fields: Any) -> Family:
     """Two towers, whose vectors have length 1."""
     unit = {"pool.normalize": True}
-    return Family(
-        name=name,
+    return k.family(
+        *(name, k.nested("text_config", "text", text), k.nested("vision_config", "image", image), keys),
         prefix="",
         base=Towers(image=replace(image.base, unit), text=replace(text.base, unit), **fields),
-        keys=k.keys(k.nested("text_config", "text", text), k.nested("vision_config", "image", image), keys),
         rows=(*within("text_model.", "text", text.rows), *within("vision_model.", "image", image.rows), *rows(more)),
         heads={architecture: _ALONE},
         ignored=_POSITIONS,
@@ -64,17 +59,13 @@ def _pair(name: str, architecture: str, image: Family, text: Family, keys: str, 
 
 
 _CLIP = k.keys(ENCODER_KEYS, "hidden_act:mlp.activation=quick_gelu~plain layer_norm_eps:norm.epsilon=1e-5")
-CLIP_TEXT = Family(
-    name="clip_text_model",
+CLIP_TEXT = k.family(
+    *(f"clip_text_model {_BASE} pool(kind=token token=49407)", _CLIP),
+    """vocab_size=49408 max_position_embeddings:max_length=77 hidden_size:embed_dim=512
+    intermediate_size:mlp.dim=2048 num_attention_heads:attention.num_heads=8""",
+    Group(_read_end, lambda config: {"eos_token_id": (config.pool and config.pool.token) or 2}),
     prefix="text_model.",
-    base=base(f"{_BASE} pool(kind=token token=49407)"),
-    keys=k.keys(
-        _CLIP,
-        """vocab_size=49408 max_position_embeddings:max_length=77 hidden_size:embed_dim=512
-        intermediate_size:mlp.dim=2048 num_attention_heads:attention.num_heads=8""",
-        Group(_read_end, lambda config: {"eos_token_id": (config.pool and config.pool.token) or 2}),
-    ),
-    rows=rows(_TEXT_ROWS),
+    text=_TEXT_ROWS,
     heads=_clip_heads("CLIPTextModel", "text_projection"),
     ignored=_POSITIONS,
 )
@@ -144,18 +135,14 @@ def _write_text(config: VisionLanguage) -> dict[str, Any]:
     return {"image_seq_length": config.num_vectors, "tie_word_embeddings": config.text.tied}
 
 
-LLAVA = Family(
-    name="llava",
+LLAVA = k.family(
+    *("llava", k.nested("vision_config", "image", CLIP_IMAGE, _LARGE), k.nested("text_config", "text", LLAMA, _LLAMA)),
+    """image_token_index:text.stem.image_token=32000 projector_hidden_act:projector.activation=gelu~plain
+    multimodal_projector_bias:projector.bias=true vision_feature_layer:feature_layer=-2~int
+    vision_feature_select_strategy:class_token=default~default>false,full>true""",
+    Group(_read_text, _write_text),
     prefix="",
     base=VisionLanguage(CLIP_IMAGE.base, LLAMA.base, MLP(dim=1, activation="gelu", bias=True)),
-    keys=k.keys(
-        *(k.nested("vision_config", "image", CLIP_IMAGE, _LARGE), k.nested("text_config", "text", LLAMA, _LLAMA)),
-        """image_token_index:text.stem.image_token=32000 projector_hidden_act:projector.activation=gelu~plain
-        multimodal_projector_bias:projector.bias=true vision_feature_layer:feature_layer=-2~one
-        vision_feature_select_strategy:class_token=default~default>false,full>true""",
-        Group(_read_text, _write_text),
-        one=(operator.index, operator.index),  # layer, no list of them
-    ),
     rows=(
         *within("vision_tower.", "image", CLIP_IMAGE.rows),
         *within("language_model.model.", "text", LLAMA.rows),
