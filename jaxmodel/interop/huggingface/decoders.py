@@ -101,7 +101,7 @@ LLAMA = decoder("llama", k.decoder_heads("Llama"), f"{BIASES} mlp_bias:mlp.bias=
 MISTRAL = decoder("mistral", k.decoder_heads("Mistral"), WINDOW)
 QWEN2 = decoder("qwen2 attention.bias", k.decoder_heads("Qwen2"), QWEN_LAYERS)
 QWEN3 = decoder(
-    *("qwen3 attention.qk_norm=head", k.decoder_heads("Qwen3")), *(head_dim(128), QWEN_LAYERS, f"{BIASES} {QK_EPSILON}")
+    *("qwen3 attention.qk_norm=head", k.decoder_heads("Qwen3"), head_dim(128), QWEN_LAYERS, f"{BIASES} {QK_EPSILON}")
 )
 
 # Gemma: norms that store their scale less one, before and after each half, and embeddings scaled by sqrt(D).
@@ -232,8 +232,6 @@ STARCODER2 = decoder(
     "hidden_act:mlp.activation=gelu_pytorch_tanh~plain use_bias:attention.bias,attention.output_bias,mlp.bias=true",
     more="linear layers.{i}.mlp.c_(fc|proj) stack/mlp/(up|down)",
 )
-# Queries and keys may be normalised, with scales of each head's own.
-_BY_HEAD = "copy layers.{i}.self_attn.(q|k)_layernorm.norms.{e}.weight stack/attention/(query|key)_norm"
 
 
 def _qk_epsilon(json: Json) -> float:
@@ -245,7 +243,8 @@ STABLELM = decoder(
     f"""{LAYER_EPSILON} use_qkv_bias:attention.bias=false qk_layernorm:attention.qk_norm=false~false>none,true>layer
     use_parallel_residual:norm.placement=false~false>pre,true>shared""",
     k.implied("attention.qk_norm_epsilon", _qk_epsilon),
-    more=_BY_HEAD,
+    # Queries and keys may be normalised, with scales of each head's own.
+    more="copy layers.{i}.self_attn.(q|k)_layernorm.norms.{e}.weight stack/attention/(query|key)_norm",
 )
 GPT_NEOX = k.family(
     "gpt_neox base=biased attention.rotary",

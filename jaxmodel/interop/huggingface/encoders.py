@@ -34,13 +34,6 @@ def masked(logits: str, dense: str, norm: str, said: str | Keys = "") -> Heads:
     return k.headed(Head(activation="gelu", bias=True), logits, said, more)
 
 
-def _check_types(json: Json) -> Overrides:
-    """BERT's stem adds a vector for one kind of segments always; DistilBERT's has none."""
-    if json.get("type_vocab_size", 2) < 1:
-        raise ValueError(f"type_vocab_size={json['type_vocab_size']!r} is not supported (there is one or more)")
-    return {}
-
-
 def encoder_heads(name: str, words: Heads, bare: Heads, classes: Heads) -> dict[str, Heads]:
     """The architectures of a family of encoders, "Bert": the last one gives each token a class."""
     return {
@@ -59,9 +52,10 @@ BERT_BODY = """
     norm   encoder.layer.{i}.(attention.output|output).LayerNorm          stack/(attention|mlp)_norm
 """
 BERT = k.family(
-    *(f"bert {BASE} norm.placement=post stem(num_types=2 norm) tied", ENCODER_KEYS, Group(_check_types)),
+    *(f"bert {BASE} norm.placement=post stem(num_types=2 norm) tied", ENCODER_KEYS),
+    # A vector for one kind of segments is always added, which sets it apart from DistilBERT.
     """vocab_size tie_word_embeddings==true is_decoder==false add_cross_attention==false
-    max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2 position_embedding_type==absolute""",
+    max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2~or_one position_embedding_type==absolute""",
     text=BERT_BODY + POOLER,
     heads=encoder_heads(
         *("Bert", masked("cls.predictions", f"{_HEAD}.dense", f"{_HEAD}.LayerNorm", ACTIVATION)),
@@ -109,9 +103,9 @@ DISTILBERT = k.family(
 # Encoders of images, in the manner of ViT
 
 
-def images(size: int = 224, patch: int = 16, **usual: Any) -> Group:
+def images(patch: int = 16, **usual: Any) -> Group:
     """Sizes of images and of their patches; `usual` is what else a family's patches are."""
-    sizes = k.keys(f"image_size:size={size} patch_size:patch={patch} num_channels:channels=3")
+    sizes = k.keys(f"image_size:size=224 patch_size:patch={patch} num_channels:channels=3")
 
     def read(json: Json) -> Overrides:
         found = Images(**read_keys(sizes, json, "images"), **usual)

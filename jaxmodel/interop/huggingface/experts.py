@@ -63,8 +63,7 @@ OLMOE = decoder(
 def _every_other(json: Json) -> list[str]:
     """Qwen2-MoE's layers where `layer_types` is not there: every other one slides, up to `max_window_layers`."""
     last = json.get("max_window_layers", 28) if json.get("use_sliding_window") else 0
-    count = json["num_hidden_layers"]
-    return ["full_attention" if i % 2 or i >= last else "sliding_attention" for i in range(count)]
+    return ["full_attention" if i % 2 or i >= last else "sliding_attention" for i in range(json["num_hidden_layers"])]
 
 
 QWEN2_MOE = decoder(
@@ -190,8 +189,7 @@ def _write_method(config: Transformer) -> dict[str, Any]:
 _SIGMOID = f"{MOE} moe(scores=sigmoid selection_bias)"
 _NORMALIZE = "norm_topk_prob:moe.normalize=true"
 DEEPSEEK_V3 = decoder(
-    *(f"deepseek_v3 {_SIGMOID}", k.decoder_heads("DeepseekV3")),
-    *(_LATENT, _routed(3, 2.5, groups=8, chosen=4), _NORMALIZE),
+    *(f"deepseek_v3 {_SIGMOID}", k.decoder_heads("DeepseekV3"), _LATENT, _routed(3, 2.5, 8, 4), _NORMALIZE),
     rows=_rows,
     ignored=(*LLAMA.ignored, "model.layers.61.*"),  # further tokens at once, which transformers leaves out too
 )
