@@ -4,36 +4,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface.rows import base, rows
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Pool
 
 # GPT-2: one projection to queries, keys and values, stored [in, out].
 
-_INNER = Group(
-    lambda json: {"mlp.dim": json.get("n_inner") or 4 * json.get("n_embd", 768)},
-    lambda config: {"n_inner": config.mlp.dim},
-)
-GPT2 = Family(
-    name="gpt2",
+GPT2 = k.family(
+    "gpt2 base=biased stem.positions=learned",
+    """vocab_size=50257 n_embd:embed_dim=768 n_layer:num_layers=12 n_head:attention.num_heads=12 n_inner:mlp.dim=null
+    n_positions:max_length=1024 activation_function:mlp.activation=gelu_new~plain tie_word_embeddings:tied=true
+    layer_norm_epsilon:norm.epsilon=1e-5 scale_attn_weights==true scale_attn_by_inverse_layer_idx==false
+    add_cross_attention==false""",
+    k.implied("mlp.dim", lambda json: json.get("n_inner") or 4 * json.get("n_embd", 768)),
     prefix="transformer.",
-    base=base("base=biased stem.positions=learned"),
-    keys=k.keys(
-        """vocab_size=50257 n_embd:embed_dim=768 n_layer:num_layers=12 n_head:attention.num_heads=12
-        n_positions:max_length=1024 activation_function:mlp.activation=gelu_new~plain tie_word_embeddings:tied=true
-        layer_norm_epsilon:norm.epsilon=1e-5 scale_attn_weights==true scale_attn_by_inverse_layer_idx==false
-        add_cross_attention==false""",
-        _INNER,
-    ),
-    rows=rows("""
+    text="""
         copy    w(t|p)e.weight            stem/(tokens|positions)
         norm    h.{i}.ln_(1|2)            stack/(attention|mlp)_norm
         columns h.{i}.attn.c_attn         stack/attention/query+key+value
         plain   h.{i}.attn.c_proj         stack/attention/output
         plain   h.{i}.mlp.c_(fc|proj)     stack/mlp/(up|down)
         norm    ln_f                      norm
-    """),
+    """,
     heads={
         **{"GPT2LMHeadModel": k.causal(), "GPT2Model": k.body()},
         "GPT2ForSequenceClassification": k.classifier("score", Pool("last"), bias=False),
@@ -83,21 +75,18 @@ WINDOW = "sliding_window:attention.window=null"
 TIED = "tie_word_embeddings:tied=true"
 
 
-def decoder(
-    name: str, heads: Mapping[str, Heads], *said: Any, words: str = "", more: str = "", **others: Any
-) -> Family:
-    """A family in the manner of Llama.
+def decoder(said: str, heads: Mapping[str, Heads], *keyed: Any, more: str = "", **others: Any) -> Family:
+    """A family in the manner of Llama, whose keys stand beside `SIZES`.
 
     Args:
-      name: its `model_type`.
+      said: its `model_type`, and words of its base.
       heads: by architecture class.
-      *said: its keys, beside `SIZES`, as `k.keys` takes them.
-      words: of its base.
+      *keyed: its keys.
       more: its rows, beside Llama's.
       **others: fields of `Family`.
     """
-    given = {"keys": k.keys(SIZES, *said), "rows": rows(LLAMA_ROWS + more), "ignored": ("*.rotary_emb.inv_freq",)}
-    return Family(name, "model.", base(f"attention.rotary {words}"), heads=heads, **{**given, **others})
+    given = {"prefix": "model.", "heads": heads, "ignored": ("*.rotary_emb.inv_freq",)}
+    return k.family(f"{said} attention.rotary", SIZES, *keyed, text=LLAMA_ROWS + more, **{**given, **others})
 
 
 def _sliding(json: Json) -> list[str]:
@@ -110,10 +99,9 @@ def _sliding(json: Json) -> list[str]:
 QWEN_LAYERS = k.switched(k.layer_types(_sliding), "layer_types")
 LLAMA = decoder("llama", k.decoder_heads("Llama"), f"{BIASES} mlp_bias:mlp.bias=false pretraining_tp==1")
 MISTRAL = decoder("mistral", k.decoder_heads("Mistral"), WINDOW)
-QWEN2 = decoder("qwen2", k.decoder_heads("Qwen2"), QWEN_LAYERS, words="attention.bias")
+QWEN2 = decoder("qwen2 attention.bias", k.decoder_heads("Qwen2"), QWEN_LAYERS)
 QWEN3 = decoder(
-    *("qwen3", k.decoder_heads("Qwen3"), head_dim(128), QWEN_LAYERS, f"{BIASES} {QK_EPSILON}"),
-    words="attention.qk_norm=head",
+    *("qwen3 attention.qk_norm=head", k.decoder_heads("Qwen3"), head_dim(128), QWEN_LAYERS, f"{BIASES} {QK_EPSILON}")
 )
 
 # Gemma: norms that store their scale less one, before and after each half, and embeddings scaled by sqrt(D).
@@ -140,19 +128,18 @@ _CAPPED = k.keys(
     "attn_logit_softcapping:attention.softcap=null final_logit_softcapping:head.softcap=null",
 )
 GEMMA = decoder(
-    *("gemma", k.decoder_heads("Gemma"), _GEMMA),
+    *("gemma norm.offset=1", k.decoder_heads("Gemma"), _GEMMA),
     "hidden_act:mlp.activation=silu~first use_bidirectional_attention==null",
-    words="norm.offset=1",
 )
 GEMMA2 = decoder(
-    *("gemma2", k.decoder_heads("Gemma2"), _GEMMA, *_CAPPED, k.layer_types(lambda json: k.every(2, json))),
-    words="norm(offset=1 placement=both)",
+    *("gemma2 norm(offset=1 placement=both)", k.decoder_heads("Gemma2")),
+    *(_GEMMA, _CAPPED, k.layer_types(lambda json: k.every(2, json))),
     more=_AROUND,
 )
 GEMMA3 = decoder(
-    *("gemma3_text", k.decoder_heads("Gemma3", 3, "Gemma3Text"), _GEMMA, *_CAPPED, k.rotary_by_layer(6, 1e6, 1e4)),
+    "gemma3_text attention.qk_norm=head norm(offset=1 placement=both)",
+    *(k.decoder_heads("Gemma3", 3, "Gemma3Text"), _GEMMA, _CAPPED, k.rotary_by_layer(6, 1e6, 1e4)),
     f"{QK_EPSILON} use_bidirectional_attention==false",
-    words="attention.qk_norm=head norm(offset=1 placement=both)",
     more=_AROUND,
 )
 
@@ -179,10 +166,116 @@ def _write_global(config: Transformer) -> dict[str, Any]:
 
 
 GEMMA4 = decoder(
-    *("gemma4_text", k.decoder_heads("Gemma4", 2, "Gemma4Text"), _GEMMA),
+    "gemma4_text attention(qk_norm=head value_norm scale=1) norm.placement=both block_scale",
+    *(k.decoder_heads("Gemma4", 2, "Gemma4Text"), _GEMMA),
     *(k.rotary_by_layer(6, 1e6, 1e4, _read_global), Group(write=_write_global)),
     f"""{QK_EPSILON} final_logit_softcapping:head.softcap=null use_bidirectional_attention==null
     hidden_size_per_layer_input==0 num_kv_shared_layers==0 enable_moe_block==false""",
-    words="attention(qk_norm=head value_norm scale=1) norm.placement=both block_scale",
     more=f"{_AROUND}copy layers.{{i}}.layer_scalar stack/scale",
+)
+
+# Further ones, each of which says how it differs
+
+GATES = "transposed layers.{i}.mlp.gate_up_proj.weight stack/mlp/gate+up\n"
+LAYER_EPSILON = "layer_norm_eps:norm.epsilon=1e-5"
+
+
+def _trained(config: Transformer) -> dict[str, int]:
+    """How long texts were before positions were stretched stands outside of them, too."""
+    return {"original_max_position_embeddings": config.attention.rope.original_length or config.max_length}
+
+
+PHI3 = decoder(
+    *("phi3", k.decoder_heads("Phi3"), k.rotary(fraction=1.0), WINDOW, Group(write=_trained)),
+    more=f"{GATES}transposed layers.{{i}}.self_attn.qkv_proj.weight stack/attention/query+key+value",
+)
+# Norms on what each half gives, and of all queries, or keys, together.
+OLMO2 = decoder(
+    *("olmo2 attention.qk_norm=all norm.placement=output", k.decoder_heads("Olmo2", 3), f"{BIASES} {QK_EPSILON}"),
+    more="norm layers.{i}.post_(attention|feedforward)_layernorm stack/(attention|mlp)_output_norm",
+)
+OLMO3 = OLMO2._replace(
+    name="olmo3", keys=k.keys(OLMO2.keys, k.rotary_by_layer(4, 5e5)), heads=k.decoder_heads("Olmo3", 3)
+)
+
+
+def _read_positions(json: Json) -> Overrides:
+    """`no_rope_layers`, whose zeros are layers without positions, and `layer_types`, which give these a window."""
+    said = ["rotary" if each else "plain" for each in json.get("no_rope_layers") or ()]
+    turned = said or k.every(json.get("no_rope_layer_interval", 4), json, "plain", "rotary")
+    window = json.get("sliding_window")
+    kinds = json.get("layer_types") or ["full" if each == "rotary" else "sliding" for each in turned]
+    slid = ["_local" if window and kind.startswith("sliding") else "" for kind in kinds]
+    plain, local = {"attention.rotary": False}, {"attention.window": window}
+    variants = {"rotary": {}, "plain": plain, "rotary_local": local, "plain_local": {**plain, **local}}
+    return k.patterned([one + other for one, other in zip(turned, slid, strict=True)], variants)
+
+
+def _write_positions(config: Transformer) -> dict[str, Any]:
+    turned = [int(layer.attention.rotary) for layer in k.layers(config)]
+    return {"no_rope_layers": turned, "layer_types": [k.slides(layer) for layer in k.layers(config)]}
+
+
+_POSITIONS = k.switched(Group(_read_positions, _write_positions), "sliding_window")
+SMOLLM3 = decoder(
+    *("smollm3", k.decoder_heads("SmolLM3"), k.rotary(theta=2e6), _POSITIONS),
+    f"{BIASES} {TIED} mlp_bias:mlp.bias=false",
+)
+GRANITE = decoder(
+    *("granite", k.decoder_heads("Granite", 2), LLAMA.keys),
+    """embedding_multiplier:stem.scale=1.0 residual_multiplier:residual_scale=1.0
+    attention_multiplier:attention.scale=1.0 logits_scaling:head.scale=1.0~inverse""",
+)
+STARCODER2 = decoder(
+    *("starcoder2 mlp.bias norm(kind=layer bias)", k.decoder_heads("Starcoder2")),
+    f"{TIED} {WINDOW} norm_epsilon:norm.epsilon=1e-5",
+    "hidden_act:mlp.activation=gelu_pytorch_tanh~plain use_bias:attention.bias,attention.output_bias,mlp.bias=true",
+    more="linear layers.{i}.mlp.c_(fc|proj) stack/mlp/(up|down)",
+)
+
+
+def _qk_epsilon(json: Json) -> float:
+    return json.get("layer_norm_eps", 1e-5) if json.get("qk_layernorm") else 1e-6
+
+
+STABLELM = decoder(
+    *("stablelm norm(kind=layer bias)", k.decoder_heads("StableLm"), k.rotary(fraction=0.25)),
+    f"""{LAYER_EPSILON} use_qkv_bias:attention.bias=false qk_layernorm:attention.qk_norm=false~false>none,true>layer
+    use_parallel_residual:norm.placement=false~false>pre,true>shared""",
+    k.implied("attention.qk_norm_epsilon", _qk_epsilon),
+    # Queries and keys may be normalised, with scales of each head's own.
+    more="copy layers.{i}.self_attn.(q|k)_layernorm.norms.{e}.weight stack/attention/(query|key)_norm",
+)
+GPT_NEOX = k.family(
+    "gpt_neox base=biased attention.rotary",
+    f"""vocab_size hidden_size:embed_dim num_hidden_layers:num_layers num_attention_heads:attention.num_heads
+    intermediate_size:mlp.dim hidden_act:mlp.activation=gelu~plain {LAYER_EPSILON} tie_word_embeddings:tied=false
+    use_parallel_residual:norm.placement=true~false>pre,true>parallel
+    attention_bias:attention.output_bias,attention.bias=true~bool""",
+    k.rotary(fraction=0.25),
+    text=f"""{NORMS}
+        copy    embed_in.weight                          stem/tokens
+        norm    final_layer_norm                         norm
+        by_head layers.{{i}}.attention.query_key_value   stack/attention/query+key+value
+        linear  layers.{{i}}.attention.dense             stack/attention/output
+        linear  layers.{{i}}.mlp.dense_(h_to_4h|4h_to_h) stack/mlp/(up|down)
+    """,
+    heads=k.decoder_heads("GPTNeoX", logits="embed_out", tokens="classifier"),
+    ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
+)
+# Sliding layers have positions, unless no window is said; full ones none.
+_LOCAL_POSITIONS = k.layer_types(
+    *(lambda json: k.every(json.get("sliding_window_pattern", 4), json), 4096),
+    full=lambda json: {"attention.rotary": False},
+    local=lambda json: {} if json.get("sliding_window", 4096) else {"attention.rotary": False},
+)
+COHERE2 = decoder(
+    *("cohere2 norm(kind=layer placement=shared)", k.decoder_heads("Cohere2", 2)),
+    *(k.rotary(interleaved=True), _LOCAL_POSITIONS),
+    f"{LAYER_EPSILON} {TIED} {BIASES} logit_scale:head.scale=0.0625",
+)
+GLM4 = decoder(
+    *("glm4 attention.bias norm.placement=both", k.decoder_heads("Glm4")),
+    *(head_dim(128), k.rotary(fraction=0.5, interleaved=True), "attention_bias:attention.bias=true"),
+    more=f"{GATES}norm layers.{{i}}.post_(self_attn|mlp)_layernorm stack/(attention|mlp)_output_norm",
 )

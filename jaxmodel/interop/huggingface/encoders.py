@@ -3,10 +3,10 @@
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
-from jaxmodel.interop.huggingface import table
-from jaxmodel.interop.huggingface.rows import base, rows
-from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Keys, Overrides, Row
-from jaxmodel.models.configs import Transformer
+from jaxmodel.interop.huggingface.decoders import BIASES
+from jaxmodel.interop.huggingface.rows import rows
+from jaxmodel.interop.huggingface.table import Group, Heads, Json, Keys, Overrides, Row, read_keys, write_keys
+from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import GATED, Head, Images, Pool
 
 # Encoders in the manner of BERT
@@ -34,13 +34,6 @@ def masked(logits: str, dense: str, norm: str, said: str | Keys = "") -> Heads:
     return k.headed(Head(activation="gelu", bias=True), logits, said, more)
 
 
-def _types(count: int) -> int:
-    """Kinds of segments: BERT's stem adds a vector for one of them always; DistilBERT's has none."""
-    if count < 1:
-        raise ValueError("there is one or more")
-    return count
-
-
 def encoder_heads(name: str, words: Heads, bare: Heads, classes: Heads) -> dict[str, Heads]:
     """The architectures of a family of encoders, "Bert": the last one gives each token a class."""
     return {
@@ -58,18 +51,12 @@ BERT_BODY = """
     linear encoder.layer.{i}.(attention.output|intermediate|output).dense stack/(attention/output|mlp/up|mlp/down)
     norm   encoder.layer.{i}.(attention.output|output).LayerNorm          stack/(attention|mlp)_norm
 """
-BERT = Family(
-    name="bert",
-    prefix="bert.",
-    base=base(f"{BASE} norm.placement=post stem(num_types=2 norm) tied"),
-    keys=k.keys(
-        ENCODER_KEYS,
-        """vocab_size tie_word_embeddings==true is_decoder==false add_cross_attention==false
-        max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2~types
-        position_embedding_type==absolute""",
-        types=(_types, int),
-    ),
-    rows=rows(BERT_BODY + POOLER),
+BERT = k.family(
+    *(f"bert {BASE} norm.placement=post stem(num_types=2 norm) tied", ENCODER_KEYS),
+    # A vector for one kind of segments is always added, which sets it apart from DistilBERT.
+    """vocab_size tie_word_embeddings==true is_decoder==false add_cross_attention==false
+    max_position_embeddings:max_length=512 type_vocab_size:stem.num_types=2~or_one position_embedding_type==absolute""",
+    text=BERT_BODY + POOLER,
     heads=encoder_heads(
         *("Bert", masked("cls.predictions", f"{_HEAD}.dense", f"{_HEAD}.LayerNorm", ACTIVATION)),
         *(k.body(TANH), k.classifier("classifier", TANH)),
@@ -95,21 +82,17 @@ ROBERTA = BERT._replace(
     ignored=("*embeddings.position_ids", "lm_head.decoder.*"),
 )
 _ACTIVATION = "activation:head.activation=gelu~plain"
-DISTILBERT = Family(
-    name="distilbert",
-    prefix="distilbert.",
-    base=base(f"{BASE} norm(placement=post epsilon=1e-12) stem.norm tied"),
-    keys=k.keys("""
-        vocab_size dim:embed_dim=768 n_layers:num_layers=6 n_heads:attention.num_heads=12 hidden_dim:mlp.dim=3072
-        activation:mlp.activation=gelu~plain max_position_embeddings:max_length=512 tie_word_embeddings==true
-    """),
-    rows=rows("""
+DISTILBERT = k.family(
+    f"distilbert {BASE} norm(placement=post epsilon=1e-12) stem.norm tied",
+    """vocab_size dim:embed_dim=768 n_layers:num_layers=6 n_heads:attention.num_heads=12 hidden_dim:mlp.dim=3072
+    activation:mlp.activation=gelu~plain max_position_embeddings:max_length=512 tie_word_embeddings==true""",
+    text="""
         copy   embeddings.(word|position)_embeddings.weight                  stem/(tokens|positions)
         norm   embeddings.LayerNorm                                          stem/norm
         linear transformer.layer.{i}.attention.(q|k|v|out)_lin               stack/attention/(query|key|value|output)
         linear transformer.layer.{i}.ffn.lin(1|2)                            stack/mlp/(up|down)
         norm   transformer.layer.{i}.(sa|output)_layer_norm                  stack/(attention|mlp)_norm
-    """),
+    """,
     heads=encoder_heads(
         *("DistilBert", masked("vocab_projector", "vocab_transform", "vocab_layer_norm", _ACTIVATION), k.body()),
         k.classifier("classifier", Pool("first", activation="relu"), more="linear pre_classifier pool/dense"),
@@ -120,15 +103,15 @@ DISTILBERT = Family(
 # Encoders of images, in the manner of ViT
 
 
-def images(size: int = 224, patch: int = 16, **usual: Any) -> Group:
+def images(patch: int = 16, **usual: Any) -> Group:
     """Sizes of images and of their patches; `usual` is what else a family's patches are."""
-    sizes = k.keys(f"image_size:size={size} patch_size:patch={patch} num_channels:channels=3")
+    sizes = k.keys(f"image_size:size=224 patch_size:patch={patch} num_channels:channels=3")
 
     def read(json: Json) -> Overrides:
-        found = Images(**table.read_keys(sizes, json, "images"), **usual)
+        found = Images(**read_keys(sizes, json, "images"), **usual)
         return {"images": found, "vocab_size": None, "max_length": found.length}
 
-    return Group(read, lambda config: table.write_keys(sizes, config.images))
+    return Group(read, lambda config: write_keys(sizes, config.images))
 
 
 _VIT_ROWS = """
@@ -140,15 +123,12 @@ _VIT_ROWS = """
     norm    layernorm                                                norm
     linear  pooler.dense                                             pool/dense
 """
-VIT = Family(
-    name="vit",
-    prefix="vit.",
-    base=base(BASE),
-    keys=k.keys(ENCODER_KEYS, images(), "qkv_bias:attention.bias=true pooler_act==tanh"),
-    rows=rows(f"""{_VIT_ROWS}
+VIT = k.family(
+    *(f"vit {BASE}", ENCODER_KEYS, images(), "qkv_bias:attention.bias=true pooler_act==tanh"),
+    text=f"""{_VIT_ROWS}
         linear encoder.layer.{{i}}.(intermediate|output).dense stack/mlp/(up|down)
         norm   encoder.layer.{{i}}.layernorm_(before|after)    stack/(attention|mlp)_norm
-    """),
+    """,
     heads={"ViTForImageClassification": k.classifier("classifier", Pool("first")), "ViTModel": k.body(TANH)},
 )
 
@@ -182,17 +162,106 @@ def _dinov2_rows(config: Transformer) -> tuple[Row, ...]:
     """)
 
 
-DINOV2 = VIT._replace(
-    name="dinov2",
-    prefix="dinov2.",
-    keys=k.keys(
-        *(k.without(ENCODER_KEYS, "intermediate_size", "hidden_act"), Group(_read_mlp, _write_mlp), images(patch=14)),
-        """layer_norm_eps:norm.epsilon=1e-6 use_mask_token:images.mask_token=true layerscale_value:layer_scale=1.0
-        qkv_bias:attention.bias=true""",
-    ),
+DINOV2 = k.family(
+    *(f"dinov2 {BASE}", k.without(ENCODER_KEYS, "intermediate_size", "hidden_act")),
+    *(Group(_read_mlp, _write_mlp), images(patch=14)),
+    """layer_norm_eps:norm.epsilon=1e-6 use_mask_token:images.mask_token=true layerscale_value:layer_scale=1.0
+    qkv_bias:attention.bias=true""",
     rows=_dinov2_rows,
     heads={
         "Dinov2ForImageClassification": k.classifier("classifier", Pool("first_mean")),
         "Dinov2Model": k.body(Pool()),
     },
+)
+
+# ModernBERT: layers with a window and layers without, each kind with positions of its own; the first has one norm.
+
+_KINDS = {"full_attention": ("global", 160000.0), "sliding_attention": ("local", 10000.0)}
+
+
+def _read_layers(json: Json) -> Overrides:
+    period = json.get("global_attn_every_n_layers", 3)
+    usual = ["sliding_attention" if i % period else "full_attention" for i in range(json["num_hidden_layers"])]
+    first, *others = (_KINDS[kind][0] for kind in json.get("layer_types") or usual)
+    variants: dict[str, Overrides] = {}
+    for kind, (name, theta) in _KINDS.items():
+        said = (json.get("rope_parameters") or {}).get(kind) or json.get("rope_scaling") or {}
+        found = k.read_rope(said, json, theta=json.get(f"{name}_rope_theta", theta))
+        window = json.get("local_attention", 128) // 2 + 1 if name == "local" else None
+        variants[name] = {**found, "attention.window": window}
+    alone = Variant("first", (*variants[first].items(), ("norm.attention", False)))
+    found = k.patterned(others or [first], variants)
+    return {**found, "first": ("first",), "variants": (alone, *found.get("variants", ()))}
+
+
+def _write_layers(config: Transformer) -> dict[str, Any]:
+    kinds = [k.slides(layer) for layer in k.layers(config)]
+    ropes = {kind: {"rope_theta": theta, "rope_type": "default"} for kind, (_, theta) in _KINDS.items()}
+    ropes |= {k.slides(each): k.write_rope(each.attention) for each in k.layers(config)}
+    window = 2 * (k.window_of(config) or 65) - 2
+    return {"layer_types": kinds, "local_attention": window, "rope_parameters": ropes}
+
+
+_DENSE = "classifier_activation:head.activation=gelu~plain classifier_bias:head.dense_bias=false"
+_POOLED = f"{_DENSE} classifier_pooling:pool.kind=cls~cls>first,mean>mean"
+_BEFORE = "linear head.dense head/dense\nnorm head.norm head/norm"
+MODERNBERT = k.family(
+    *("modernbert attention(causal=false rotary) norm.kind=layer stem.norm", ENCODER_KEYS),
+    f"""vocab_size=50368 num_hidden_layers:num_layers intermediate_size:mlp.dim=1152
+    hidden_activation:mlp.activation=gelu~gated max_position_embeddings:max_length=8192 norm_eps:norm.epsilon=1e-5
+    norm_bias:norm.bias=false mlp_bias:mlp.bias=false tie_word_embeddings:tied=true {BIASES}""",
+    Group(_read_layers, _write_layers),
+    prefix="model.",
+    text="""
+        copy   embeddings.tok_embeddings.weight stem/tokens
+        norm   embeddings.norm                  stem/norm
+        linear layers.{i}.attn.Wqkv             stack/attention/query+key+value
+        linear layers.{i}.mlp.Wi                stack/mlp/gate+up
+        linear layers.{i}.(attn|mlp).Wo         stack/(attention/output|mlp/down)
+        norm   layers.{i}.(attn|mlp)_norm       stack/(attention|mlp)_norm
+        norm   final_norm                       norm
+    """,
+    heads={
+        "ModernBertForMaskedLM": masked("decoder", "head.dense", "head.norm", f"{_DENSE} decoder_bias:head.bias=true"),
+        "ModernBertModel": k.body(),
+        "ModernBertForSequenceClassification": k.classifier("classifier", Pool(), _POOLED, _BEFORE),
+        "ModernBertForTokenClassification": k.classifier("classifier", None, _DENSE, _BEFORE),
+    },
+)
+
+
+def _table_width(json: Json) -> int | None:
+    """Of ELECTRA's tables, where it is not that of the blocks."""
+    width = json.get("embedding_size", 128)
+    return None if width == json.get("hidden_size", 256) else width
+
+
+_TABLES = Group(
+    lambda json: {"stem.embed_dim": _table_width(json)},
+    lambda config: {"embedding_size": config.stem.embed_dim or config.embed_dim},
+)
+_NARROW = [k.implied("head.dim", _table_width)]
+_GENERATOR, _DISCRIMINATOR = "generator_predictions", "discriminator_predictions"
+ELECTRA = BERT._replace(
+    name="electra",
+    prefix="electra.",
+    keys=k.keys(
+        *(k.without(BERT.keys, "tie_word_embeddings"), _TABLES),
+        """tie_word_embeddings:tied=true hidden_size:embed_dim=256 num_attention_heads:attention.num_heads=4
+        intermediate_size:mlp.dim=1024""",
+    ),
+    rows=rows(f"{BERT_BODY}linear embeddings_project stem/projection"),
+    heads={
+        "ElectraForPreTraining": k.headed(
+            *(Head(outputs=1, bias=True, norm=False), f"{_DISCRIMINATOR}.dense_prediction", ACTIVATION),
+            more=f"linear {_DISCRIMINATOR}.dense head/dense",
+            tied=False,
+        ),
+        **encoder_heads(
+            "Electra",
+            masked("generator_lm_head", f"{_GENERATOR}.dense", f"{_GENERATOR}.LayerNorm", _NARROW),
+            *(k.body(), k.classifier("classifier.out_proj", Pool(activation="gelu"), more=CLASSIFIER_POOL)),
+        ),
+    },
+    ignored=("*embeddings.position_ids",),
 )

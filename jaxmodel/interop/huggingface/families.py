@@ -5,7 +5,6 @@ from importlib import import_module
 from jaxmodel.interop.huggingface.table import Family
 
 # Of families that say a config alike, the first is written.
-_DECODERS = ("decoders", "kin", "experts", "latents", "recurrent")
-_OTHERS = ("encoders", "modern", "images", "towers", "speech", "pairs")
-_TABLES = [vars(import_module(f"jaxmodel.interop.huggingface.{name}")) for name in (*_DECODERS, *_OTHERS)]
-FAMILIES = {each.name: each for table in _TABLES for each in table.values() if isinstance(each, Family)}
+_TABLES = ("decoders", "experts", "recurrent", "encoders", "images", "towers", "speech", "pairs")
+_FOUND = [vars(import_module(f"jaxmodel.interop.huggingface.{name}")) for name in _TABLES]
+FAMILIES = {each.name: each for table in _FOUND for each in table.values() if isinstance(each, Family)}

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.rows import COPY, rows, windows
-from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
+from jaxmodel.interop.huggingface.table import Group, Heads, Json, Overrides, Row
 from jaxmodel.models.plain import ConvNet
 from jaxmodel.models.presets import configured
 
@@ -13,8 +13,7 @@ def _heads(name: str, layer: str) -> dict[str, Heads]:
     """The bare network, and classes by a layer of the pooled features."""
 
     classes = Heads(rows(f"linear {layer} classes"), (k.classes("num_classes"),))
-    bare = Heads(keys=(k.whatever(num_classes=0),), base=True)
-    return {f"{name}ForImageClassification": classes, f"{name}Model": bare}
+    return {f"{name}ForImageClassification": classes, f"{name}Model": Heads(base=True)}
 
 
 def _rows(text: str, config: ConvNet) -> tuple[Row, ...]:
@@ -41,16 +40,13 @@ def _resnet_rows(config: ConvNet) -> tuple[Row, ...]:
     return _rows("".join(_NORMED.format(name=name, path=path, size=size) for name, path, size in each), config)
 
 
-RESNET = Family(
-    name="resnet",
-    prefix="resnet.",
+RESNET = k.family(
+    "resnet",
+    # Theirs reads hidden_act in some places, and has relu in others.
+    """num_channels:channels=3 hidden_sizes:widths=[256,512,1024,2048]~list depths=[3,4,6,3]~list hidden_act==relu
+    layer_type:block=bottleneck~basic>basic,bottleneck>bottleneck embedding_size:stem.width=64
+    downsample_in_bottleneck:stride_early=false downsample_in_first_stage:first_stride=false~false>1,true>2""",
     base=configured(ConvNet, "num_classes=0 stem(size=7 stride=2 pool) count_batches"),
-    keys=k.keys(  # theirs reads hidden_act in some places, and has relu in others
-        """num_channels:channels=3 hidden_sizes:widths=[256,512,1024,2048]~list depths=[3,4,6,3]~list hidden_act==relu
-        layer_type:block=bottleneck~blocks embedding_size:stem.width=64 downsample_in_bottleneck:stride_early=false
-        downsample_in_first_stage:first_stride=false~1|2""",
-        blocks=k.named({"basic": "basic", "bottleneck": "bottleneck"}),
-    ),
     rows=_resnet_rows,
     heads=_heads("ResNet", "classifier.1"),
 )
@@ -80,15 +76,12 @@ def _write_convnext(config: ConvNet) -> dict[str, Any]:
     return {**sizes, "layer_scale_init_value": config.layer_scale or 0.0}
 
 
-CONVNEXT = Family(
-    name="convnext",
-    prefix="convnext.",
+CONVNEXT = k.family(
+    "convnext",
+    """num_channels:channels=3 hidden_sizes:widths=[96,192,384,768]~list depths=[3,3,9,3]~list
+    hidden_act:activation=gelu~plain layer_norm_eps:pool_epsilon=1e-12""",
+    Group(_read_convnext, _write_convnext),
     base=configured(ConvNet, "num_classes=0 block=inverted kernel=7 norm=layer epsilon=1e-6 bias activation=gelu"),
-    keys=k.keys(
-        """num_channels:channels=3 hidden_sizes:widths=[96,192,384,768]~list depths=[3,3,9,3]~list
-        hidden_act:activation=gelu~plain layer_norm_eps:pool_epsilon=1e-12""",
-        Group(_read_convnext, _write_convnext),
-    ),
     rows=lambda config: _rows(_CONVNEXT_ROWS, config),
     heads=_heads("ConvNext", "classifier"),
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from json import loads
 from typing import Any
 
-from jaxmodel.interop.huggingface.rows import rows, spelt, within
+from jaxmodel.interop.huggingface.rows import base, rows, spelt, within
 from jaxmodel.interop.huggingface.table import (
     Family,
     Group,
@@ -53,7 +53,8 @@ def named(names: Mapping[Any, Any]) -> Conversion:
 
 read_activation, write_activation = named(ACTIVATIONS)
 _CONVERTED: dict[str, Any] = {  # of `Conversion`s
-    **{"": (lambda value: value,) * 2, "plain": (read_activation, write_activation), "bool": (bool, bool)},
+    **{"": (lambda value: value,) * 2, "bool": (bool,) * 2, "int": (int,) * 2},
+    "plain": (read_activation, write_activation),
     **{"list": (tuple, list), "inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, int)},
     # The first configs of Gemma say gelu, and mean its approximation.
     **{"gated": named(GATED), "first": named({**GATED, "gelu": "geglu"})},
@@ -66,9 +67,9 @@ def keys(*said: str | Group | Keys, **converted: Any) -> tuple[Group, ...]:
     The last must have that value, for another would be another computation. A default is JSON, or else text. Fields
     with commas between them are all that key's; (a|b) is as in `rows`; a|b are names of one key, both
     of which are written, and the first that is there is read; a conversion stands last:
-    hidden_act:mlp.activation=gelu~plain; false|true is what these two are with us, likewise. `encoder,decoder( … )`,
-    with spaces within, are words about fields of both. Of words about one field the last count, as of rows: a family's
-    own stand after those that it shares.
+    hidden_act:mlp.activation=gelu~plain; or what values are with us: cls>first,mean>mean. `encoder,decoder( … )`, with
+    spaces within, are words about fields of both. Of words about one field the last count, as of rows: a family's own
+    stand after those that it shares.
 
     Args:
       *said: the words, and keys that others have made.
@@ -93,8 +94,8 @@ def _worded(text: str, converted: Mapping[str, Any]) -> Iterator[Group]:
             word, _, how = word.partition("~")
             names, optional, default = word.partition("=")
             key, _, fields = names.partition(":")
-            switch = "|" in how and named(dict(zip((False, True), map(_value, how.split("|")), strict=True)))
-            given = _value(default) if optional else REQUIRED, switch or {**_CONVERTED, **converted}[how]
+            mapped = ">" in how and named(dict(map(_value, each.split(">")) for each in how.split(",")))
+            given = _value(default) if optional else REQUIRED, mapped or {**_CONVERTED, **converted}[how]
             said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
             yield from (_key(name, place + each, *given) for name, each in said for place in places)
 
@@ -431,13 +432,39 @@ def classifier(name: str, pool: Pool | None, said: str | Keys = "", more: str = 
     return headed(Head(bias=bias), name, keys(classes("head.outputs"), said), more, pool=pool, tied=False)
 
 
-def decoder_heads(name: str, count: int = 4, body_name: str = "") -> dict[str, Heads]:
-    """The first so many architectures of a family of decoders, "Llama"; its bare model may have a name of its own."""
-    body_name = body_name or name
+def decoder_heads(
+    name: str, count: int = 4, body_name: str = "", logits: str = "lm_head", tokens: str = "score"
+) -> dict[str, Heads]:
+    """The first so many architectures of a family of decoders, "Llama".
+
+    Args:
+      name: before those of architectures.
+      count: so many.
+      body_name: what stands there in the name of the bare model, if it is another.
+      logits: name of the layer of logits.
+      tokens: that of the layer of a token's classes.
+    """
     found = {
-        f"{name}ForCausalLM": causal(),
-        f"{body_name}Model": body(),
-        f"{body_name}ForSequenceClassification": classifier("score", Pool("last"), bias=False),
-        f"{body_name}ForTokenClassification": classifier("score", None),
+        f"{name}ForCausalLM": causal(logits),
+        f"{body_name or name}Model": body(),
+        f"{body_name or name}ForSequenceClassification": classifier("score", Pool("last"), bias=False),
+        f"{body_name or name}ForTokenClassification": classifier(tokens, None),
     }
     return dict(list(found.items())[:count])
+
+
+# Families
+
+
+def family(said: str, *keyed: Any, text: str = "", **others: Any) -> Family:
+    """A family from words.
+
+    Args:
+      said: its `model_type`, and words of its base: "bert norm.placement=post".
+      *keyed: its keys, as `keys` takes them.
+      text: that of its rows, as `rows` takes it.
+      **others: fields of `Family`; before the names of its body stands its own, unless a prefix is among them.
+    """
+    name, _, words = said.partition(" ")
+    given = {"prefix": f"{name}.", "base": base(words), "keys": keys(*keyed), "rows": rows(text)}
+    return Family(name, **{**given, **others})

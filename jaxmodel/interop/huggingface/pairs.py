@@ -5,7 +5,7 @@ from typing import Any
 from jaxmodel.data.audio import HOP
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.rows import COPY, SIZES, rows, windows
-from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
+from jaxmodel.interop.huggingface.table import Group, Heads, Json, Overrides, Row
 from jaxmodel.models import parts
 from jaxmodel.models.pairs import EncoderDecoder
 from jaxmodel.models.parts import Head, Pool
@@ -41,13 +41,6 @@ def _write_activation(config: EncoderDecoder) -> dict[str, Any]:
     return {"feed_forward_proj": said, "dense_act_fn": name, "is_gated_act": gated}
 
 
-# The decoder has as many as the encoder where config.json does not say.
-_LAYERS = Group(
-    lambda json: {"decoder.num_layers": json["num_layers"] if (n := json.get("num_decoder_layers")) is None else n},
-    lambda config: {"num_decoder_layers": config.decoder.num_layers},
-)
-
-
 def _read_scaled(json: Json) -> Overrides:
     """A head that is the embedding table, and then scaled, or its own; newer versions say of both that it is tied."""
     tied = json.get("scale_decoder_outputs", json.get("tie_word_embeddings") is not False)
@@ -77,20 +70,22 @@ def _t5_rows(config: Any) -> tuple[Row, ...]:
     return rows(_T5_ROWS.replace("(wi|", "(wi_0|wi_1|").replace("(up|", "(gate|up|") if gated else _T5_ROWS)
 
 
-T5 = Family(
-    name="t5",
+T5 = k.family(
+    "t5",
+    """encoder,decoder( vocab_size d_model:embed_dim=512 d_ff:mlp.dim=2048 layer_norm_epsilon:norm.epsilon=1e-6 )
+    encoder.attention,decoder.attention,decoder.cross( d_kv:head_dim=64 num_heads=8 )
+    encoder.attention.relative,decoder.attention.relative( relative_attention_num_buckets:buckets=32
+    relative_attention_max_distance:max_distance=128 )
+    num_layers:encoder.num_layers decoder_start_token_id:start_token=null is_decoder==false""",
+    Group(
+        lambda json: {"decoder.num_layers": json.get("num_decoder_layers") or json["num_layers"]},
+        lambda config: {"num_decoder_layers": config.decoder.num_layers},
+    ),
+    Group(_read_activation, _write_activation),
     prefix="",
     # No position is ever out of reach.
     base=_base("""*(max_length=1048576 attention.relative.buckets=32 mlp.activation=relu norm.epsilon=1e-6)
         *.attention,decoder.cross(scale=1)"""),
-    keys=k.keys(
-        """encoder,decoder( vocab_size d_model:embed_dim=512 d_ff:mlp.dim=2048 layer_norm_epsilon:norm.epsilon=1e-6 )
-        encoder.attention,decoder.attention,decoder.cross( d_kv:head_dim=64 num_heads=8 )
-        encoder.attention.relative,decoder.attention.relative( relative_attention_num_buckets:buckets=32
-        relative_attention_max_distance:max_distance=128 )
-        num_layers:encoder.num_layers decoder_start_token_id:start_token=null is_decoder==false""",
-        *(_LAYERS, Group(_read_activation, _write_activation)),
-    ),
     rows=_t5_rows,
     heads={
         "T5ForConditionalGeneration": Heads(rows(_LOGITS), (Group(_read_scaled, _write_scaled),)),
@@ -137,19 +132,16 @@ def _read_scale(json: Json) -> Overrides:
 # The last token of the target: the source again, moved on by one.
 _DENSE = "linear classification_head.dense pool/dense"
 _LAST_TOKEN = k.classifier("classification_head.out_proj", Pool("last", activation="tanh"), more=_DENSE)
-BART = Family(
-    name="bart",
+BART = k.family(
+    "bart",
+    # With tie_word_embeddings=false, each part would have a table of its own.
+    """encoder,decoder( vocab_size max_position_embeddings:max_length=1024 ) tie_word_embeddings==true
+    normalize_before==false normalize_embedding==true add_final_layer_norm==false static_position_embeddings==false""",
+    *(_KEYS, Group(_read_scale, lambda config: {"scale_embedding": config.encoder.stem.scale is not None})),
     prefix="model.",
     base=_base("""*(base=biased norm.placement=post stem(positions=learned position_offset=2 norm)) decoder.tied
         *.attention,decoder.cross(bias key_bias output_bias)"""),
-    keys=k.keys(
-        # With tie_word_embeddings=false, each part would have a table of its own.
-        """encoder,decoder( vocab_size max_position_embeddings:max_length=1024 ) tie_word_embeddings==true
-        normalize_before==false normalize_embedding==true add_final_layer_norm==false
-        static_position_embeddings==false""",
-        *(_KEYS, Group(_read_scale, lambda config: {"scale_embedding": config.encoder.stem.scale is not None})),
-    ),
-    rows=rows(f"copy shared.weight encoder/stem/tokens{_ROWS}"),
+    text=f"copy shared.weight encoder/stem/tokens{_ROWS}",
     heads={
         "BartForConditionalGeneration": _words(f"{_LOGITS}batched final_logits_bias decoder/head/bias", bias=True),
         "BartModel": _BARE,
@@ -167,21 +159,17 @@ _WHISPER_ROWS = """
 """
 
 
-WHISPER = Family(
-    name="whisper",
+WHISPER = k.family(
+    "whisper",
+    """vocab_size:decoder.vocab_size max_target_positions:decoder.max_length=448 scale_embedding==false
+    max_source_positions:encoder.max_length=1500 num_mel_bins:encoder.spectrogram.bands=80
+    use_weighted_layer_sum==false""",
+    _KEYS,
+    # A position is two frames.
+    k.implied("encoder.spectrogram.samples", lambda json: 2 * HOP * json.get("max_source_positions", 1500)),
     prefix="model.",
     base=_base("""*(base=biased stem.positions=learned) *.attention,decoder.cross(bias key_bias=false output_bias)
         encoder(vocab_size=none spectrogram.samples=320) decoder.tied shared=false"""),
-    keys=k.keys(
-        """vocab_size:decoder.vocab_size max_target_positions:decoder.max_length=448 scale_embedding==false
-        max_source_positions:encoder.max_length=1500 num_mel_bins:encoder.spectrogram.bands=80
-        use_weighted_layer_sum==false""",
-        # A position is two frames.
-        *(
-            _KEYS,
-            k.implied("encoder.spectrogram.samples", lambda json: 2 * HOP * json.get("max_source_positions", 1500)),
-        ),
-    ),
     rows=rows(_ROWS + _WHISPER_ROWS, frames=(windows(3, dims=1), COPY)),
     heads={
         "WhisperForConditionalGeneration": _words("transposed proj_out.weight decoder/head/logits"),

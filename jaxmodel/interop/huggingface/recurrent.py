@@ -6,8 +6,8 @@ from typing import Any
 from jaxmodel.interop.huggingface import experts
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import BIASES, LLAMA_ROWS, QK_EPSILON, SIZES, decoder, head_dim
-from jaxmodel.interop.huggingface.rows import FLAT, TRANSPOSED, base, in_turn, rows
-from jaxmodel.interop.huggingface.table import WHOLE, Family, Group, Json, Overrides, Row
+from jaxmodel.interop.huggingface.rows import FLAT, TRANSPOSED, in_turn, rows
+from jaxmodel.interop.huggingface.table import WHOLE, Group, Json, Overrides, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Recurrence
 
@@ -51,23 +51,20 @@ def _write_limits(config: Transformer) -> dict[str, Any]:
 
 
 _LIMITS = Group(_read_limits, _write_limits)
-MAMBA2 = Family(
-    name="mamba2",
+MAMBA2 = k.family(
+    f"mamba2 sublayers=recurrence {_SSD}",
+    # Nothing in it limits how long a text may be.
+    """recurrence( num_heads=128 head_dim=64 state_size:state_dim=128 n_groups:num_groups=8 conv_kernel:kernel=4
+    chunk_size:chunk=256 use_conv_bias:conv_bias=true use_bias:bias=false )
+    vocab_size hidden_size:embed_dim num_hidden_layers:num_layers layer_norm_epsilon:norm.epsilon=1e-5
+    tie_word_embeddings:tied=false hidden_act==silu max_position_embeddings:max_length=1048576""",
+    *(Group(_read_expand, lambda config: {"expand": _inner(config) // config.embed_dim}), _LIMITS),
     prefix="backbone.",
-    base=base(f"sublayers=recurrence {_SSD}"),
-    keys=k.keys(
-        # Nothing in it limits how long a text may be.
-        """recurrence( num_heads=128 head_dim=64 state_size:state_dim=128 n_groups:num_groups=8 conv_kernel:kernel=4
-        chunk_size:chunk=256 use_conv_bias:conv_bias=true use_bias:bias=false )
-        vocab_size hidden_size:embed_dim num_hidden_layers:num_layers layer_norm_epsilon:norm.epsilon=1e-5
-        tie_word_embeddings:tied=false hidden_act==silu max_position_embeddings:max_length=1048576""",
-        *(Group(_read_expand, lambda config: {"expand": _inner(config) // config.embed_dim}), _LIMITS),
-    ),
-    rows=rows(f"""{MAMBA_ROWS}
+    text=f"""{MAMBA_ROWS}
         copy embeddings.weight stem/tokens
         norm norm_f            norm
         norm layers.{{i}}.norm stack/recurrence_norm
-    """),
+    """,
     heads=k.decoder_heads("Mamba2", 2),
 )
 
@@ -107,15 +104,14 @@ _TOGETHER = "by_group layers.{i}.linear_attn.in_proj_(qkvz|ba) stack/recurrence/
 _BASE = """attention(qk_norm=head gate) recurrence(num_heads=1 head_dim=1 kind=delta norm=head norm_first)
     norm.offset=1"""
 QWEN3_5 = decoder(
-    *("qwen3_5_text", k.decoder_heads("Qwen3_5", 3, "Qwen3_5Text"), _DELTA),
-    **{"words": _BASE, "rows": _qwen_rows(_SEPARATE), "ignored": ("mtp.*",)},
+    *(f"qwen3_5_text {_BASE}", k.decoder_heads("Qwen3_5", 3, "Qwen3_5Text"), _DELTA),
+    **{"rows": _qwen_rows(_SEPARATE), "ignored": ("mtp.*",)},
 )
 _SHARED = k.keys(
     *(k.without(SIZES, "intermediate_size", "hidden_act"), _DELTA), "shared_expert_intermediate_size:moe.shared_dim=512"
 )
 QWEN3_5_MOE = decoder(
-    *("qwen3_5_moe_text", k.decoder_heads("Qwen3_5Moe", 2, "Qwen3_5MoeText")),
-    words=f"{_BASE} {experts.SHARED}",
+    *(f"qwen3_5_moe_text {_BASE} {experts.SHARED}", k.decoder_heads("Qwen3_5Moe", 2, "Qwen3_5MoeText")),
     keys=k.keys(_SHARED, experts.experts(256, 8, "moe_intermediate_size")),
     rows=_qwen_rows(_SEPARATE, experts.SHARED_ROWS),
     ignored=("mtp.*",),
@@ -162,15 +158,14 @@ def _write_falcon(config: Transformer) -> dict[str, Any]:
 
 
 FALCON_H1 = decoder(
-    *("falcon_h1", k.decoder_heads("FalconH1", 2), _LIMITS),
+    *(f"falcon_h1 sublayers=hybrid,mlp {_SSD}", k.decoder_heads("FalconH1", 2), _LIMITS),
     f"""{experts.EPSILON} {BIASES} mlp_bias:mlp.bias=false hidden_act==silu key_multiplier:attention.key_scale=1.0
     recurrence( mamba_n_heads:num_heads=128 mamba_d_state:state_dim=256 mamba_n_groups:num_groups=1
     mamba_d_conv:kernel=4 mamba_chunk_size:chunk=256 mamba_norm_before_gate:norm_first=true mamba_proj_bias:bias=false
-    mamba_conv_bias:conv_bias=true mamba_rms_norm:norm=false~none|group ssm_out_multiplier:output_scale=1.0 )
+    mamba_conv_bias:conv_bias=true mamba_rms_norm:norm=false~false>none,true>group ssm_out_multiplier:output_scale=1.0 )
     attention_out_multiplier:attention.output_scale=1.0 embedding_multiplier:stem.scale=1.0
     lm_head_multiplier:head.scale=1.0""",
     Group(_read_falcon, _write_falcon),  # what it reads lies over the keys before it
-    words=f"sublayers=hybrid,mlp {_SSD}",
     rows=rows(f"""{LLAMA_ROWS.replace(".mlp.", ".feed_forward.")}{MAMBA_ROWS.replace("mixer", "mamba")}
         norm final_layernorm                      norm
         norm layers.{{i}}.(input|pre_ff)_layernorm stack/(hybrid|mlp)_norm

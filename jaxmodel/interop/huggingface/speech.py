@@ -2,8 +2,8 @@
 
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.encoders import ENCODER_KEYS
-from jaxmodel.interop.huggingface.rows import COPY, base, rows, windows
-from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides, Row
+from jaxmodel.interop.huggingface.rows import COPY, rows, windows
+from jaxmodel.interop.huggingface.table import Family, Group, Json, Overrides, Row
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import Head, Pool, Waveform
 
@@ -41,46 +41,33 @@ def _rows(config: Transformer) -> tuple[Row, ...]:
     return rows(before + _ROWS, places=windows(sound.position_kernel, 1), **forms)
 
 
-_LETTERS = k.keys("vocab_size:head.outputs=32~letters", letters=(lambda count: count or 32, int))
-_NARROW = "classifier_proj_size:head.dim=256"
+def _family(name: str, classes: str, said: str) -> Family:
+    """One of them, with keys of its own, whose architecture classes' names begin so.
 
-
-def _heads(name: str) -> dict[str, Heads]:
-    """CTC has logits of each frame; a layer narrows what is classified, and may do so behind the mean as before it."""
-    return {
-        f"{name}ForCTC": k.headed(Head(bias=True), "lm_head", _LETTERS),
-        f"{name}Model": k.body(),
-        f"{name}ForSequenceClassification": k.classifier(
-            "classifier", Pool("mean"), _NARROW, "linear projector head/dense"
-        ),
-    }
-
-
-WAV2VEC2 = Family(
-    name="wav2vec2",
-    prefix="wav2vec2.",
-    # Theirs has no bound of a length; this is 11 minutes.
-    base=base("base=biased attention.causal=false vocab_size=none max_length=32768 waveform.norm=group"),
-    keys=k.keys(
-        *(ENCODER_KEYS, Group(_read_masks)),
-        """layer_norm_eps:norm.epsilon=1e-5 do_stable_layer_norm:norm.placement=false~post|pre
+    CTC has logits of each frame; a layer narrows what is classified, and may do so behind the mean as before it.
+    """
+    return k.family(
+        # Theirs has no bound of a length; this is 11 minutes.
+        f"{name} base=biased attention.causal=false vocab_size=none max_length=32768 waveform.norm=group",
+        *(ENCODER_KEYS, Group(_read_masks), said),
+        """layer_norm_eps:norm.epsilon=1e-5 do_stable_layer_norm:norm.placement=false~false>post,true>pre
         conv_dim:waveform.dims=[512,512,512,512,512,512,512]~list conv_bias:waveform.bias=false
         conv_kernel:waveform.kernels=[10,3,3,3,3,2,2]~list conv_stride:waveform.strides=[5,2,2,2,2,2,2]~list
         feat_extract_norm:waveform.norm=group feat_extract_activation:waveform.activation=gelu~plain
         mask_time_prob:waveform.mask_fraction=0.05 mask_time_length:waveform.mask_length=10
         num_conv_pos_embeddings:waveform.position_kernel=128 num_conv_pos_embedding_groups:waveform.position_groups=16
-        use_weighted_layer_sum==false add_adapter==false adapter_attn_dim==null""",
-    ),
-    rows=_rows,
-    heads=_heads("Wav2Vec2"),
-    renamed={rf"conv\.weight_{old}$": f"conv.parametrizations.weight.original{i}" for i, old in enumerate("gv")},
-)
-HUBERT = WAV2VEC2._replace(
-    name="hubert",
-    prefix="hubert.",
-    keys=k.keys(
-        k.without(WAV2VEC2.keys, "add_adapter", "adapter_attn_dim"),
-        "feat_proj_layer_norm==true conv_pos_batch_norm==false",
-    ),
-    heads=_heads("Hubert"),
-)
+        use_weighted_layer_sum==false""",
+        rows=_rows,
+        heads={
+            f"{classes}ForCTC": k.headed(Head(bias=True), "lm_head", "vocab_size:head.outputs=32"),
+            f"{classes}Model": k.body(),
+            f"{classes}ForSequenceClassification": k.classifier(
+                *("classifier", Pool("mean"), "classifier_proj_size:head.dim=256", "linear projector head/dense")
+            ),
+        },
+        renamed={rf"conv\.weight_{old}$": f"conv.parametrizations.weight.original{i}" for i, old in enumerate("gv")},
+    )
+
+
+WAV2VEC2 = _family("wav2vec2", "Wav2Vec2", "add_adapter==false adapter_attn_dim==null")
+HUBERT = _family("hubert", "Hubert", "feat_proj_layer_norm==true conv_pos_batch_norm==false")

@@ -1,7 +1,6 @@
 """Families that read images and text, as data: towers side by side, and a tower before a language model."""
 
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ from jaxmodel.config import replace
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import LLAMA
 from jaxmodel.interop.huggingface.encoders import ENCODER_KEYS, images
-from jaxmodel.interop.huggingface.rows import base, rows, within
+from jaxmodel.interop.huggingface.rows import rows, within
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides
 from jaxmodel.models.pairs import Towers, VisionLanguage
 from jaxmodel.models.parts import MLP
@@ -26,8 +25,6 @@ _IMAGE_ROWS = f"""{_ROWS}
     patches embeddings.patch_embedding        stem/patches
 """
 _POSITIONS = ("*embeddings.position_ids",)
-_BASE = "base=biased stem.positions=learned head=none"
-_TWO_WAYS = f"{_BASE} attention.causal=false"
 _ALONE = Heads(base=True)
 
 
@@ -39,51 +36,43 @@ def _read_end(json: Json) -> Overrides:
     return {"pool.kind": "highest", "pool.token": None} if token == 2 else {"pool.token": token}
 
 
+def _tower(said: str, *keyed: Any, **others: Any) -> Family:
+    """A tower alone, "clip_text_model", with "text_model." before its names; the rest as `family` takes it."""
+    given = {"prefix": said.split()[0].partition("_")[2] + ".", "ignored": _POSITIONS}
+    return k.family(f"{said} base=biased stem.positions=learned head=none", ENCODER_KEYS, *keyed, **given, **others)
+
+
 def _clip_heads(name: str, projection: str) -> Mapping[str, Heads]:
     """A tower alone, and with the projection to the space of both."""
-
-    projected = rows(f"transposed {projection}.weight pool/projection")
-    return {
-        name: Heads(keys=(k.whatever(**{"pool.dim": None}),), base=True),
-        f"{name}WithProjection": Heads(rows=projected, keys=k.keys("projection_dim:pool.dim=512")),
-    }
+    more = Heads(rows(f"transposed {projection}.weight pool/projection"), k.keys("projection_dim:pool.dim=512"))
+    return {name: _ALONE, f"{name}WithProjection": more}
 
 
 def _pair(name: str, architecture: str, image: Family, text: Family, keys: str, more: str, **fields: Any) -> Family:
     """Two towers, whose vectors have length 1."""
     unit = {"pool.normalize": True}
-    return Family(
-        name=name,
+    return k.family(
+        *(name, k.nested("text_config", "text", text), k.nested("vision_config", "image", image), keys),
         prefix="",
         base=Towers(image=replace(image.base, unit), text=replace(text.base, unit), **fields),
-        keys=k.keys(k.nested("text_config", "text", text), k.nested("vision_config", "image", image), keys),
         rows=(*within("text_model.", "text", text.rows), *within("vision_model.", "image", image.rows), *rows(more)),
         heads={architecture: _ALONE},
         ignored=_POSITIONS,
     )
 
 
-_CLIP = k.keys(ENCODER_KEYS, "hidden_act:mlp.activation=quick_gelu~plain layer_norm_eps:norm.epsilon=1e-5")
-CLIP_TEXT = Family(
-    name="clip_text_model",
-    prefix="text_model.",
-    base=base(f"{_BASE} pool(kind=token token=49407)"),
-    keys=k.keys(
-        _CLIP,
-        """vocab_size=49408 max_position_embeddings:max_length=77 hidden_size:embed_dim=512
-        intermediate_size:mlp.dim=2048 num_attention_heads:attention.num_heads=8""",
-        Group(_read_end, lambda config: {"eos_token_id": (config.pool and config.pool.token) or 2}),
-    ),
-    rows=rows(_TEXT_ROWS),
+_CLIP = "hidden_act:mlp.activation=quick_gelu~plain layer_norm_eps:norm.epsilon=1e-5"
+CLIP_TEXT = _tower(
+    "clip_text_model pool(kind=token token=49407)",
+    f"""{_CLIP} vocab_size=49408 max_position_embeddings:max_length=77 hidden_size:embed_dim=512
+    intermediate_size:mlp.dim=2048 num_attention_heads:attention.num_heads=8""",
+    Group(_read_end, lambda config: {"eos_token_id": (config.pool and config.pool.token) or 2}),
+    text=_TEXT_ROWS,
     heads=_clip_heads("CLIPTextModel", "text_projection"),
-    ignored=_POSITIONS,
 )
-CLIP_IMAGE = CLIP_TEXT._replace(
-    name="clip_vision_model",
-    prefix="vision_model.",
-    base=base(f"{_TWO_WAYS} stem.norm pool.norm"),
-    keys=k.keys(_CLIP, images(patch=32, bias=False)),
-    rows=rows(f"{_IMAGE_ROWS}norm (pre_layr|post_layer)norm (stem|pool)/norm"),
+CLIP_IMAGE = _tower(
+    *("clip_vision_model attention.causal=false stem.norm pool.norm", _CLIP, images(patch=32, bias=False)),
+    text=f"{_IMAGE_ROWS}norm (pre_layr|post_layer)norm (stem|pool)/norm",
     heads=_clip_heads("CLIPVisionModel", "visual_projection"),
 )
 CLIP = _pair(
@@ -91,26 +80,22 @@ CLIP = _pair(
     "logit_scale_init_value:logit_scale=2.6592 projection_dim:text.pool.dim,image.pool.dim=512",
     "copy logit_scale logit_scale\ntransposed (text|visual)_projection.weight (text|image)/pool/projection",
 )
-_SIGLIP = k.keys(ENCODER_KEYS, "hidden_act:mlp.activation=gelu_pytorch_tanh~plain layer_norm_eps:norm.epsilon=1e-6")
-SIGLIP_TEXT = CLIP_TEXT._replace(
-    name="siglip_text_model",
-    base=base(f"{_TWO_WAYS} stem.slots pool(kind=slot dim=1 bias)"),
-    keys=k.keys(
-        *(_SIGLIP, "vocab_size=32000 max_position_embeddings:max_length=64 projection_size:pool.dim=null"),
-        k.implied("pool.dim", lambda json: json.get("projection_size") or json.get("hidden_size", 768)),
-    ),
-    rows=rows(f"{_TEXT_ROWS}linear head pool/projection"),
+_SIGLIP = "hidden_act:mlp.activation=gelu_pytorch_tanh~plain layer_norm_eps:norm.epsilon=1e-6"
+SIGLIP_TEXT = _tower(
+    "siglip_text_model attention.causal=false stem.slots pool(kind=slot dim=1 bias)",
+    f"{_SIGLIP} vocab_size=32000 max_position_embeddings:max_length=64 projection_size:pool.dim=null",
+    k.implied("pool.dim", lambda json: json.get("projection_size") or json.get("hidden_size", 768)),
+    text=f"{_TEXT_ROWS}linear head pool/projection",
     heads={"SiglipTextModel": _ALONE},
 )
 _SIGLIP_HEAD = Group(
     lambda json: {} if json.get("vision_use_head", True) else {"pool": None},
     lambda config: {"vision_use_head": config.pool is not None},
 )
-SIGLIP_IMAGE = CLIP_IMAGE._replace(
-    name="siglip_vision_model",
-    base=base(f"{_TWO_WAYS} pool.kind=attention"),
-    keys=k.keys(_SIGLIP, images(class_token=False), _SIGLIP_HEAD),
-    rows=rows(f"""{_IMAGE_ROWS}
+SIGLIP_IMAGE = _tower(
+    *("siglip_vision_model attention.causal=false pool.kind=attention", _SIGLIP),
+    *(images(class_token=False), _SIGLIP_HEAD),
+    text=f"""{_IMAGE_ROWS}
         norm       post_layernorm                norm
         token      head.probe                    pool/probe
         transposed head.attention.in_proj_weight pool/attention/query+key+value
@@ -118,7 +103,7 @@ SIGLIP_IMAGE = CLIP_IMAGE._replace(
         linear     head.attention.out_proj       pool/attention/output
         norm       head.layernorm                pool/mlp_norm
         linear     head.mlp.fc(1|2)              pool/mlp/(up|down)
-    """),
+    """,
     heads={"SiglipVisionModel": _ALONE},
 )
 SIGLIP = _pair(
@@ -131,8 +116,6 @@ _LLAMA = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, 
 _LLAMA |= {"num_attention_heads": 32, "max_position_embeddings": 2048}
 _LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 _LARGE |= {"image_size": 336, "patch_size": 14}
-# Whether the class token is read, too; and one layer, no list of them.
-_SEEN = {"how": k.named({"default": False, "full": True}), "one": (operator.index, operator.index)}
 
 
 def _read_text(json: Json) -> Overrides:
@@ -146,18 +129,14 @@ def _write_text(config: VisionLanguage) -> dict[str, Any]:
     return {"image_seq_length": config.num_vectors, "tie_word_embeddings": config.text.tied}
 
 
-LLAVA = Family(
-    name="llava",
+LLAVA = k.family(
+    *("llava", k.nested("vision_config", "image", CLIP_IMAGE, _LARGE), k.nested("text_config", "text", LLAMA, _LLAMA)),
+    """image_token_index:text.stem.image_token=32000 projector_hidden_act:projector.activation=gelu~plain
+    multimodal_projector_bias:projector.bias=true vision_feature_layer:feature_layer=-2~int
+    vision_feature_select_strategy:class_token=default~default>false,full>true""",
+    Group(_read_text, _write_text),
     prefix="",
     base=VisionLanguage(CLIP_IMAGE.base, LLAMA.base, MLP(dim=1, activation="gelu", bias=True)),
-    keys=k.keys(
-        *(k.nested("vision_config", "image", CLIP_IMAGE, _LARGE), k.nested("text_config", "text", LLAMA, _LLAMA)),
-        """image_token_index:text.stem.image_token=32000 projector_hidden_act:projector.activation=gelu~plain
-        multimodal_projector_bias:projector.bias=true vision_feature_layer:feature_layer=-2~one
-        vision_feature_select_strategy:class_token=default~how""",
-        Group(_read_text, _write_text),
-        **_SEEN,
-    ),
     rows=(
         *within("vision_tower.", "image", CLIP_IMAGE.rows),
         *within("language_model.model.", "text", LLAMA.rows),
