@@ -138,7 +138,8 @@ def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -
         heads, widths = (heads, (width, width)) if a.latent is None else (1, (a.latent.kv_rank, a.latent.rope_dim))
         slots = length if a.window is None else min(a.window, length)
         shape = (heads, slots) if slots == length else (slots, heads)
-        kept = *(zeros(*shape, each) for each in widths), jnp.full((batch_size, slots), ABSENT, jnp.int32)
+        keys, values = (zeros(*shape, each) for each in widths)
+        kept = keys, values, jnp.full((batch_size, slots), ABSENT, jnp.int32)
         found.append(FullCache(*kept, jnp.zeros((), jnp.int32)) if slots == length else SlidingCache(*kept))
     if (r := config.recurrence) is not None and config.has("recurrence"):
         pair, value = zeros(r.kernel - 1, r.groups, r.state_dim), zeros(r.kernel - 1, r.num_heads, r.head_dim)
