@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmodel.model import Model, from_function, from_nnx
 from jaxmodel.models.configs import Transformer, Variant
-from jaxmodel.models.parts import MLP, Attention, Head, Images, MoE, Norm, Pool, Stem
+from jaxmodel.models.parts import MLP, Attention, Head, Images, MoE, Norm, PerLayer, Pool, Stem
 from jaxmodel.models.plain import ConvNet, Perceptron
 
 VOCAB, LENGTH, BATCH, DIM = 64, 16, 8, 32
@@ -52,6 +52,25 @@ MIXTURE = Transformer(
     moe=MoE(num_experts=8, dim=32),
     first=("dense",),
     variants=(Variant("dense", (("moe", None),)),),
+)
+
+# Two blocks whose keys and values the four behind them reuse, and vectors for each layer.
+REUSE = Transformer(
+    vocab_size=VOCAB,
+    max_length=32,
+    embed_dim=DIM,
+    num_layers=6,
+    attention=Attention(num_heads=8, num_kv_heads=2, rotary=True, qk_norm="head", sharing="reuse"),
+    mlp=MLP(dim=64, activation="geglu"),
+    per_layer=PerLayer(dim=8, vocab_size=VOCAB),
+    tied=True,
+    first=("local_kept", "kept"),
+    pattern=("local", "block"),
+    variants=(
+        Variant("local", (("attention.window", 6),)),
+        Variant("local_kept", (("attention.window", 6), ("attention.sharing", "keep"))),
+        Variant("kept", (("attention.sharing", "keep"),)),
+    ),
 )
 
 # BERT's block, read by its first token; and ViT's, of images of 8 x 8 pixels.
@@ -128,6 +147,7 @@ CONTRACT: dict[str, Entry] = {
     "gpt": Entry(GPT.build, "language_model", "tokens"),
     "pattern": Entry(PATTERN.build, "language_model", "tokens"),
     "mixture": Entry(MIXTURE.build, "language_model", "tokens"),
+    "reuse": Entry(REUSE.build, "language_model", "tokens"),
     "encoder": Entry(ENCODER.build, "classification", "tokens"),
     "vision": Entry(VISION.build, "classification", "images"),
     "conv": Entry(CONV.build, "classification", "images"),
@@ -136,7 +156,7 @@ CONTRACT: dict[str, Entry] = {
     "function": Entry(functools.partial(from_function, _init_function, _apply_function), "classification", "features"),
 }
 
-CAUSAL = {"gpt": GPT, "pattern": PATTERN, "mixture": MIXTURE}
+CAUSAL = {"gpt": GPT, "pattern": PATTERN, "mixture": MIXTURE, "reuse": REUSE}
 
 
 @functools.cache

@@ -40,6 +40,7 @@ class Transformer(Buildable):
     cross: parts.Attention | None = field(None, help="attention of a block to what an encoder read")
     norm: parts.Norm = field(parts.Norm(), help="normalisation")
     stem: parts.Stem = field(parts.Stem(), help="how tokens become vectors")
+    per_layer: parts.PerLayer | None = field(None, help="a narrow vector of each token for each layer")
     images: parts.Images | None = field(None, help="images in place of tokens")
     waveform: parts.Waveform | None = field(None, help="samples of sound in place of tokens")
     spectrogram: parts.Spectrogram | None = field(None, help="sound in place of tokens, as log-mel frames")
@@ -155,6 +156,7 @@ class Transformer(Buildable):
         dim, width = self.embed_dim, (self.head and self.head.dim) or self.embed_dim
         products = self.num_outputs * width * (self.pool is None) + dim * (self.stem.embed_dim or 0)
         products += sum(each.products(dim) for each in (self.images, self.waveform, self.spectrogram) if each)
+        products += self.per_layer.products(dim, self.num_layers) if self.per_layer else 0
         for pattern, repeats in self.segments:
             products += repeats * sum(self.variant(name)._products(length) for name in pattern)
         return 6.0 * products
@@ -179,10 +181,24 @@ class Transformer(Buildable):
         if self.length is not None and self.length > self.max_length:
             yield f"{self.reads[0]} become {self.length} tokens, <max_length> is smaller: raise it"
         yield from self._wrong_ends()
+        yield from self._wrong_sharing()
         for name in dict.fromkeys((*self.first, *self.pattern)):
             block = self.variant(name)
             for message in block._wrong_block():
                 refuse(block, message)
+
+    def _wrong_sharing(self) -> Iterator[str]:
+        """Of blocks that keep keys and values, and of those that reuse them."""
+        kept: dict[int | None, tuple[int, ...]] = {}
+        for pattern, repeats in self.segments:
+            for name in pattern:
+                a = self.variant(name).attention
+                if a.sharing == "reuse" and kept.get(a.window) != a.sizes(self.embed_dim)[1:]:
+                    yield f"block variant {name}: no earlier one with its window, key heads and head width keeps them"
+                if a.sharing == "keep":
+                    kept[a.window] = a.sizes(self.embed_dim)[1:]
+                    if repeats > 1:
+                        yield f"block variant {name} keeps keys and values {repeats} times: name it in model.first"
 
     def _wrong_ends(self) -> Iterator[str]:
         """Of pool and head."""

@@ -14,6 +14,7 @@ HALVES = ("attention", "recurrence", "hybrid", "cross", "mlp")
 QK_NORMS = ("none", "head", "all", "layer")
 PLACEMENTS = ("pre", "post", "output", "both", "parallel", "shared")
 POOLS = ("first", "mean", "last", "token", "highest", "slot", "attention", "max", "first_mean")
+SHARING = ("none", "keep", "reuse")
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 
 
@@ -62,7 +63,8 @@ class Attention(Config):
     """Multi-head attention; fewer key/value heads make it grouped-query attention (arXiv:2305.13245).
 
     Queries and keys may have an RMS norm of each head or of all together, or a layer norm of each head, each of which
-    has a scale of its own.
+    has a scale of its own. A block that reuses keys and values has those of the last one before it that keeps them and
+    has the same window (arXiv:2405.12981).
     """
 
     num_heads: int = field(help="query heads", low=1)
@@ -77,6 +79,7 @@ class Attention(Config):
     qk_norm_epsilon: float = field(1e-6, help="added to their variance", low=0.0)
     keys_as_values: bool = field(False, help="values are the keys before norm and positions (Gemma 4)")
     value_norm: bool = field(False, help="RMS norm of each head's values, without a scale (Gemma 4)")
+    sharing: str = field("none", help="keys, values: keep them for later blocks, or reuse those kept", choices=SHARING)
     relative: Relative | None = field(None, help="a learned bias on scores by distance")
     scale: float | None = field(None, help="of the scores (default: 1 / sqrt(head_dim))", low=0.0)
     key_scale: float | None = field(None, help="of the keys (Falcon-H1)", low=0.0)
@@ -96,7 +99,7 @@ class Attention(Config):
     def products(self, dim: int, length: int) -> int:
         """Multiply-adds for one token of a sequence of `length`, `dim` wide."""
         (_, groups, width), seen, latent = self.sizes(dim), min(length, self.window or length), self.latent
-        heads, groups = self.num_heads * width, groups * width
+        heads, groups = self.num_heads * width, groups * width * (self.sharing != "reuse")
         if latent is None:
             return dim * ((2 + self.gate) * heads + 2 * groups) + 2 * heads * seen
         narrow, values = latent.q_rank or 0, self.num_heads * latent.value_dim
@@ -212,6 +215,17 @@ class Stem(Config):
     num_types: int = field(0, help="kinds of segments, each with a vector (BERT); 0: none", low=0)
     norm: bool = field(False, help="normalise the embeddings before the first block")
     embed_dim: int | None = field(None, help="width of the tables, if another (arXiv:1909.11942)", low=1)
+
+
+class PerLayer(Config):
+    """A narrow vector of each token for each layer, which scales what a last half of its block gives (Gemma 3n, 4)."""
+
+    dim: int = field(help="width of a vector", low=1)
+    vocab_size: int = field(help="tokens in the vocabulary of their table", low=1)
+
+    def products(self, dim: int, layers: int) -> int:
+        """Multiply-adds for one token in so many layers, `dim` wide."""
+        return 3 * layers * self.dim * dim
 
 
 class Images(Config):

@@ -20,8 +20,8 @@ from jaxmodel.nn.head import Head, Pool
 from jaxmodel.nn.mask import ABSENT, Seen, Source, positions_of
 from jaxmodel.nn.norm import Norm
 from jaxmodel.nn.relative import Relative
-from jaxmodel.nn.stack import by_kind, init_stack, run_stack
-from jaxmodel.nn.stem import Stem
+from jaxmodel.nn.stack import beside, by_kind, init_stack, run_stack
+from jaxmodel.nn.stem import PerLayer, Stem
 from jaxmodel.sharding import Partitioning
 
 
@@ -70,13 +70,18 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         examples = {
             "stem": (stem_key, jnp.zeros(shape, kind), tokens, {}),
             "relative": (jax.random.fold_in(stem_key, 1),),
+            "per_layer": (jax.random.fold_in(stem_key, 2), one, x),
             "norm": (norm_key, x),
             "pool": (pool_key, x, None, tokens),
             "head": (head_key, jnp.zeros((1, 1, read_dim), dtype), table),
         }
 
         def block(kind: str, key: jax.Array) -> Any:
-            return blocks[kind].init({"params": key}, x, seen)["params"]
+            (_, G, K), window = kinds[kind].attention.sizes(config.embed_dim), kinds[kind].attention.window
+            nothing = jnp.zeros((1, 1, G, K), dtype)
+            return blocks[kind].init({"params": key}, x, seen._replace(kept={str(window): (nothing, nothing, one)}))[
+                "params"
+            ]
 
         found = {"stack": init_stack(stack_key, config.segments, {k: functools.partial(block, k) for k in kinds})}
         for name, module in parts.items():
@@ -100,8 +105,12 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         return values
 
     def block_runner(kind: str, seen: Seen) -> Any:
-        def run(params: Params, x: jax.Array, cache: Any, key: Key) -> Any:
-            return blocks[kind].apply({"params": params}, x, seen, cache, rngs=layer.rngs(key))
+        def run(variables: Any, entering: Any, cache: Any, key: Key) -> Any:
+            x, kept = entering
+            told, drawn = seen._replace(kept=kept), layer.rngs(key)
+            out, more = blocks[kind].apply(variables, x, told, cache, rngs=drawn, mutable=["kept"])
+            x, cache, losses = out
+            return (x, kept | more.get("kept", {}).get("attention", {})), cache, losses
 
         return jax.checkpoint(run) if config.execution.remat and seen.train else run
 
@@ -121,8 +130,11 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         relative = run("relative", params) if "relative" in parts else None
         seen = seen._replace(source=_source(config, batch, bool(state)), relative=relative)
         runners = {kind: block_runner(kind, seen) for kind in kinds}
-        stack, caches = params["stack"], state["stack"] if state else None
-        x, caches, losses = run_stack(stack, x, caches, stack_key, config.segments, runners, config.execution.scan)
+        given = {"per_layer": run("per_layer", params, inputs, x)} if config.per_layer else {}
+        stack, caches = beside(params["stack"], given, config.segments), state["stack"] if state else None
+        (x, _), caches, losses = run_stack(
+            stack, (x, {}), caches, stack_key, config.segments, runners, config.execution.scan
+        )
         if "norm" in parts:
             x = run("norm", params, x)
         lengths = jnp.sum(real, axis=1, dtype=jnp.int32)
@@ -152,6 +164,7 @@ def _modules(config: Transformer, partitioning: Partitioning | None) -> tuple[di
     parts = {
         "stem": Stem(partitioning, config),
         "relative": Relative(partitioning, config) if config.attention.relative else None,
+        "per_layer": PerLayer(partitioning, config) if config.per_layer else None,
         "norm": Norm(partitioning, config.norm) if final_norm else None,
         "pool": Pool(partitioning, config) if config.pool else None,
         "head": Head(partitioning, config) if config.head else None,

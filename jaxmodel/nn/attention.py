@@ -92,6 +92,8 @@ class Attention(Half):
     def __call__(self, x: jax.Array, seen: Seen, cache: Any) -> tuple[jax.Array, Any]:
         config, T = self.config, x.shape[1]
         q, read, cache, widen = self._projected(x, seen, cache)
+        if config.sharing == "keep":
+            self.sow("kept", str(config.window), read[:3], reduce_fn=lambda _, read: read)
         scale = config.sizes(self.dim)[-1] ** -0.5 if config.scale is None else config.scale
         sinks = self.vector("sinks", "heads", (config.num_heads,), zeros) if config.sinks else None
         relative = seen.relative if config.relative else None
@@ -126,6 +128,10 @@ class Attention(Half):
         if config.latent is not None:
             return self._latent(x, seen, cache, config.latent)
         q = self._project(x, "query", "heads", H, K)
+        if config.sharing == "reuse":
+            q = q if config.qk_norm == "none" else self._normalize(q, "query_norm")
+            q = rotate(q, seen.positions, config, self.model.max_length) if config.rotary else q
+            return q, (*seen.kept[str(config.window)], seen.segments), cache, None
         k = scaled(self._project(x, "key", "kv_heads", G, K), config.key_scale)
         v = k if config.keys_as_values else self._project(x, "value", "kv_heads", G, K)
         if config.value_norm:

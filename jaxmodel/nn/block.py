@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmodel.models.configs import Transformer
+from jaxmodel.nn.activations import ACTIVATIONS
 from jaxmodel.nn.attention import Attention, CrossAttention
 from jaxmodel.nn.cache import Cache, CrossCache, HybridCache
 from jaxmodel.nn.layer import Layer, compact, constant, normal, ones, scaled
@@ -19,7 +20,11 @@ MIXING = {"attention": Attention, "cross": CrossAttention, "recurrence": Recurre
 
 
 class Block(Layer):
-    """x [B,T,D] to ([B,T,D], cache, router losses float32[B]); `config` is one variant of the model's."""
+    """x [B,T,D] to ([B,T,D], cache, router losses float32[B]); `config` is one variant of the model's.
+
+    Where the model has vectors for each layer, the block's own [B,T,P] is the variable `per_layer` of "given"; keys and
+    values that it keeps for later blocks are in "kept", by window.
+    """
 
     config: Transformer
 
@@ -69,6 +74,12 @@ class Block(Layer):
                 y, losses = MoE(*common, config=config.moe, name="moe")(h, real, seen.segments, cache is None)
             x = norm(config.norm.placement == "post", f"{half}_norm", x + added(y, half))
             x = self.constrain(x, "batch", None, None)
+        if (narrow := config.per_layer) is not None:
+            mine = self.get_variable("given", "per_layer", jnp.zeros((*x.shape[:2], narrow.dim)))
+            h = self.linear(x, "per_layer_gate", "embed -> mlp", (narrow.dim,), common[2])
+            h = ACTIVATIONS[config.mlp.activation][0](h) * mine.astype(x.dtype)
+            y = self.linear(h, "per_layer_output", "mlp -> embed", x.shape[-1:], common[3])
+            x = x + norm(True, "per_layer_norm", y)
         if config.block_scale:
             x = x * self.vector("scale", "scalar", (1,), ones).astype(x.dtype)
         return x, cache if crossed is None else dataclasses.replace(crossed, own=cache), losses

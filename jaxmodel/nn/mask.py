@@ -1,5 +1,6 @@
 """The one mask: who may attend to whom, from positions, segments, padding, causality and window."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ class Seen(NamedTuple):
       positions: int32[B or 1,T], ABSENT where there is padding.
       segments: int32[B,T] packed documents; None: a row is one.
       mask: bool[B,T], true where a token is real; None: all are.
+      kept: keys, values and their positions that earlier blocks keep for later ones, by window.
       source: what cross attention looks at; None: what a cache keeps of it.
       relative: float32[H,N], as `Relative` gives it.
       pieces: of the queries in attention, see there.
@@ -32,6 +34,7 @@ class Seen(NamedTuple):
     positions: jax.Array
     segments: jax.Array | None = None
     mask: jax.Array | None = None
+    kept: Mapping[str, tuple[jax.Array, jax.Array, jax.Array]] = {}
     source: Source | None = None
     relative: jax.Array | None = None
     pieces: int = 1

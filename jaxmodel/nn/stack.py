@@ -46,6 +46,20 @@ def init_stack(key: jax.Array, segments: Segments, init_block: Mapping[str, Call
     return by_kind(segments, made)
 
 
+def beside(params: Any, given: Mapping[str, jax.Array], segments: Segments) -> Any:
+    """Variables of every block, in a tree like the params: its params, and its own of arrays [L,...] that are given."""
+    names = [(i, kind) for i, (pattern, repeats) in enumerate(segments) for kind in pattern * repeats]
+
+    def both(place: int, kind: str, mine: Any) -> Any:
+        at = jnp.array([n for n, name in enumerate(names) if name == (place, kind)])
+        own = jax.tree.map(lambda array: array[at], dict(given))
+        if isinstance(mine, tuple):
+            return tuple({"params": each, "given": _at(own, i)} for i, each in enumerate(mine))
+        return {"params": mine, "given": own}
+
+    return {i: {kind: both(int(i), kind, mine) for kind, mine in segment.items()} for i, segment in params.items()}
+
+
 def run_stack(
     params: Any, x: jax.Array, state: Any, key: jax.Array | None, segments: Segments, run_block: RunBlock, scan: bool
 ) -> Ran:
@@ -129,5 +143,5 @@ def _scanned(
         return x, found
 
     x, (after, losses) = jax.lax.scan(body, x, jax.tree.map(split, (params, state, keys)))
-    after = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), after)
+    after = jax.tree.map(lambda array: array.reshape(len(array) * array.shape[1], *array.shape[2:]), after)
     return x, after, {name: jnp.sum(value, axis=0) for name, value in losses.items()}

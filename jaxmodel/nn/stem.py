@@ -95,3 +95,20 @@ class Stem(Layer):
             return x
         first = self.vector("class_token", "embed_bias", (D,), small(self.config.init_scale)).astype(x.dtype)
         return jnp.concatenate([jnp.broadcast_to(first, (B, 1, D)), x], axis=1)
+
+
+class PerLayer(Layer):
+    """A narrow vector of each token for each layer, [L,B,T,P]: by a table of tokens int32[B,T], and of x [B,T,D]."""
+
+    config: Transformer
+
+    @compact
+    def __call__(self, tokens: jax.Array, x: jax.Array) -> jax.Array:
+        config, narrow = self.config, self.config.per_layer
+        assert narrow is not None
+        L, P, D = config.num_layers, narrow.dim, config.embed_dim
+        table = self.weight("tokens", "vocab <- embed", (L * P,), (narrow.vocab_size,), small(config.init_scale))
+        found = weights.take(table.leaf, tokens, x.dtype) * P**0.5
+        y = self.linear(x, "projection", "embed -> mlp", (L * P,), normal(config.init_scale)) * D**-0.5
+        y = Norm(self.partitioning, config.norm, name="norm")(y.reshape(*y.shape[:2], L, P))
+        return (2**-0.5 * (y + found.reshape(y.shape))).transpose(2, 0, 1, 3)

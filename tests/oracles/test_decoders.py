@@ -36,6 +36,7 @@ LONG = rope("longrope", factor=4.0, original_max_position_embeddings=8, short_fa
 SLIDING = {"sliding_window": 4}
 GEMMA4 = {"sliding_window": 4, "num_hidden_layers": 7, "global_head_dim": 12, "hidden_size_per_layer_input": 0,
           "layer_types": ["sliding_attention", "full_attention"] * 3 + ["full_attention"]}  # fmt: skip
+NARROW = {**GEMMA4, "hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": 67}
 GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": 4}
 
 CASES = [
@@ -85,6 +86,11 @@ CASES = [
          "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 1e6},
          "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
          "layer_types": ["full_attention"] * 7}),
+    case("vectors for each layer", "gemma4_text", "Gemma4ForCausalLM", NARROW, generates=True),
+    case("the last layers reuse keys and values", "gemma4_text", "Gemma4ForCausalLM", {**NARROW,
+         "num_kv_shared_layers": 3, "use_double_wide_mlp": True}, gradients=True, generates=True),
+    case("one reuses, keys are values", "gemma4_text", "Gemma4ForCausalLM", {**GEMMA4, "num_kv_shared_layers": 1,
+         "attention_k_eq_v": True, "num_global_key_value_heads": 1}, generates=True),
     case("body, bfloat16", "gemma4_text", "Gemma4TextModel", GEMMA4, dtype="bfloat16"),
     case("body, bfloat16", "gemma3_text", "Gemma3TextModel", {**GEMMA, "num_hidden_layers": 7}, dtype="bfloat16"),
 ]  # fmt: skip

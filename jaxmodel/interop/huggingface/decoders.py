@@ -6,7 +6,7 @@ from typing import Any
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import Pool
+from jaxmodel.models.parts import PerLayer, Pool
 
 # GPT-2: one projection to queries, keys and values, stored [in, out].
 
@@ -160,18 +160,52 @@ def _read_global(json: Json) -> Overrides:
 
 
 def _write_global(config: Transformer) -> dict[str, Any]:
-    each = {str(i): layer.attention for i, layer in enumerate(k.layers(config)) if not layer.attention.window}
+    layers = k.layers(config)
+    each = {str(i): layer.attention for i, layer in enumerate(layers) if not layer.attention.window}
     sizes = {i: {"head_dim": a.head_dim, "num_key_value_heads": a.num_kv_heads} for i, a in each.items()}
-    return {"attention_k_eq_v": any(a.keys_as_values for a in each.values()), "per_layer_config": sizes}
+    reuse = [layer for layer in layers if layer.attention.sharing == "reuse"]
+    return {
+        **{"attention_k_eq_v": any(a.keys_as_values for a in each.values()), "per_layer_config": sizes},
+        **{"num_kv_shared_layers": len(reuse), "use_double_wide_mlp": bool(reuse and reuse[0].mlp != config.mlp)},
+    }
 
 
+def _settled(json: Json) -> Json:
+    """config.json as theirs is settled: the last layer is global, and global ones turn a quarter unless it says."""
+    kinds, ropes = json.get("layer_types") or k.every(6, json), json.get("rope_parameters")
+    quarter = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
+    ropes = ropes or {"sliding_attention": {"rope_theta": 1e4}, "full_attention": quarter}
+    return {**json, "layer_types": [*kinds[:-1], "full_attention"], "rope_parameters": ropes}
+
+
+def _read_narrow(json: Json) -> Overrides:
+    dim = json.get("hidden_size_per_layer_input", 256)
+    return {"per_layer": PerLayer(dim, json.get("vocab_size_per_layer_input", 262144)) if dim else None}
+
+
+def _write_narrow(config: Transformer) -> dict[str, Any]:
+    dim, size = (config.per_layer.dim, config.per_layer.vocab_size) if config.per_layer else (0, config.vocab_size)
+    return {"hidden_size_per_layer_input": dim, "vocab_size_per_layer_input": size}
+
+
+_LAYERS = k.rotary_by_layer(6, 1e6, 1e4, _read_global)
 GEMMA4 = decoder(
     "gemma4_text attention(qk_norm=head value_norm scale=1) norm.placement=both block_scale",
-    *(k.decoder_heads("Gemma4", 2, "Gemma4Text"), _GEMMA),
-    *(k.rotary_by_layer(6, 1e6, 1e4, _read_global), Group(write=_write_global)),
+    *(k.decoder_heads("Gemma4", 2, "Gemma4Text"), _GEMMA, Group(_read_narrow, _write_narrow)),
+    *(each._replace(read=lambda json, each=each: each.read(_settled(json))) for each in _LAYERS),
     f"""{QK_EPSILON} final_logit_softcapping:head.softcap=null use_bidirectional_attention==null
-    hidden_size_per_layer_input==0 num_kv_shared_layers==0 enable_moe_block==false""",
-    more=f"{_AROUND}copy layers.{{i}}.layer_scalar stack/scale",
+    enable_moe_block==false""",
+    Group(write=_write_global),
+    more=f"""{_AROUND}
+        copy       layers.{{i}}.layer_scalar                               stack/scale
+        copy       embed_tokens_per_layer.weight                           per_layer/tokens
+        transposed per_layer_model_projection.weight                       per_layer/projection
+        norm       per_layer_projection_norm                               per_layer/norm
+        transposed layers.{{i}}.per_layer_(input_gate|projection).weight   stack/per_layer_(gate|output)
+        norm       layers.{{i}}.post_per_layer_input_norm                  stack/per_layer_norm
+    """,
+    # Checkpoints hold what would make the keys and values that layers reuse, too.
+    ignored=(*LLAMA.ignored, *(f"*.self_attn.{name}.weight" for name in ("k_proj", "v_proj", "k_norm"))),
 )
 
 # Further ones, each of which says how it differs

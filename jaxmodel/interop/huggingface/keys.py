@@ -239,17 +239,30 @@ def rotary(scaling: Json = {}, **usual: Any) -> Group:  # noqa: B006  # it is no
 # Kinds of layers
 
 
-def patterned(kinds: Sequence[str], variants: Mapping[str, Overrides]) -> Overrides:
-    """The shortest pattern that layers of these kinds repeat; what all have in common needs none.
+def patterned(kinds: Sequence[str], variants: Mapping[str, Overrides], first: Sequence[str] = ()) -> Overrides:
+    """The shortest pattern that layers of these kinds repeat, behind the first; what all have in common needs none.
 
     >>> patterned(["a", "b", "a"], {"a": {}, "b": {"attention.window": 8}})["pattern"]
     ('a', 'b')
     """
-    if len(set(kinds)) == 1:
+    if len({*first, *kinds}) == 1:
         return dict(variants[kinds[0]])
     period = next(n for n in range(1, len(kinds) + 1) if all(k == kinds[i % n] for i, k in enumerate(kinds)))
-    made = tuple(Variant(name, tuple(variants[name].items())) for name in dict.fromkeys(kinds))
-    return {"pattern": tuple(kinds[:period]), "variants": made}
+    made = tuple(Variant(name, tuple(variants[name].items())) for name in dict.fromkeys((*first, *kinds)))
+    return {"first": tuple(first), "pattern": tuple(kinds[:period]), "variants": made}
+
+
+def _shared(kinds: Sequence[str], variants: Mapping[str, Overrides], json: Json) -> Overrides:
+    """`patterned`, with last layers that reuse the keys and values of others, if config.json says how many."""
+    if not (count := json.get("num_kv_shared_layers", 0)):
+        return patterned(kinds, variants)
+    own, twice = kinds[:-count], json.get("use_double_wide_mlp")
+    wide = {"mlp.dim": 2 * json["intermediate_size"]} if twice else {}
+    last = {name: i for i, name in enumerate(own)}
+    kept = {f"{name}_kept": {**each, "attention.sharing": "keep"} for name, each in variants.items()}
+    reused = {f"{name}_reused": {**each, **wide, "attention.sharing": "reuse"} for name, each in variants.items()}
+    first = [f"{name}_kept" if last[name] == i else name for i, name in enumerate(own)]
+    return patterned([f"{name}_reused" for name in kinds[-count:]], {**variants, **kept, **reused}, first)
 
 
 def every(period: int, json: Json, last: str = "full_attention", others: str = "sliding_attention") -> list[str]:
@@ -271,7 +284,7 @@ def by_layer(kinds: Mapping[str, tuple[str, Reads]], usual: Kinds, of: Callable[
         if unknown := [kind for kind in found if kind not in kinds]:
             raise ValueError(f"layer_types: {unknown[0]} is not supported: there are {', '.join(kinds)}")
         variants = {name: overrides(json) for kind, (name, overrides) in kinds.items() if kind in found}
-        return patterned([kinds[kind][0] for kind in found], variants)
+        return _shared([kinds[kind][0] for kind in found], variants, json)
 
     return Group(read, lambda config: {"layer_types": [of(layer) for layer in layers(config)]})
 
