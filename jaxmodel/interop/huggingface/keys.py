@@ -83,7 +83,8 @@ def _worded(text: str, converted: Mapping[str, Any]) -> Iterator[Group]:
             word, _, how = word.partition("~")
             names, optional, default = word.partition("=")
             key, _, fields = names.partition(":")
-            mapped = ">" in how and named(dict(map(_value, each.split(">")) for each in how.split(",")))
+            pairs = (map(_value, each.split(">")) for each in how.split(","))
+            mapped = ">" in how and named({theirs: ours for theirs, ours in pairs})
             given = _value(default) if optional else REQUIRED, mapped or {**_CONVERTED, **converted}[how]
             said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
             yield from (_key(name, place + each, *given) for name, each in said for place in places)
