@@ -46,11 +46,12 @@ read_activation, write_activation = _PLAIN
 _CONVERTED: dict[str, Any] = {  # of `Conversion`s
     **{"": (lambda value: value,) * 2, "plain": _PLAIN, "gated": named(GATED), "bool": (bool,) * 2, "int": (int,) * 2},
     **{"list": (tuple, list), "inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, int)},
+    "next": (lambda number: number + 1, lambda number: number - 1),
     "first": named({**GATED, "gelu": "geglu"}),  # gated ones of Gemma, the first of which were said to be exact
 }
 
 
-def keys(*said: str | Group | Keys, **converted: Any) -> tuple[Group, ...]:
+def keys(*said: str | Group | Keys) -> tuple[Group, ...]:
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value.
 
     The last must have that value, for another would be another computation. A default is JSON, or else text. Fields
@@ -62,16 +63,15 @@ def keys(*said: str | Group | Keys, **converted: Any) -> tuple[Group, ...]:
 
     Args:
       *said: the words, and keys that others have made.
-      **converted: further conversions by name, (read, write).
     """
     found: list[Group] = []
     for each in said:
-        found += _worded(each, converted) if isinstance(each, str) else [each] if isinstance(each, Group) else each
+        found += _worded(each) if isinstance(each, str) else [each] if isinstance(each, Group) else each
     last = {each.field: each for each in found}
     return tuple(each for each in found if not each.field or last[each.field] is each)
 
 
-def _worded(text: str, converted: Mapping[str, Any]) -> Iterator[Group]:
+def _worded(text: str) -> Iterator[Group]:
     places = [""]
     for word in text.split():
         key, fixed, value = word.partition("==")
@@ -85,7 +85,7 @@ def _worded(text: str, converted: Mapping[str, Any]) -> Iterator[Group]:
             key, _, fields = names.partition(":")
             pairs = (map(_value, each.split(">")) for each in how.split(","))
             mapped = ">" in how and named({theirs: ours for theirs, ours in pairs})
-            given = _value(default) if optional else REQUIRED, mapped or {**_CONVERTED, **converted}[how]
+            given = _value(default) if optional else REQUIRED, mapped or _CONVERTED[how]
             said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
             yield from (_key(name, place + each, *given) for name, each in said for place in places)
 
