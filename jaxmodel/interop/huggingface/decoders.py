@@ -1,6 +1,5 @@
 """Families of decoders, as data: what they have in common, their keys and their rows."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
@@ -75,7 +74,7 @@ WINDOW = "sliding_window:attention.window=null"
 TIED = "tie_word_embeddings:tied=true"
 
 
-def decoder(said: str, heads: Mapping[str, Heads], *keyed: Any, more: str = "", **others: Any) -> Family:
+def decoder(said: str, heads: dict[str, Heads], *keyed: Any, more: str = "", **others: Any) -> Family:
     """A family in the manner of Llama, whose keys stand beside `SIZES`.
 
     Args:

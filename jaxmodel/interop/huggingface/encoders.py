@@ -65,15 +65,14 @@ BERT = k.family(
     renamed={r"\.gamma$": ".weight", r"\.beta$": ".bias"},
 )
 # Positions begin behind the row of padding, whose token's id is how many rows come before theirs.
-_BEHIND_PADDING = Group(
+_BEHIND = Group(
     lambda json: {"max_length": json.get("max_position_embeddings", 512) - json.get("pad_token_id", 1) - 1},
     lambda config: {"max_position_embeddings": config.max_length + config.stem.position_offset},
 )
-_OFFSET = k.keys("pad_token_id:stem.position_offset=1~next", next=(lambda place: place + 1, lambda place: place - 1))
 ROBERTA = BERT._replace(
     name="roberta",
     prefix="roberta.",
-    keys=k.keys(k.without(BERT.keys, "max_position_embeddings"), _OFFSET, _BEHIND_PADDING),
+    keys=k.keys(k.without(BERT.keys, "max_position_embeddings"), "pad_token_id:stem.position_offset=1~next", _BEHIND),
     rows=rows(BERT_BODY),
     heads=encoder_heads(
         *("Roberta", masked("lm_head", "lm_head.dense", "lm_head.layer_norm"), k.body(TANH, POOLER)),

@@ -11,7 +11,6 @@ from jaxmodel.models.presets import configured
 
 def _heads(name: str, layer: str) -> dict[str, Heads]:
     """The bare network, and classes by a layer of the pooled features."""
-
     classes = Heads(rows(f"linear {layer} classes"), (k.classes("num_classes"),))
     return {f"{name}ForImageClassification": classes, f"{name}Model": Heads(base=True)}
 
@@ -64,22 +63,20 @@ _CONVNEXT_ROWS = f"""
 
 
 def _read_convnext(json: Json) -> Overrides:
-    """Windows side by side, and the initial value of a scale, which at 0 says that there is none."""
-    size = json.get("patch_size", 4)
-    if not isinstance(size, int) or json.get("num_stages", 4) != len(json.get("depths", "0123")):
-        raise ValueError("patch_size must be one number, and num_stages that of depths")
-    return {"stem.size": size, "stem.stride": size, "layer_scale": json.get("layer_scale_init_value", 1e-6) or None}
+    """The initial value of a scale, which at 0 says that there is none."""
+    if json.get("num_stages", 4) != len(json.get("depths", "0123")):
+        raise ValueError("num_stages must be the number of depths")
+    return {"layer_scale": json.get("layer_scale_init_value", 1e-6) or None}
 
 
 def _write_convnext(config: ConvNet) -> dict[str, Any]:
-    sizes = {"patch_size": config.stem.size, "num_stages": len(config.widths)}
-    return {**sizes, "layer_scale_init_value": config.layer_scale or 0.0}
+    return {"num_stages": len(config.widths), "layer_scale_init_value": config.layer_scale or 0.0}
 
 
 CONVNEXT = k.family(
     "convnext",
     """num_channels:channels=3 hidden_sizes:widths=[96,192,384,768]~list depths=[3,3,9,3]~list
-    hidden_act:activation=gelu~plain layer_norm_eps:pool_epsilon=1e-12""",
+    hidden_act:activation=gelu~plain layer_norm_eps:pool_epsilon=1e-12 patch_size:stem.size,stem.stride=4~int""",
     Group(_read_convnext, _write_convnext),
     base=configured(ConvNet, "num_classes=0 block=inverted kernel=7 norm=layer epsilon=1e-6 bias activation=gelu"),
     rows=lambda config: _rows(_CONVNEXT_ROWS, config),

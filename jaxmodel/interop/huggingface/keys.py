@@ -56,12 +56,13 @@ _CONVERTED: dict[str, Any] = {  # of `Conversion`s
     **{"": (lambda value: value,) * 2, "bool": (bool,) * 2, "int": (int,) * 2},
     "plain": (read_activation, write_activation),
     **{"list": (tuple, list), "inverse": (lambda number: 1 / number,) * 2, "or_one": (lambda number: number or 1, int)},
+    "next": (lambda number: number + 1, lambda number: number - 1),
     # The first configs of Gemma say gelu, and mean its approximation.
     **{"gated": named(GATED), "first": named({**GATED, "gelu": "geglu"})},
 }
 
 
-def keys(*said: str | Group | Keys, **converted: Any) -> tuple[Group, ...]:
+def keys(*said: str | Group | Keys) -> tuple[Group, ...]:
     """Keys from words: key:field=default, key:field which must be there, key which is our field, key==value.
 
     The last must have that value, for another would be another computation. A default is JSON, or else text. Fields
@@ -73,16 +74,15 @@ def keys(*said: str | Group | Keys, **converted: Any) -> tuple[Group, ...]:
 
     Args:
       *said: the words, and keys that others have made.
-      **converted: further conversions by name, (read, write).
     """
     found: list[Group] = []
     for each in said:
-        found += _worded(each, converted) if isinstance(each, str) else [each] if isinstance(each, Group) else each
+        found += _worded(each) if isinstance(each, str) else [each] if isinstance(each, Group) else each
     last = {each.field: each for each in found}
     return tuple(each for each in found if not each.field or last[each.field] is each)
 
 
-def _worded(text: str, converted: Mapping[str, Any]) -> Iterator[Group]:
+def _worded(text: str) -> Iterator[Group]:
     places = [""]
     for word in text.split():
         key, fixed, value = word.partition("==")
@@ -94,8 +94,9 @@ def _worded(text: str, converted: Mapping[str, Any]) -> Iterator[Group]:
             word, _, how = word.partition("~")
             names, optional, default = word.partition("=")
             key, _, fields = names.partition(":")
-            mapped = ">" in how and named(dict(map(_value, each.split(">")) for each in how.split(",")))
-            given = _value(default) if optional else REQUIRED, mapped or {**_CONVERTED, **converted}[how]
+            pairs = (map(_value, each.split(">")) for each in how.split(","))
+            mapped = ">" in how and named({theirs: ours for theirs, ours in pairs})
+            given = _value(default) if optional else REQUIRED, mapped or _CONVERTED[how]
             said = [(name, each) for name, path in spelt(key, fields or key) for each in path.split(",")]
             yield from (_key(name, place + each, *given) for name, each in said for place in places)
 

@@ -6,9 +6,8 @@ from jaxmodel.data.audio import HOP
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.rows import COPY, SIZES, rows, windows
 from jaxmodel.interop.huggingface.table import Group, Heads, Json, Overrides, Row
-from jaxmodel.models import parts
 from jaxmodel.models.pairs import EncoderDecoder
-from jaxmodel.models.parts import Head, Pool
+from jaxmodel.models.parts import GATED, Head, Pool
 from jaxmodel.models.presets import configured
 
 
@@ -35,7 +34,7 @@ def _read_activation(json: Json) -> Overrides:
 
 def _write_activation(config: EncoderDecoder) -> dict[str, Any]:
     ours = config.encoder.mlp.activation
-    gated = ours in parts.GATED
+    gated = ours in GATED
     name = "gelu_new" if ours == "geglu" else k.named(k.GATED if gated else k.ACTIVATIONS)[1](ours)
     said = f"gated-{name.removesuffix('_new')}" if gated else name
     return {"feed_forward_proj": said, "dense_act_fn": name, "is_gated_act": gated}
@@ -66,7 +65,7 @@ _T5_ROWS = """
 
 def _t5_rows(config: Any) -> tuple[Row, ...]:
     """A gate has a name, and what it multiplies another than what stands alone."""
-    gated = getattr(config, "encoder", config).mlp.activation in parts.GATED
+    gated = getattr(config, "encoder", config).mlp.activation in GATED
     return rows(_T5_ROWS.replace("(wi|", "(wi_0|wi_1|").replace("(up|", "(gate|up|") if gated else _T5_ROWS)
 
 

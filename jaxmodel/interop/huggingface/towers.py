@@ -1,7 +1,6 @@
 """Families that read images and text, as data: towers side by side, and a tower before a language model."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from jaxmodel.config import replace
@@ -42,7 +41,7 @@ def _tower(said: str, *keyed: Any, **others: Any) -> Family:
     return k.family(f"{said} base=biased stem.positions=learned head=none", ENCODER_KEYS, *keyed, **given, **others)
 
 
-def _clip_heads(name: str, projection: str) -> Mapping[str, Heads]:
+def _clip_heads(name: str, projection: str) -> dict[str, Heads]:
     """A tower alone, and with the projection to the space of both."""
     more = Heads(rows(f"transposed {projection}.weight pool/projection"), k.keys("projection_dim:pool.dim=512"))
     return {name: _ALONE, f"{name}WithProjection": more}
