@@ -60,10 +60,10 @@ REUSE = Transformer(
     max_length=32,
     embed_dim=DIM,
     num_layers=6,
+    stem=Stem(scale=100.0),
     attention=Attention(num_heads=8, num_kv_heads=2, rotary=True, qk_norm="head", sharing="reuse"),
     mlp=MLP(dim=64, activation="geglu"),
     per_layer=PerLayer(dim=8, vocab_size=VOCAB),
-    tied=True,
     first=("local_kept", "kept"),
     pattern=("local", "block"),
     variants=(

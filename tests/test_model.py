@@ -145,7 +145,7 @@ def test_what_is_made_from_code_can_be_sharded_in_a_chain():
 def test_experts_and_batch_need_axes_of_their_own():
     rules = with_rules({"experts": ("fsdp",)})
     model = sharded(MIXTURE.build(), make_mesh({"fsdp": 8}), rules)
-    with pytest.raises(InputError, match="rules put both `batch` and `experts` on fsdp"):
+    with pytest.raises(InputError, match="rules put `batch` and `experts` on fsdp: give them axes of their own"):
         jax.eval_shape(model.apply, params_of("mixture"), {"tokens": jnp.zeros((8, 4), jnp.int32)})
 
 

@@ -107,9 +107,9 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
     def block_runner(kind: str, seen: Seen) -> Any:
         def run(variables: Any, entering: Any, cache: Any, key: Key) -> Any:
             x, kept = entering
-            told, drawn = seen._replace(kept=kept), layer.rngs(key)
-            out, more = blocks[kind].apply(variables, x, told, cache, rngs=drawn, mutable=["kept"])
-            x, cache, losses = out
+            told = x, seen._replace(kept=kept), cache
+            ran: Any = blocks[kind].apply(variables, *told, rngs=layer.rngs(key), mutable=["kept"])
+            (x, cache, losses), more = ran
             return (x, kept | more.get("kept", {}).get("attention", {})), cache, losses
 
         return jax.checkpoint(run) if config.execution.remat and seen.train else run

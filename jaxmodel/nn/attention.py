@@ -93,7 +93,8 @@ class Attention(Half):
         config, T = self.config, x.shape[1]
         q, read, cache, widen = self._projected(x, seen, cache)
         if config.sharing == "keep":
-            self.sow("kept", str(config.window), read[:3], reduce_fn=lambda _, read: read)
+            found: Any = read[:3]
+            self.sow("kept", str(config.window), found, reduce_fn=lambda _, found: found)
         scale = config.sizes(self.dim)[-1] ** -0.5 if config.scale is None else config.scale
         sinks = self.vector("sinks", "heads", (config.num_heads,), zeros) if config.sinks else None
         relative = seen.relative if config.relative else None

@@ -136,7 +136,7 @@ def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -
     if config.has("attention"):
         a, (_, heads, width) = config.attention, config.attention.sizes(config.embed_dim)
         heads, widths = (heads, (width, width)) if a.latent is None else (1, (a.latent.kv_rank, a.latent.rope_dim))
-        slots = min(a.window or length, 0 if a.sharing == "reuse" else length)
+        slots = min(a.window or length, 1 if a.sharing == "reuse" else length)  # that one is never written
         shape = (heads, slots) if slots == length else (slots, heads)
         keys, values = (zeros(*shape, each) for each in widths)
         kept = keys, values, jnp.full((batch_size, slots), ABSENT, jnp.int32)

@@ -18,11 +18,12 @@ from jaxmodel.nn.layer import Declared, is_declared
 
 Segments = tuple[tuple[tuple[str, ...], int], ...]
 
-# x, the state of each block (a tree like params, without leaves where there is none) and the losses
-Ran = tuple[jax.Array, Any, dict[str, jax.Array]]
+# x (what runs through the blocks, a tree), the state of each (a tree like params, without leaves where there is none)
+# and the losses
+Ran = tuple[Any, Any, dict[str, jax.Array]]
 
-# What runs one block, by its kind: (its params, x, its state or None, key) -> (x, its state, losses)
-RunBlock = Mapping[str, Callable[[Any, jax.Array, Any, "jax.Array | None"], Ran]]
+# What runs one block, by its kind: (its params or variables, x, its state or None, key) -> (x, its state, losses)
+RunBlock = Mapping[str, Callable[[Any, Any, Any, "jax.Array | None"], Ran]]
 
 
 def by_kind(segments: Segments, made: Callable[[str, int, tuple[int, int]], Any]) -> Any:
@@ -61,7 +62,7 @@ def beside(params: Any, given: Mapping[str, jax.Array], segments: Segments) -> A
 
 
 def run_stack(
-    params: Any, x: jax.Array, state: Any, key: jax.Array | None, segments: Segments, run_block: RunBlock, scan: bool
+    params: Any, x: Any, state: Any, key: jax.Array | None, segments: Segments, run_block: RunBlock, scan: bool
 ) -> Ran:
     """x through every block, with the state of each and the summed losses."""
     changed: dict[str, Any] = {}
@@ -116,7 +117,7 @@ def _add(totals: dict[str, jax.Array], losses: Mapping[str, jax.Array]) -> None:
 
 
 def _unrolled(
-    run_block: RunBlock, pattern: tuple[str, ...], repeats: int, x: jax.Array, params: Any, state: Any, keys: Any
+    run_block: RunBlock, pattern: tuple[str, ...], repeats: int, x: Any, params: Any, state: Any, keys: Any
 ) -> Ran:
     after: dict[str, list[Any]] = {kind: [] for kind in pattern}
     totals: dict[str, jax.Array] = {}
@@ -133,12 +134,12 @@ def _unrolled(
 
 
 def _scanned(
-    run_block: RunBlock, pattern: tuple[str, ...], repeats: int, x: jax.Array, params: Any, state: Any, keys: Any
+    run_block: RunBlock, pattern: tuple[str, ...], repeats: int, x: Any, params: Any, state: Any, keys: Any
 ) -> Ran:
     def split(array: jax.Array) -> jax.Array:
         return array.reshape(repeats, array.shape[0] // repeats, *array.shape[1:])
 
-    def body(x: jax.Array, slices: Any) -> tuple[jax.Array, Any]:
+    def body(x: Any, slices: Any) -> tuple[jax.Array, Any]:
         x, *found = _unrolled(run_block, pattern, 1, x, *slices)
         return x, found
 

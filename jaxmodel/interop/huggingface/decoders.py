@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
+from jaxmodel.interop.huggingface import layers
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides
 from jaxmodel.models.configs import Transformer
 from jaxmodel.models.parts import PerLayer, Pool
@@ -66,7 +67,7 @@ SIZES = k.keys(
     """vocab_size hidden_size:embed_dim num_hidden_layers:num_layers num_attention_heads:attention.num_heads
     intermediate_size:mlp.dim hidden_act:mlp.activation=silu~gated rms_norm_eps:norm.epsilon=1e-6
     tie_word_embeddings:tied=false""",
-    *(_KV_HEADS, head_dim(), k.rotary()),
+    *(_KV_HEADS, head_dim(), layers.rotary()),
 )
 BIASES = "attention_bias:attention.output_bias,attention.bias=false~bool"  # of all four projections, or of none
 QK_EPSILON = "rms_norm_eps:attention.qk_norm_epsilon=1e-6"  # queries and keys are normalised as everything is
@@ -95,7 +96,7 @@ def _sliding(json: Json) -> list[str]:
 
 
 # A switch turns all windows off.
-QWEN_LAYERS = k.switched(k.layer_types(_sliding), "layer_types")
+QWEN_LAYERS = layers.switched(layers.layer_types(_sliding), "layer_types")
 LLAMA = decoder("llama", k.decoder_heads("Llama"), f"{BIASES} mlp_bias:mlp.bias=false pretraining_tp==1")
 MISTRAL = decoder("mistral", k.decoder_heads("Mistral"), WINDOW)
 QWEN2 = decoder("qwen2 attention.bias", k.decoder_heads("Qwen2"), QWEN_LAYERS)
@@ -132,12 +133,12 @@ GEMMA = decoder(
 )
 GEMMA2 = decoder(
     *("gemma2 norm(offset=1 placement=both)", k.decoder_heads("Gemma2")),
-    *(_GEMMA, _CAPPED, k.layer_types(lambda json: k.every(2, json))),
+    *(_GEMMA, _CAPPED, layers.layer_types(lambda json: layers.every(2, json))),
     more=_AROUND,
 )
 GEMMA3 = decoder(
     "gemma3_text attention.qk_norm=head norm(offset=1 placement=both)",
-    *(k.decoder_heads("Gemma3", 3, "Gemma3Text"), _GEMMA, _CAPPED, k.rotary_by_layer(6, 1e6, 1e4)),
+    *(k.decoder_heads("Gemma3", 3, "Gemma3Text"), _GEMMA, _CAPPED, layers.rotary_by_layer(6, 1e6, 1e4)),
     f"{QK_EPSILON} use_bidirectional_attention==false",
     more=_AROUND,
 )
@@ -159,10 +160,10 @@ def _read_global(json: Json) -> Overrides:
 
 
 def _write_global(config: Transformer) -> dict[str, Any]:
-    layers = k.layers(config)
-    each = {str(i): layer.attention for i, layer in enumerate(layers) if not layer.attention.window}
+    blocks = layers.blocks(config)
+    each = {str(i): layer.attention for i, layer in enumerate(blocks) if not layer.attention.window}
     sizes = {i: {"head_dim": a.head_dim, "num_key_value_heads": a.num_kv_heads} for i, a in each.items()}
-    reuse = [layer for layer in layers if layer.attention.sharing == "reuse"]
+    reuse = [layer for layer in blocks if layer.attention.sharing == "reuse"]
     return {
         **{"attention_k_eq_v": any(a.keys_as_values for a in each.values()), "per_layer_config": sizes},
         **{"num_kv_shared_layers": len(reuse), "use_double_wide_mlp": bool(reuse and reuse[0].mlp != config.mlp)},
@@ -171,7 +172,7 @@ def _write_global(config: Transformer) -> dict[str, Any]:
 
 def _settled(json: Json) -> Json:
     """config.json as theirs is settled: the last layer is global, and global ones turn a quarter unless it says."""
-    kinds, ropes = json.get("layer_types") or k.every(6, json), json.get("rope_parameters")
+    kinds, ropes = json.get("layer_types") or layers.every(6, json), json.get("rope_parameters")
     quarter = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
     ropes = ropes or {"sliding_attention": {"rope_theta": 1e4}, "full_attention": quarter}
     return {**json, "layer_types": [*kinds[:-1], "full_attention"], "rope_parameters": ropes}
@@ -187,7 +188,7 @@ def _write_narrow(config: Transformer) -> dict[str, Any]:
     return {"hidden_size_per_layer_input": dim, "vocab_size_per_layer_input": size}
 
 
-_LAYERS = k.rotary_by_layer(6, 1e6, 1e4, _read_global)
+_LAYERS = layers.rotary_by_layer(6, 1e6, 1e4, _read_global)
 GEMMA4 = decoder(
     "gemma4_text attention(qk_norm=head value_norm scale=1) norm.placement=both block_scale",
     *(k.decoder_heads("Gemma4", 2, "Gemma4Text"), _GEMMA, Group(_read_narrow, _write_narrow)),
@@ -219,7 +220,7 @@ def _trained(config: Transformer) -> dict[str, int]:
 
 
 PHI3 = decoder(
-    *("phi3", k.decoder_heads("Phi3"), k.rotary(fraction=1.0), WINDOW, Group(write=_trained)),
+    *("phi3", k.decoder_heads("Phi3"), layers.rotary(fraction=1.0), WINDOW, Group(write=_trained)),
     more=f"{GATES}transposed layers.{{i}}.self_attn.qkv_proj.weight stack/attention/query+key+value",
 )
 # Norms on what each half gives, and of all queries, or keys, together.
@@ -228,30 +229,30 @@ OLMO2 = decoder(
     more="norm layers.{i}.post_(attention|feedforward)_layernorm stack/(attention|mlp)_output_norm",
 )
 OLMO3 = OLMO2._replace(
-    name="olmo3", keys=k.keys(OLMO2.keys, k.rotary_by_layer(4, 5e5)), heads=k.decoder_heads("Olmo3", 3)
+    name="olmo3", keys=k.keys(OLMO2.keys, layers.rotary_by_layer(4, 5e5)), heads=k.decoder_heads("Olmo3", 3)
 )
 
 
 def _read_positions(json: Json) -> Overrides:
     """`no_rope_layers`, whose zeros are layers without positions, and `layer_types`, which give these a window."""
     said = ["rotary" if each else "plain" for each in json.get("no_rope_layers") or ()]
-    turned = said or k.every(json.get("no_rope_layer_interval", 4), json, "plain", "rotary")
+    turned = said or layers.every(json.get("no_rope_layer_interval", 4), json, "plain", "rotary")
     window = json.get("sliding_window")
     kinds = json.get("layer_types") or ["full" if each == "rotary" else "sliding" for each in turned]
     slid = ["_local" if window and kind.startswith("sliding") else "" for kind in kinds]
     plain, local = {"attention.rotary": False}, {"attention.window": window}
     variants = {"rotary": {}, "plain": plain, "rotary_local": local, "plain_local": {**plain, **local}}
-    return k.patterned([one + other for one, other in zip(turned, slid, strict=True)], variants)
+    return layers.patterned([one + other for one, other in zip(turned, slid, strict=True)], variants)
 
 
 def _write_positions(config: Transformer) -> dict[str, Any]:
-    turned = [int(layer.attention.rotary) for layer in k.layers(config)]
-    return {"no_rope_layers": turned, "layer_types": [k.slides(layer) for layer in k.layers(config)]}
+    turned = [int(layer.attention.rotary) for layer in layers.blocks(config)]
+    return {"no_rope_layers": turned, "layer_types": [layers.slides(layer) for layer in layers.blocks(config)]}
 
 
-_POSITIONS = k.switched(Group(_read_positions, _write_positions), "sliding_window")
+_POSITIONS = layers.switched(Group(_read_positions, _write_positions), "sliding_window")
 SMOLLM3 = decoder(
-    *("smollm3", k.decoder_heads("SmolLM3"), k.rotary(theta=2e6), _POSITIONS),
+    *("smollm3", k.decoder_heads("SmolLM3"), layers.rotary(theta=2e6), _POSITIONS),
     f"{BIASES} {TIED} mlp_bias:mlp.bias=false",
 )
 GRANITE = decoder(
@@ -272,7 +273,7 @@ def _qk_epsilon(json: Json) -> float:
 
 
 STABLELM = decoder(
-    *("stablelm norm(kind=layer bias)", k.decoder_heads("StableLm"), k.rotary(fraction=0.25)),
+    *("stablelm norm(kind=layer bias)", k.decoder_heads("StableLm"), layers.rotary(fraction=0.25)),
     f"""{LAYER_EPSILON} use_qkv_bias:attention.bias=false qk_layernorm:attention.qk_norm=false~false>none,true>layer
     use_parallel_residual:norm.placement=false~false>pre,true>shared""",
     k.implied("attention.qk_norm_epsilon", _qk_epsilon),
@@ -285,7 +286,7 @@ GPT_NEOX = k.family(
     intermediate_size:mlp.dim hidden_act:mlp.activation=gelu~plain {LAYER_EPSILON} tie_word_embeddings:tied=false
     use_parallel_residual:norm.placement=true~false>pre,true>parallel
     attention_bias:attention.output_bias,attention.bias=true~bool""",
-    k.rotary(fraction=0.25),
+    layers.rotary(fraction=0.25),
     text=f"""{NORMS}
         copy    embed_in.weight                          stem/tokens
         norm    final_layer_norm                         norm
@@ -297,18 +298,18 @@ GPT_NEOX = k.family(
     ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
 )
 # Sliding layers have positions, unless no window is said; full ones none.
-_LOCAL_POSITIONS = k.layer_types(
-    *(lambda json: k.every(json.get("sliding_window_pattern", 4), json), 4096),
+_LOCAL_POSITIONS = layers.layer_types(
+    *(lambda json: layers.every(json.get("sliding_window_pattern", 4), json), 4096),
     full=lambda json: {"attention.rotary": False},
     local=lambda json: {} if json.get("sliding_window", 4096) else {"attention.rotary": False},
 )
 COHERE2 = decoder(
     *("cohere2 norm(kind=layer placement=shared)", k.decoder_heads("Cohere2", 2)),
-    *(k.rotary(interleaved=True), _LOCAL_POSITIONS),
+    *(layers.rotary(interleaved=True), _LOCAL_POSITIONS),
     f"{LAYER_EPSILON} {TIED} {BIASES} logit_scale:head.scale=0.0625",
 )
 GLM4 = decoder(
     *("glm4 attention.bias norm.placement=both", k.decoder_heads("Glm4")),
-    *(head_dim(128), k.rotary(fraction=0.5, interleaved=True), "attention_bias:attention.bias=true"),
+    *(head_dim(128), layers.rotary(fraction=0.5, interleaved=True), "attention_bias:attention.bias=true"),
     more=f"{GATES}norm layers.{{i}}.post_(self_attn|mlp)_layernorm stack/(attention|mlp)_output_norm",
 )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
+from jaxmodel.interop.huggingface import layers
 from jaxmodel.interop.huggingface.decoders import BIASES
 from jaxmodel.interop.huggingface.rows import rows
 from jaxmodel.interop.huggingface.table import Group, Heads, Json, Keys, Overrides, Row, read_keys, write_keys
@@ -185,19 +186,19 @@ def _read_layers(json: Json) -> Overrides:
     variants: dict[str, Overrides] = {}
     for kind, (name, theta) in _KINDS.items():
         said = (json.get("rope_parameters") or {}).get(kind) or json.get("rope_scaling") or {}
-        found = k.read_rope(said, json, theta=json.get(f"{name}_rope_theta", theta))
+        found = layers.read_rope(said, json, theta=json.get(f"{name}_rope_theta", theta))
         window = json.get("local_attention", 128) // 2 + 1 if name == "local" else None
         variants[name] = {**found, "attention.window": window}
     alone = Variant("first", (*variants[first].items(), ("norm.attention", False)))
-    found = k.patterned(others or [first], variants)
+    found = layers.patterned(others or [first], variants)
     return {**found, "first": ("first",), "variants": (alone, *found.get("variants", ()))}
 
 
 def _write_layers(config: Transformer) -> dict[str, Any]:
-    kinds = [k.slides(layer) for layer in k.layers(config)]
+    kinds = [layers.slides(layer) for layer in layers.blocks(config)]
     ropes = {kind: {"rope_theta": theta, "rope_type": "default"} for kind, (_, theta) in _KINDS.items()}
-    ropes |= {k.slides(each): k.write_rope(each.attention) for each in k.layers(config)}
-    window = 2 * (k.window_of(config) or 65) - 2
+    ropes |= {layers.slides(each): layers.write_rope(each.attention) for each in layers.blocks(config)}
+    window = 2 * (layers.window_of(config) or 65) - 2
     return {"layer_types": kinds, "local_attention": window, "rope_parameters": ropes}
 
 

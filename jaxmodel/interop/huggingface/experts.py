@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from jaxmodel.interop.huggingface import keys as k
+from jaxmodel.interop.huggingface import layers
 from jaxmodel.interop.huggingface.decoders import BIASES, LLAMA, LLAMA_ROWS, QK_EPSILON, SIZES, decoder, head_dim
 from jaxmodel.interop.huggingface.rows import COPY, in_turn, rows
 from jaxmodel.interop.huggingface.table import Group, Json, Keys, Overrides, Row
@@ -37,7 +38,7 @@ def experts(count: int, top: int, dim: str = "intermediate_size", act: str = "hi
 
 
 # A window of all layers, with a switch that turns it off.
-_WINDOW = k.switched(k.keys("sliding_window:attention.window=4096")[0], "sliding_window")
+_WINDOW = layers.switched(k.keys("sliding_window:attention.window=4096")[0], "sliding_window")
 # Experts in every layer, and how their probabilities come to be.
 EVERYWHERE = "norm_topk_prob:moe.normalize=false decoder_sparse_step==1 mlp_only_layers==[]"
 QWEN3_MOE = decoder(
@@ -46,7 +47,7 @@ QWEN3_MOE = decoder(
     more=EXPERT_ROWS,
 )
 MIXTRAL = decoder(
-    *(f"mixtral {MOE}", k.decoder_heads("Mixtral"), k.rotary(theta=1e6)),
+    *(f"mixtral {MOE}", k.decoder_heads("Mixtral"), layers.rotary(theta=1e6)),
     f"{experts(8, 2)} {EPSILON} sliding_window:attention.window=null",
     more="""
         transposed layers.{i}.block_sparse_moe.gate.weight                  stack/moe/router
@@ -68,7 +69,11 @@ def _every_other(json: Json) -> list[str]:
 
 QWEN2_MOE = decoder(
     *(f"qwen2_moe attention.bias {SHARED}", k.decoder_heads("Qwen2Moe")),
-    *(experts(60, 4, "moe_intermediate_size"), EVERYWHERE, k.switched(k.layer_types(_every_other), "layer_types")),
+    *(
+        experts(60, 4, "moe_intermediate_size"),
+        EVERYWHERE,
+        layers.switched(layers.layer_types(_every_other), "layer_types"),
+    ),
     "qkv_bias:attention.bias=true shared_expert_intermediate_size:moe.shared_dim",
     more=SHARED_ROWS,
 )
@@ -79,8 +84,8 @@ GPT_OSS = decoder(
     keys=k.keys(
         *(k.without(SIZES, "hidden_act"), head_dim(64), experts(128, 4, act="swiglu_limit:limit=7.0")),
         f"{EPSILON} hidden_act==silu swiglu_alpha==1.702 attention_bias:attention.output_bias,attention.bias=true~bool",
-        k.rotary({**_YARN, "original_max_position_embeddings": 4096}, theta=1.5e5),
-        k.layer_types(lambda json: k.every(2, json), usual=128),
+        layers.rotary({**_YARN, "original_max_position_embeddings": 4096}, theta=1.5e5),
+        layers.layer_types(lambda json: layers.every(2, json), usual=128),
     ),
     rows=rows(
         f"""{LLAMA_ROWS}
@@ -121,16 +126,16 @@ def _read_heads(json: Json) -> Overrides:
     `mscale_all_dim` sharpens the scores of stretched ones.
     """
     width = json["qk_nope_head_dim"] + json["qk_rope_head_dim"]
-    found = k.rotary(interleaved=bool(json.get("rope_interleave", True))).read(json)
+    found = layers.rotary(interleaved=bool(json.get("rope_interleave", True))).read(json)
     rope, said = found["attention.rope"], json.get("rope_parameters") or json.get("rope_scaling") or {}
     if rope.scaling != "none" and said.get("mscale_all_dim"):
-        found["attention.scale"] = width**-0.5 * k.sharper(rope.factor, said["mscale_all_dim"]) ** 2
+        found["attention.scale"] = width**-0.5 * layers.sharper(rope.factor, said["mscale_all_dim"]) ** 2
     return {**found, "attention.head_dim": width}
 
 
 def _write_heads(config: Transformer) -> dict[str, Any]:
     a, turned = config.attention, config.attention.latent.rope_dim if config.attention.latent else 0
-    said = k.rotary().write(config)
+    said = layers.rotary().write(config)
     if a.scale and a.rope.factor > 1:
         sharpened = math.sqrt(a.scale * math.sqrt(a.head_dim or 1))
         said["rope_parameters"]["mscale_all_dim"] = round((sharpened - 1) / (0.1 * math.log(a.rope.factor)), 6)
@@ -199,7 +204,7 @@ DEEPSEEK_V2 = decoder(
     rows=_rows,
 )
 GLM4_MOE = decoder(
-    *(f"glm4_moe {_SIGMOID}", k.decoder_heads("Glm4Moe", 2), k.rotary(fraction=0.5), _routed(1)),
+    *(f"glm4_moe {_SIGMOID}", k.decoder_heads("Glm4Moe", 2), layers.rotary(fraction=0.5), _routed(1)),
     f"""{EPSILON} {QK_EPSILON} {_NORMALIZE} attention_bias:attention.bias=false
     use_qk_norm:attention.qk_norm=false~false>none,true>head""",
     more=_EXPERTS,

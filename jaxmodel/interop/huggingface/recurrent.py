@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from jaxmodel.interop.huggingface import experts
+from jaxmodel.interop.huggingface import experts, layers
 from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface.decoders import BIASES, LLAMA_ROWS, QK_EPSILON, SIZES, decoder, head_dim
 from jaxmodel.interop.huggingface.rows import FLAT, TRANSPOSED, in_turn, rows
@@ -71,16 +71,16 @@ MAMBA2 = k.family(
 
 # Qwen: the gated delta rule in most layers, attention with a gate of its own in the others.
 
-_LAYERS = k.by_layer(
+_LAYERS = layers.by_layer(
     {
         "linear_attention": ("linear", lambda json: {"sublayers": ("recurrence", "mlp")}),
         "full_attention": ("full", lambda json: {"sublayers": ("attention", "mlp")}),
     },
-    lambda json: k.every(json.get("full_attention_interval", 4), json, others="linear_attention"),
+    lambda json: layers.every(json.get("full_attention_interval", 4), json, others="linear_attention"),
     lambda layer: "full_attention" if layer.has("attention") else "linear_attention",
 )
 _DELTA = k.keys(
-    *(_LAYERS, k.rotary(fraction=0.25), head_dim(256)),
+    *(_LAYERS, layers.rotary(fraction=0.25), head_dim(256)),
     f"""recurrence( linear_num_value_heads:num_heads=32 linear_num_key_heads:num_groups=16
     linear_conv_kernel_dim:kernel=4 linear_(value|key)_head_dim:(head_dim|state_dim)=128 )
     hidden_act==silu {BIASES} {QK_EPSILON}""",

@@ -234,11 +234,11 @@ def computes(config: Any) -> Any:
         stem = dataclasses.replace(config.stem, width=config.stem.width or config.widths[0])
         said |= {"blocks": 1, "depths": tuple(depth for _, depth, _ in config.stages), "stem": stem}
     config = dataclasses.replace(config, **said)
-    return list(map(_block, layers(config))) if isinstance(config, Transformer) else config
+    return list(map(_block, blocks(config))) if isinstance(config, Transformer) else config
 
 
-def layers(config: Transformer) -> list[Transformer]:
-    """Each layer's variant, in order."""
+def blocks(config: Transformer) -> list[Transformer]:
+    """The block of each layer, in order."""
     return [config.variant(kind) for pattern, n in config.segments for _ in range(n) for kind in pattern]
 
 
