@@ -179,6 +179,7 @@ class MoE(Config):
     scale: float = field(1.0, help="of the chosen experts' probabilities, after that", low=0.0)
     shared_dim: int | None = field(None, help="hidden width of an expert of every token (arXiv:2401.06066)", low=1)
     shared_gate: bool = field(False, help="scale what it gives by a sigmoid of the token")
+    apart: bool = field(False, help="router and experts have norms of their own, and each expert a scale (Gemma 4)")
     capacity_factor: float | None = field(None, help="room of an expert, in even shares; none: all", low=0.0)
     balance_loss: float = field(0.01, help="coefficient of the load-balancing loss (arXiv:2101.03961)", low=0.0)
     z_loss: float = field(0.001, help="coefficient of the router z-loss (arXiv:2202.08906)", low=0.0)

@@ -71,7 +71,8 @@ class Block(Layer):
                 y = MLP(*common, config=config.mlp, name=half)(h)
             else:
                 real = jnp.ones(x.shape[:2], bool) if seen.mask is None else seen.mask
-                y, losses = MoE(*common, config=config.moe, name="moe")(h, real, seen.segments, cache is None)
+                experts = MoE(*common, config=config.moe, norm=config.norm, name="moe")
+                y, losses = experts(h, real, seen.segments, cache is None, x)
             x = norm(config.norm.placement == "post", f"{half}_norm", x + added(y, half))
             x = self.constrain(x, "batch", None, None)
         if (narrow := config.per_layer) is not None:

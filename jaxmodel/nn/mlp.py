@@ -14,8 +14,9 @@ from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
 from jaxmodel.nn.activations import ACTIVATIONS
-from jaxmodel.nn.layer import STABLE, Half, bias_layout, compact, scaled, zeros
+from jaxmodel.nn.layer import STABLE, Half, bias_layout, compact, ones, scaled, zeros
 from jaxmodel.nn.mask import segment_starts
+from jaxmodel.nn.norm import Norm
 
 
 class MLP(Half):
@@ -38,7 +39,9 @@ class MLP(Half):
 
 
 class MoE(Half):
-    """Every token goes through its top experts, none is dropped (arXiv:2211.15841); x [B,T,D] to [B,T,D].
+    """Every token goes through its top experts, none is dropped (arXiv:2211.15841); h [B,T,D] to [B,T,D].
+
+    What is `apart` reads x, from which h came by the norm of a block's half; the expert of every token reads h.
 
     A token's result depends on that token alone and the losses on one sequence, never on what shares the device. With a
     `capacity_factor` an expert takes but so many tokens of a sequence, the earlier first (arXiv:2101.03961): others get
@@ -46,13 +49,16 @@ class MoE(Half):
     """
 
     config: parts.MoE
+    norm: parts.Norm = parts.Norm()
 
     @compact
     def __call__(
-        self, x: jax.Array, real: jax.Array, segments: jax.Array | None = None, whole: bool = True
+        self, h: jax.Array, real: jax.Array, segments: jax.Array | None = None, whole: bool = True, x: Any = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         config, E = self.config, self.config.num_experts
-        logits = x.astype(STABLE) @ self.vector("router", "embed experts", (self.dim, E), self.init_input)
+        asks, x = (self._normed(name, x) if config.apart else h for name in ("router_norm", "expert_norm"))
+        asks = asks.astype(STABLE) * (self.dim**-0.5 if config.apart else 1.0)
+        logits = asks @ self.vector("router", "embed experts", (self.dim, E), self.init_input)
         if config.bias:
             logits = logits + self.vector("router_bias", "experts", (E,), zeros)
         chance, gates, chosen = self._route(logits)
@@ -62,9 +68,13 @@ class MoE(Half):
             room = self._room(chosen, real, segments, config.capacity_factor)
             sent = jnp.where(room, chosen, E)  # an expert that nobody has
         y = self._dispatch(layouts, x, gates.astype(x.dtype), sent, leaves)
+        y = self._normed("expert_output_norm", y)
         if config.shared_dim is not None:
-            y = y + self._shared(x, config.shared_dim)
+            y = y + self._normed("shared_output_norm", self._shared(h, config.shared_dim))
         return y, self._losses(logits, chance, chosen, real)
+
+    def _normed(self, name: str, x: jax.Array) -> jax.Array:
+        return Norm(self.partitioning, self.norm, name=name)(x) if self.config.apart else x
 
     def _route(self, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Probabilities of all experts [B,T,E]; gates of each token's own, and which these are [B,T,K]."""
@@ -86,6 +96,8 @@ class MoE(Half):
             gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
         if config.scale != 1.0:
             gates = gates * config.scale
+        if config.apart:
+            gates = gates * self.vector("expert_scale", "experts", (config.num_experts,), ones)[chosen]
         return scores if softmax else scores / jnp.sum(scores, axis=-1, keepdims=True), gates, chosen
 
     def _room(self, chosen: jax.Array, real: jax.Array, segments: jax.Array | None, factor: float) -> jax.Array:

@@ -91,6 +91,8 @@ CASES = [
          "num_kv_shared_layers": 3, "use_double_wide_mlp": True}, generates=True),
     case("one reuses, keys are values", "gemma4_text", "Gemma4ForCausalLM", {**NARROW, "num_kv_shared_layers": 1,
          "attention_k_eq_v": True, "num_global_key_value_heads": 1}, generates=True),
+    case("experts beside the MLP", "gemma4_text", "Gemma4ForCausalLM", {**GEMMA4, "enable_moe_block": True,
+         "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 12}, generates=True),
     case("body, bfloat16", "gemma4_text", "Gemma4TextModel", GEMMA4, dtype="bfloat16"),
     case("body, bfloat16", "gemma3_text", "Gemma3TextModel", {**GEMMA, "num_hidden_layers": 7}, dtype="bfloat16"),
 ]  # fmt: skip

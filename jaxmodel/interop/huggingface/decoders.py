@@ -6,7 +6,7 @@ from jaxmodel.interop.huggingface import keys as k
 from jaxmodel.interop.huggingface import layers
 from jaxmodel.interop.huggingface.table import Family, Group, Heads, Json, Overrides
 from jaxmodel.models.configs import Transformer
-from jaxmodel.models.parts import PerLayer, Pool
+from jaxmodel.models.parts import MoE, PerLayer, Pool
 
 # GPT-2: one projection to queries, keys and values, stored [in, out].
 
@@ -183,6 +183,25 @@ def _read_narrow(json: Json) -> Overrides:
     return {"per_layer": PerLayer(dim, json.get("vocab_size_per_layer_input", 262144)) if dim else None}
 
 
+def _read_experts(json: Json) -> Overrides:
+    """Experts beside the MLP, which is one of every token then."""
+    if not json.get("enable_moe_block"):
+        return {}
+    if json.get("use_double_wide_mlp"):
+        raise ValueError("enable_moe_block beside use_double_wide_mlp is not supported")
+    names = ("num_experts", "moe_intermediate_size", "top_k_experts", "intermediate_size")
+    count, dim, top, shared = (json[name] for name in names)
+    activation = k.GATED[json.get("hidden_activation", "gelu_pytorch_tanh")]
+    return {"moe": MoE(count, dim, top, activation, shared_dim=shared, apart=True)}
+
+
+def _write_experts(config: Transformer) -> dict[str, Any]:
+    if (moe := config.moe) is None:
+        return {"enable_moe_block": False}
+    sizes = {"num_experts": moe.num_experts, "moe_intermediate_size": moe.dim, "intermediate_size": moe.shared_dim}
+    return {"enable_moe_block": True, **sizes, "top_k_experts": moe.experts_per_token}
+
+
 def _write_narrow(config: Transformer) -> dict[str, Any]:
     dim, size = (config.per_layer.dim, config.per_layer.vocab_size) if config.per_layer else (0, config.vocab_size)
     return {"hidden_size_per_layer_input": dim, "vocab_size_per_layer_input": size}
@@ -193,9 +212,8 @@ GEMMA4 = decoder(
     "gemma4_text attention(qk_norm=head value_norm scale=1) norm.placement=both block_scale",
     *(k.decoder_heads("Gemma4", 2, "Gemma4Text"), _GEMMA, Group(_read_narrow, _write_narrow)),
     *(each._replace(read=lambda json, each=each: each.read(_settled(json))) for each in _LAYERS),
-    f"""{QK_EPSILON} final_logit_softcapping:head.softcap=null use_bidirectional_attention==null
-    enable_moe_block==false""",
-    Group(write=_write_global),
+    f"{QK_EPSILON} final_logit_softcapping:head.softcap=null use_bidirectional_attention==null",
+    *(Group(write=_write_global), Group(_read_experts, _write_experts)),
     more=f"""{_AROUND}
         copy       layers.{{i}}.layer_scalar                               stack/scale
         copy       embed_tokens_per_layer.weight                           per_layer/tokens
@@ -203,6 +221,12 @@ GEMMA4 = decoder(
         norm       per_layer_projection_norm                               per_layer/norm
         transposed layers.{{i}}.per_layer_(input_gate|projection).weight   stack/per_layer_(gate|output)
         norm       layers.{{i}}.post_per_layer_input_norm                  stack/per_layer_norm
+        transposed layers.{{i}}.router.proj.weight                         stack/moe/router
+        copy       layers.{{i}}.router.(scale|per_expert_scale)            stack/moe/(router_norm/scale|expert_scale)
+        experts    layers.{{i}}.experts.(gate_up|down)_proj                stack/moe/(gate+up|down)
+        norm       layers.{{i}}.pre_feedforward_layernorm_2                stack/moe/expert_norm
+        norm       layers.{{i}}.post_feedforward_layernorm_(1|2)           stack/moe/(shared|expert)_output_norm
+        transposed layers.{{i}}.mlp.(gate|up|down)_proj.weight             stack/moe/shared/(gate|up|down)
     """,
     # Checkpoints hold what would make the keys and values that layers reuse, too.
     ignored=(*LLAMA.ignored, *(f"*.self_attn.{name}.weight" for name in ("k_proj", "v_proj", "k_norm"))),

@@ -41,6 +41,7 @@ FORMS: dict[str, Any] = {  # of one tensor; or of a layer's weight and bias
     **{"copy": COPY, "transposed": TRANSPOSED, "flat": FLAT, "count": Form(dtype=np.dtype(np.int64))},
     # [1, 1, D] on disk: a class token, or positions [1, T, D].
     **{"token": Form(lambda x: x.reshape(1, 1, -1)), "batched": Form(lambda x: x.reshape(1, *x.shape))},
+    "experts": Form(lambda x: x.swapaxes(1, 2), lambda x, shape: x.swapaxes(1, 2), axis=1),  # [experts, out, in]
     # Stored [in, out], and then several lie side by side.
     **{"linear": (TRANSPOSED, FLAT), "plain": (COPY, FLAT), "columns": (Form(axis=1), FLAT)},
     "by_head": tuple(in_turn(form, lambda config: config.attention.num_heads) for form in (TRANSPOSED, FLAT)),
