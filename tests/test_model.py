@@ -10,6 +10,7 @@ from jaxmodel import weights
 from jaxmodel.config import from_dict, replace, to_dict
 from jaxmodel.errors import InputError
 from jaxmodel.model import Outputs, chain, from_function, from_linen, frozen, sharded, trained
+from jaxmodel.models.parts import Images, PerLayer
 from jaxmodel.models.plain import ConvNet
 from jaxmodel.sharding import make_mesh, with_rules
 from tests.contract import CONTRACT, GPT, MIXTURE, batch_of, built, params_of, relative, same
@@ -175,6 +176,9 @@ def test_positions_that_restart_are_attended_by_position():
         ({"attention.softcap": 0.0}, "must be a number of at least 1e-06, or none"),
         ({"pattern": ("globl",)}, "names the block variant 'globl'; this model has block"),
         ({"attention.num_kv_heads": 3}, "is no multiple of model.attention.num_kv_heads=3"),
+        ({"attention.sharing": "reuse"}, "block variant block reuses keys and values, and no earlier one keeps any"),
+        ({"attention.sharing": "keep"}, "block variant block keeps keys and values 2 times: name it in model.first"),
+        ({"per_layer": PerLayer(4, 64), "vocab_size": None, "images": Images(8, 2)}, "model.per_layer=.* is of tokens"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(overrides, words):

@@ -176,6 +176,8 @@ class Transformer(Buildable):
                 yield "model.waveform.dims, kernels and strides differ in length: give each convolution one of each"
             if self.embed_dim % sound.position_groups:
                 yield "<embed_dim> is no multiple of <waveform.position_groups>: change one of them"
+        if self.per_layer is not None and self.vocab_size is None:
+            yield "<per_layer> is of tokens, and <vocab_size> says that there are none: leave one of them out"
         if self.images is not None and self.images.size < self.images.patch:
             yield "<images.size> is less than <images.patch>: change one of them"
         if self.length is not None and self.length > self.max_length:
@@ -194,7 +196,8 @@ class Transformer(Buildable):
             for name in pattern:
                 a = self.variant(name).attention
                 if a.sharing == "reuse" and kept.get(a.window) != a.sizes(self.embed_dim)[1:]:
-                    yield f"block variant {name}: no earlier one with its window, key heads and head width keeps them"
+                    like = "with its window, key heads and head width: let one in model.first keep them"
+                    yield f"block variant {name} reuses keys and values, and no earlier one keeps any {like}"
                 if a.sharing == "keep":
                     kept[a.window] = a.sizes(self.embed_dim)[1:]
                     if repeats > 1:
@@ -268,6 +271,7 @@ class Transformer(Buildable):
             return
         if width is None or width <= latent.rope_dim or latent.rope_dim % 2:
             yield "<attention.head_dim> beside <attention.latent.rope_dim>: turn an even part of a head, not all of it"
-        for name, value in {"num_kv_heads": attention.num_heads, "qk_norm": "none", "rotary": True}.items():
+        wanted = {"num_kv_heads": attention.num_heads, "qk_norm": "none", "rotary": True, "sharing": "none"}
+        for name, value in wanted.items():
             if getattr(attention, name) not in (value, None):
                 yield f"<attention.{name}> does not go with model.attention.latent: set it to {to_text(value)}"
