@@ -87,7 +87,7 @@ def gpt(tmp_path_factory) -> Subject:
 SOME = [("shallow", "int4"), ("conv", "int8"), ("function", "dense")]
 REST = [
     [(name, kind) for kind in ("dense", "int8", "int4+lora")]
-    for name in ("gpt", "pattern", "mixture", "conv", "perceptron", "nnx", "bfloat16", "latent")
+    for name in ("gpt", "pattern", "mixture", "reuse", "conv", "perceptron", "nnx", "bfloat16", "latent")
 ]
 
 
