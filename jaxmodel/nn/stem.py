@@ -109,6 +109,7 @@ class PerLayer(Layer):
         L, P, D = config.num_layers, narrow.dim, config.embed_dim
         table = self.weight("tokens", "vocab <- embed", (L * P,), (narrow.vocab_size,), small(config.init_scale))
         found = weights.take(table.leaf, tokens, x.dtype) * P**0.5
-        y = self.linear(x, "projection", "embed -> mlp", (L * P,), normal(config.init_scale)) * D**-0.5
+        # Whole on every device: a cut would go through vectors.
+        y = self.linear(x, "projection", "embed -> latent", (L * P,), normal(config.init_scale)) * D**-0.5
         y = Norm(self.partitioning, config.norm, name="norm")(y.reshape(*y.shape[:2], L, P))
         return (2**-0.5 * (y + found.reshape(y.shape))).transpose(2, 0, 1, 3)
