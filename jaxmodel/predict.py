@@ -47,11 +47,13 @@ def predict(
 
     Raises:
       InputError: an array that is missing, unknown, or of another rank, size, kind or range than the model
-        reads, or a value that it does not give.
+        reads, or a value that it does not give; more rows than one batch, some with no image or several.
     """
     batch = _checked(arrays, model.config)
     num_rows = len(next(iter(batch.values())))
     size = min(batch_size, num_rows)
+    if size < num_rows:
+        _check_images(batch, model.config)
     finish = postprocess or _values
     given = _names(model, finish, params, {name: array[:size] for name, array in batch.items()}, state)
     # What a row has with every other is not of the row, and the rows of a batch are not all.
@@ -66,6 +68,19 @@ def predict(
         rows = np.minimum(np.arange(start, start + size), num_rows - 1)
         found.append(jax.device_get(run(params, {name: array[rows] for name, array in batch.items()}, state)))
     return {name: np.concatenate([each[name] for each in found])[:num_rows] for name in found[0]}
+
+
+def _check_images(batch: Arrays, config: Any) -> None:
+    """InputError where images do not stay with their rows in a smaller batch: in one they go by their order alone."""
+    token, wanted = (of_config(config, name) for name in ("image_token", "num_vectors"))
+    if token is None or wanted is None or "images" not in batch:
+        return
+    for row, count in enumerate(np.sum(batch["tokens"] == token, axis=1)):
+        if count != wanted:
+            raise InputError(
+                f"row {row} of tokens holds {count} image tokens, an image takes {wanted}: give each row one image, "
+                f"or all {len(batch['tokens'])} rows at once by batch_size"
+            )
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:

@@ -192,6 +192,7 @@ def test_weights_of_tokens_need_their_tokenizer(llama, call, tmp_path, corpus, o
 
 DAILY = ("bert", "vit", "clip", "t5")
 FRAMES = "whisper"  # its golden file holds frames, which the recipe's model makes of `audio` itself
+MANY = "llava"  # a row of its golden file has two images, and one has none
 GOLDENS = [
     pytest.param(path, id=path.stem, marks=() if path.stem in DAILY else pytest.mark.slow)
     for path in sorted(families.FOLDER.glob("*.npz"))
@@ -210,6 +211,9 @@ def test_what_a_directory_gives_is_predicted_in_pieces(path, call, tmp_path):
     flags = (f"--checkpoint={tmp_path / 'dir'}", f"--input={tmp_path / 'in.npz'}", f"--output={tmp_path / 'out.npz'}")
     size = len(next(iter(golden.batch.values()))) + 1  # the last piece is filled up
     code, _, err = call("predict", *flags, f"--batch_size={size}")
+    if path.stem == MANY:
+        assert code == 2 and "row 0 of tokens holds 18 image tokens, an image takes 9: give each row one image" in err
+        code, _, err = call("predict", *flags, f"--batch_size={times * size}")
     assert (code, err) == (0, "")
     written = np.load(tmp_path / "out.npz")
     pairwise = {"logits"} if "image_embedding" in golden.values else set()
