@@ -60,7 +60,7 @@ REUSE = Transformer(
     max_length=32,
     embed_dim=DIM,
     num_layers=6,
-    stem=Stem(scale=100.0),
+    stem=Stem(scale=100.0),  # as large as what blocks add: the first of them then blows up no rounding
     attention=Attention(num_heads=8, num_kv_heads=2, rotary=True, qk_norm="head", sharing="reuse"),
     mlp=MLP(dim=64, activation="geglu"),
     per_layer=PerLayer(dim=8, vocab_size=VOCAB),

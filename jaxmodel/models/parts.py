@@ -219,7 +219,7 @@ class Stem(Config):
 
 
 class PerLayer(Config):
-    """A narrow vector of each token for each layer, which scales what a last half of its block gives (Gemma 3n, 4)."""
+    """A narrow vector of each token for each layer, which scales what a last half of its block gives (Gemma 4)."""
 
     dim: int = field(help="width of a vector", low=1)
     vocab_size: int = field(help="tokens in the vocabulary of their table", low=1)

@@ -77,11 +77,10 @@ def build(config: Transformer, partitioning: Partitioning | None = None) -> Mode
         }
 
         def block(kind: str, key: jax.Array) -> Any:
-            (_, G, K), window = kinds[kind].attention.sizes(config.embed_dim), kinds[kind].attention.window
-            nothing = jnp.zeros((1, 1, G, K), dtype)
-            return blocks[kind].init({"params": key}, x, seen._replace(kept={str(window): (nothing, nothing, one)}))[
-                "params"
-            ]
+            a = kinds[kind].attention
+            kept = jnp.zeros((1, 1, *a.sizes(config.embed_dim)[1:]), dtype)  # what one that reuses some looks at
+            told = seen._replace(kept={str(a.window): (kept, kept, one)})
+            return blocks[kind].init({"params": key}, x, told)["params"]
 
         found = {"stack": init_stack(stack_key, config.segments, {k: functools.partial(block, k) for k in kinds})}
         for name, module in parts.items():

@@ -130,19 +130,19 @@ class Attention(Half):
             return self._latent(x, seen, cache, config.latent)
         q = self._project(x, "query", "heads", H, K)
         if config.sharing == "reuse":
-            q = q if config.qk_norm == "none" else self._normalize(q, "query_norm")
-            q = rotate(q, seen.positions, config, self.model.max_length) if config.rotary else q
-            return q, (*seen.kept[str(config.window)], seen.segments), cache, None
+            return self._placed(q, "query_norm", seen), (*seen.kept[str(config.window)], seen.segments), cache, None
         k = scaled(self._project(x, "key", "kv_heads", G, K), config.key_scale)
         v = k if config.keys_as_values else self._project(x, "value", "kv_heads", G, K)
         if config.value_norm:
             v = rms_normalize(v, config.qk_norm_epsilon).astype(x.dtype)
-        if config.qk_norm != "none":
-            q, k = self._normalize(q, "query_norm"), self._normalize(k, "key_norm")
-        if config.rotary:
-            q, k = (rotate(each, seen.positions, config, self.model.max_length) for each in (q, k))
+        q, k = self._placed(q, "query_norm", seen), self._placed(k, "key_norm", seen)
         cache, read = appended(cache, k, v, seen.positions)
         return q, (*read, seen.segments), cache, None
+
+    def _placed(self, x: jax.Array, name: str, seen: Seen) -> jax.Array:
+        """Queries or keys, normalised by the norm of that name and turned by their positions, as the config says."""
+        x = x if self.config.qk_norm == "none" else self._normalize(x, name)
+        return rotate(x, seen.positions, self.config, self.model.max_length) if self.config.rotary else x
 
     def _latent(self, x: jax.Array, seen: Seen, cache: Any, latent: parts.Latent) -> Projected:
         """From narrow vectors, which are what a cache keeps.

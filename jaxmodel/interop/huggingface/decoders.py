@@ -183,6 +183,11 @@ def _read_narrow(json: Json) -> Overrides:
     return {"per_layer": PerLayer(dim, json.get("vocab_size_per_layer_input", 262144)) if dim else None}
 
 
+def _write_narrow(config: Transformer) -> dict[str, Any]:
+    dim, size = (config.per_layer.dim, config.per_layer.vocab_size) if config.per_layer else (0, config.vocab_size)
+    return {"hidden_size_per_layer_input": dim, "vocab_size_per_layer_input": size}
+
+
 def _read_experts(json: Json) -> Overrides:
     """Experts beside the MLP, which is one of every token then."""
     if not json.get("enable_moe_block"):
@@ -200,11 +205,6 @@ def _write_experts(config: Transformer) -> dict[str, Any]:
         return {"enable_moe_block": False}
     sizes = {"num_experts": moe.num_experts, "moe_intermediate_size": moe.dim, "intermediate_size": moe.shared_dim}
     return {"enable_moe_block": True, **sizes, "top_k_experts": moe.experts_per_token}
-
-
-def _write_narrow(config: Transformer) -> dict[str, Any]:
-    dim, size = (config.per_layer.dim, config.per_layer.vocab_size) if config.per_layer else (0, config.vocab_size)
-    return {"hidden_size_per_layer_input": dim, "vocab_size_per_layer_input": size}
 
 
 _LAYERS = layers.rotary_by_layer(6, 1e6, 1e4, _read_global)
