@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 
-EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}  # no product is left to YNNPACK
+# For `weights.Streamed`: sums in any order, so that they are vectors, as wide as the processor has; NaN and infinity
+# stay what they are. Of products no more than those themselves are left to YNNPACK, which takes such sums, too.
+STREAMING = {
+    "xla_cpu_enable_fast_math": True,
+    "xla_cpu_fast_math_honor_nans": True,
+    "xla_cpu_fast_math_honor_infs": True,
+    "xla_cpu_fast_math_honor_division": True,
+    "xla_cpu_fast_math_honor_functions": True,
+    "xla_cpu_prefer_vector_width": 512,
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+}
 
 
 def compiler_options() -> dict[str, str] | None:
@@ -16,23 +27,19 @@ def compiler_options() -> dict[str, str] | None:
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_CONCURRENCY_OPTIMIZED"}
 
 
-def decoding_options() -> dict[str, str] | None:
-    """The same for a loop that multiplies a few rows by every weight: on CPU by Eigen, not YNNPACK.
-
-    Eigen reads weights stored [in, out] a third faster then, and tables [out, in] at less than half the speed: see
-    `weights.turn`.
-    """
+def decoding_options() -> dict[str, Any] | None:
+    """The same for a loop that multiplies a few rows by every weight: on CPU as `weights.Streamed` wants it."""
     options = compiler_options()
-    return options if options is None or not wants_turned() else options | EIGEN
+    return options if options is None or not streams() else options | STREAMING
 
 
 @functools.cache
-def wants_turned() -> bool:
-    """Whether `decoding_options` are such that tables should be turned: on CPU, if this XLA knows the option."""
+def streams() -> bool:
+    """Whether weights should be `Streamed` for `decoding_options`: on CPU, if this XLA knows all of them."""
     if jax.default_backend() != "cpu":
         return False
     try:
-        jax.jit(lambda: 0, compiler_options=EIGEN).lower().compile()
+        jax.jit(lambda: 0, compiler_options=STREAMING).lower().compile()
     except jax.errors.JaxRuntimeError:  # an experimental option: another version may have dropped it
         return False
     return True

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmodel import weights
-from jaxmodel.compiling import compiler_options, decoding_options, wants_turned
+from jaxmodel.compiling import compiler_options, decoding_options, streams
 from jaxmodel.errors import InputError
 from jaxmodel.interop.signature import limits_of, of_config
 from jaxmodel.model import Apply, Batch, Model, Outputs, Params, Start, State
@@ -104,7 +104,7 @@ def generate(
     greedy = temperature == 0
     nucleus = not greedy and top_p is not None and top_p < 1  # 1 keeps everything, but for rounding
     how = Sampling(greedy, None if greedy else top_k, nucleus)
-    cached, quick = _cache(model.start) is not None, _turns(model)
+    cached, quick = _cache(model.start) is not None, _streams(model)
     # Dequantizing before the loop is quicker where there is memory for it; elsewhere reading few bytes is.
     run = _compiled(
         model.apply, model.start, max_new_tokens, how, cached, jax.default_backend() == "cpu", quick, paired
@@ -123,7 +123,7 @@ def generate(
 
 
 def prepared(model: Model, params: Params) -> Params:
-    """Params as `generate` reads them: unstacked; on CPU, tables that a head multiplies by turned, and so dense.
+    """Params as `generate` reads them: unstacked; on CPU, in the order that streams them, and so dense.
 
     What is prepared already stays as it is, and so do the params of a model without a cache, and of an export.
     """
@@ -131,15 +131,16 @@ def prepared(model: Model, params: Params) -> Params:
     if cache is None:
         return params
     apart = unstack(params, cache)
-    if not _turns(model) or of_config(model.config, "tied") is False:
+    if not _streams(model):
         return apart
-    return weights.turn(apart, unstack_layout(model.layout, cache))
+    # A table that no head multiplies by is only looked up in.
+    return weights.stream(apart, unstack_layout(model.layout, cache), of_config(model.config, "tied") is not False)
 
 
-def _turns(model: Model) -> bool:
-    """Whether tables are turned for a model: not for an export, whose blocks lie apart already, as its programs say."""
+def _streams(model: Model) -> bool:
+    """Whether a model's weights are streamed: not an export's, whose blocks lie apart already, as its programs say."""
     cache = _cache(model.start)
-    return cache is not None and wants_turned() and unstack_layout(model.layout, cache) != model.layout
+    return cache is not None and streams() and unstack_layout(model.layout, cache) != model.layout
 
 
 def likeliest(logits: jax.Array, top_k: int | None = None, top_p: jax.Array | float | None = None) -> jax.Array:
@@ -195,7 +196,7 @@ def _compiled(
     """(params, tokens [B,P] padded left, lengths [B], key, stop, temperature, top_p, source) -> int32[B,N], -1: none.
 
     `hoist` lets XLA compute what depends on the params alone, such as dense weights of quantized ones, once.
-    `quick`: the params are `prepared`, with their tables turned. `source` is what is read with the prompt; `paired`: it
+    `quick`: the params are `prepared`, to be streamed. `source` is what is read with the prompt; `paired`: it
     is what an encoder reads, and the tokens are those of the decoder beside it.
     """
     prefix = "decoder_" if paired else ""

@@ -15,7 +15,7 @@ from jaxmodel.generate import Sampling, _compiled, generate, likeliest, prepared
 from jaxmodel.model import Model, Outputs, chain, from_function, frozen, sharded
 from jaxmodel.nn.stack import unstack
 from jaxmodel.sharding import make_mesh
-from jaxmodel.weights import Turned, lora, quantize
+from jaxmodel.weights import Streamed, lora, quantize
 from tests.bigram import V, bigram
 from tests.contract import CAUSAL, VOCAB, built, params_of, relative, same
 
@@ -99,7 +99,7 @@ def test_params_may_be_prepared_once(change):
     params = change(gpt.init(jax.random.key(0)), gpt.layout)
     ready = prepared(gpt, params)
     assert same(prepared(gpt, ready), ready)
-    assert Turned in map(type, (ready["stem"]["tokens"], getattr(ready["stem"]["tokens"], "base", None)))
+    assert Streamed in map(type, (ready["stem"]["tokens"], getattr(ready["stem"]["tokens"], "base", None)))
     options = {"max_new_tokens": NEW, "temperature": 1.5, "seed": 2}
     found = generate(gpt, ready, PROMPTS, **options)
     assert found == generate(gpt, params, PROMPTS, **options)
@@ -115,15 +115,15 @@ def test_a_table_that_no_head_reads_is_left_as_it_is():
 
 
 def test_an_xla_without_the_option_decodes_as_it_trains(monkeypatch):
-    monkeypatch.setattr(compiling, "EIGEN", {"xla_cpu_gone": ""})
-    compiling.wants_turned.cache_clear()
+    monkeypatch.setattr(compiling, "STREAMING", {"xla_cpu_gone": ""})
+    compiling.streams.cache_clear()
     try:
-        assert not compiling.wants_turned()
+        assert not compiling.streams()
         assert compiling.decoding_options() == compiling.compiler_options()
     finally:
         monkeypatch.undo()
-        compiling.wants_turned.cache_clear()
-    assert compiling.wants_turned()
+        compiling.streams.cache_clear()
+    assert compiling.streams()
 
 
 def test_a_batch_may_be_arrays_padded_anyhow():

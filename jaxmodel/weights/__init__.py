@@ -12,20 +12,9 @@ from jaxmodel.weights.layout import (
     trained,
     unstacked,
 )
-from jaxmodel.weights.leaves import (
-    LEAVES,
-    Leaf,
-    LowRank,
-    Observed,
-    Quantized,
-    Turned,
-    dense,
-    grouped,
-    is_leaf,
-    matmul,
-    take,
-)
-from jaxmodel.weights.transforms import densify, lora, merge, observe, quantize, turn
+from jaxmodel.weights.leaves import LEAVES, Leaf, LowRank, Observed, Quantized, dense, grouped, is_leaf, matmul, take
+from jaxmodel.weights.streamed import Streamed
+from jaxmodel.weights.transforms import densify, lora, merge, observe, quantize, stream
 from jaxmodel.weights.trees import abstract, cast, decays, describe, join, num_bytes, num_params, partition
 
 __all__ = [
@@ -35,7 +24,7 @@ __all__ = [
     "LowRank",
     "Observed",
     "Quantized",
-    "Turned",
+    "Streamed",
     "abstract",
     "cast",
     "decays",
@@ -60,8 +49,8 @@ __all__ = [
     "path_name",
     "quantize",
     "stacked",
+    "stream",
     "take",
     "trained",
-    "turn",
     "unstacked",
 ]

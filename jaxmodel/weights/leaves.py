@@ -216,26 +216,6 @@ class LowRank(Leaf):
 
 
 @leaf
-class Turned(Leaf):
-    """A table stored as other weights are, `values` [..., in, out]: quicker in a decoding loop on CPU."""
-
-    values: Any
-
-    def matmul(self, x: jax.Array, *, table: bool = False) -> jax.Array:
-        assert table, "only tables are turned"
-        return matmul(x, self.values)
-
-    def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
-        return jnp.moveaxis(jnp.take(self.values, ids, axis=1), 0, -1).astype(dtype)
-
-    def dense(self, dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.swapaxes(self.values, -1, -2).astype(dtype)
-
-    def axes(self, layout: Layout) -> Turned:
-        return self.replace(values=(*layout.axes[:-2], layout.contracted, layout.produced))
-
-
-@leaf
 class Observed(Leaf):
     """Calibration: the base, and as the "gradient" of `hessian` [..., in, in] float32 the sum of xᵀx it met.
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxmodel.errors import InputError
 from jaxmodel.weights import packing
 from jaxmodel.weights.layout import Layout, map_weights, map_weights_with_path
-from jaxmodel.weights.leaves import LowRank, Observed, Quantized, Turned, dense, is_leaf
+from jaxmodel.weights.leaves import LowRank, Observed, Quantized, dense, is_leaf
+from jaxmodel.weights.streamed import Streamed
 
 KINDS = {"int8": 8, "int4": 4}
 INT4_GROUP = 32
@@ -177,15 +178,19 @@ def densify(params: Any, layout: Any, dtype: Any = jnp.float32) -> Any:
     return map_weights(lambda _, weight: weight.dense(dtype) if is_leaf(weight) else weight, layout, params)
 
 
-def turn(params: Any, layout: Any) -> Any:
-    """Params with every table as `Turned`, dense if it was quantized; adapters stay beside it, all else as it is."""
+def stream(params: Any, layout: Any, tables: bool = True) -> Any:
+    """Params with every matrix, and table if asked, as `Streamed`, dense if it was quantized.
+
+    Adapters stay beside it, experts and all else as they are.
+    """
 
     def apply(each: Layout, weight: Any) -> Any:
-        if not each.table or isinstance(weight, Turned):
+        if not each.multiplies or each.stack or isinstance(weight, Streamed) or (each.table and not tables):
             return weight
         if isinstance(weight, LowRank):
             return weight.replace(base=apply(each, weight.base))
-        return Turned(jnp.swapaxes(weight.dense() if is_leaf(weight) else weight, -1, -2))
+        whole = weight.dense() if is_leaf(weight) else weight
+        return Streamed(whole if each.table else jnp.swapaxes(whole, -1, -2), each.table)
 
     return map_weights(apply, layout, params)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmodel import weights
+from jaxmodel.compiling import decoding_options
 from jaxmodel.errors import InputError
 from jaxmodel.weights import packing
 from tests.contract import relative, same
@@ -54,17 +55,33 @@ def test_take_reads_rows(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_turned_table_is_the_table(kind):
-    table = make(kind, (48, 64), table=True)
-    turned = weights.turn({"t": table, "up": 3.0}, {"t": "vocab <- embed", "up": "embed -> mlp"})
-    assert turned["up"] == 3.0 and same(weights.turn(turned["t"], "vocab <- embed"), turned["t"])
-    found = turned["t"].base if isinstance(turned["t"], weights.LowRank) else turned["t"]
-    assert found.values.shape == (64, 48)
-    assert found.axes(weights.parse("vocab <- embed")).values == (("embed",), ("vocab",))
-    assert relative(weights.dense(turned["t"]), weights.dense(table)) < 1e-6
-    x, ids = jax.random.normal(jax.random.key(4), (2, 5, 64)), jnp.asarray([[3, 47], [0, 3]])
-    assert relative(weights.matmul(x, turned["t"], table=True), x @ weights.dense(table).T) < 1e-6
-    assert relative(weights.take(turned["t"], ids, jnp.float32), weights.dense(table)[ids]) < 1e-6
+@pytest.mark.parametrize(("table", "layout"), [(True, "vocab <- embed"), (False, "embed -> vocab")])
+def test_a_streamed_weight_is_the_weight(kind, table, layout):
+    weight = make(kind, (49, 64) if table else (64, 49), table=table)
+    params = {"w": weight, "scale": jnp.ones(64), "experts": jnp.ones((2, 64, 3))}
+    layouts = {"w": layout, "scale": "embed", "experts": "experts; embed -> mlp"}
+    streamed = weights.stream(params, layouts)
+    assert all(streamed[name] is params[name] for name in ("scale", "experts"))
+    assert (weights.stream(params, layouts, tables=False)["w"] is weight) == table
+    streamed, kernel = streamed["w"], weights.dense(weight).T if table else weights.dense(weight)
+    assert same(weights.stream(streamed, layout), streamed)
+    found = streamed.base if isinstance(streamed, weights.LowRank) else streamed
+    assert found.values.shape == (49, 64)
+    assert found.axes(weights.parse(layout)).values == (("vocab",), ("embed",))
+    assert relative(weights.dense(streamed), weights.dense(weight)) < 1e-6
+    for rows in (1, 2, 7, 8, 9, 17):  # uneven parts, one place and several, more than a pass, too many
+        x = jax.random.normal(jax.random.key(rows), (rows, 1, 64))
+        assert relative(weights.matmul(x, streamed, table=table), x @ kernel) < 1e-6
+    if table:
+        ids = jnp.asarray([[3, 47], [0, 3]])
+        assert relative(weights.take(streamed, ids, jnp.float32), weights.dense(weight)[ids]) < 1e-6
+
+
+def test_a_streamed_weight_narrower_than_its_rows():
+    weight = jax.random.normal(jax.random.key(0), (16, 3))
+    x = jax.random.normal(jax.random.key(1), (5, 16))
+    found = jax.jit(weights.matmul, compiler_options=decoding_options())(x, weights.stream(weight, "embed -> classes"))
+    assert relative(found, x @ weight) < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,73 @@
+"""A weight as a decoding loop on CPU reads it: all of it, in the order it lies in memory, for a few rows at a time."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmodel.weights.layout import Layout
+from jaxmodel.weights.leaves import Leaf, leaf, matmul, take
+
+SUMS = 16  # at once: as many as registers hold beside what is being read
+PLACES = 4  # to read from at once, at most: a core waits less for memory that it asks for in several places
+ROWS = 8  # that share a pass
+PASSES = 2  # beyond them a library's product, which copies the weight into an order of its own first, is quicker
+
+
+@leaf
+class Streamed(Leaf):
+    """A dense weight whose `values` [..., out, in] are stored as those of a table.
+
+    Products of few rows run at the speed of memory, if compiled with `compiling.decoding_options`.
+    """
+
+    values: Any
+    table: bool = False
+
+    static: ClassVar[tuple[str, ...]] = ("table",)
+
+    def matmul(self, x: jax.Array, *, table: bool = False) -> jax.Array:
+        del table  # both are stored alike
+        rows, values = x.reshape(-1, x.shape[-1]), self.values.astype(x.dtype)
+        if len(rows) > ROWS * PASSES:
+            y = matmul(rows, values, table=True)
+        else:
+            y = jnp.concatenate([_stream(rows[i : i + ROWS], values) for i in range(0, len(rows), ROWS)])
+        return y.reshape(*x.shape[:-1], len(values))
+
+    def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
+        return take(self.values, ids, dtype)
+
+    def dense(self, dtype: Any = jnp.float32) -> jax.Array:
+        return (self.values if self.table else jnp.swapaxes(self.values, -1, -2)).astype(dtype)
+
+    def axes(self, layout: Layout) -> Streamed:
+        return self.replace(values=(*layout.axes[:-2], layout.produced, layout.contracted))
+
+
+def _stream(x: jax.Array, values: jax.Array) -> jax.Array:
+    """x [B, in] times values [out, in], to [B, out]: one pass over the values.
+
+    Written as one reduction of many results, for each of which XLA's loop keeps a register of sums: of each row with
+    each of some parts of the values, which are read side by side. The last part begins earlier if they are uneven.
+    """
+    outputs = len(values)
+    count = max(1, min(PLACES, SUMS // len(x), outputs))
+    size = -(-outputs // count)
+    begins = [min(i * size, outputs - size) for i in range(count)]
+    # A division keeps what x is made of out of the loop, where it would be computed anew for each output: XLA brings
+    # no division into a loop that asks more than once. The divisor is one; it must not be known to be.
+    some = jnp.resize(values[: len(x)], x.shape)
+    x = x / jnp.where(jnp.isnan(some), 2, 1).astype(x.dtype)
+    products = [values[begin : begin + size] * row for begin in begins for row in x]
+
+    def add(sums: list[jax.Array], more: list[jax.Array]) -> list[jax.Array]:
+        return [a + b for a, b in zip(sums, more, strict=True)]
+
+    found = jax.lax.reduce(products, [np.zeros((), x.dtype)] * len(products), add, (1,))
+    parts = [jnp.stack(found[i * len(x) : (i + 1) * len(x)]) for i in range(count)]
+    fresh = [part[:, i * size - begin :] for i, (part, begin) in enumerate(zip(parts, begins, strict=True))]
+    return jnp.concatenate(fresh, axis=1)
