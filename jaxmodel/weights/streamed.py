@@ -32,10 +32,10 @@ class Streamed(Leaf):
     def matmul(self, x: jax.Array, *, table: bool = False) -> jax.Array:
         del table  # both are stored alike
         rows, values = x.reshape(-1, x.shape[-1]), self.values.astype(x.dtype)
-        if len(rows) > ROWS * PASSES:
-            y = matmul(rows, values, table=True)
-        else:
+        if 0 < len(rows) <= ROWS * PASSES:
             y = jnp.concatenate([_stream(rows[i : i + ROWS], values) for i in range(0, len(rows), ROWS)])
+        else:
+            y = matmul(rows, values, table=True)
         return y.reshape(*x.shape[:-1], len(values))
 
     def take(self, ids: jax.Array, dtype: Any) -> jax.Array:

@@ -72,6 +72,7 @@ def test_a_streamed_weight_is_the_weight(kind, table, layout):
     for rows in (1, 2, 7, 8, 9, 17):  # uneven parts, one place and several, more than a pass, too many
         x = jax.random.normal(jax.random.key(rows), (rows, 1, 64))
         assert relative(weights.matmul(x, streamed, table=table), x @ kernel) < 1e-6
+    assert weights.matmul(jnp.zeros((2, 0, 64)), streamed, table=table).shape == (2, 0, 49)
     if table:
         ids = jnp.asarray([[3, 47], [0, 3]])
         assert relative(weights.take(streamed, ids, jnp.float32), weights.dense(weight)[ids]) < 1e-6
