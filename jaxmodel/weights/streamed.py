@@ -11,17 +11,17 @@ import numpy as np
 from jaxmodel.weights.layout import Layout
 from jaxmodel.weights.leaves import Leaf, leaf, matmul, take
 
-SUMS = 16  # at once: as many as registers hold beside what is being read
+SUMS = 16  # at once: more than that were slower with AVX-512, whose registers hold 32 vectors
 PLACES = 4  # to read from at once, at most: a core waits less for memory that it asks for in several places
 ROWS = 8  # that share a pass
-PASSES = 2  # beyond them a library's product, which copies the weight into an order of its own first, is quicker
+PASSES = 2  # at most; more rows take a library's product, which reads the weight once and copies it first
 
 
 @leaf
 class Streamed(Leaf):
     """A dense weight whose `values` [..., out, in] are stored as those of a table.
 
-    Products of few rows run at the speed of memory, if compiled with `compiling.decoding_options`.
+    Products of few rows read it once and copy nothing: quick if compiled with `compiling.decoding_options`, else slow.
     """
 
     values: Any
