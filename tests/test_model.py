@@ -109,6 +109,14 @@ def test_a_composition_is_a_config_too():
     assert from_dict({"type": "Frozen", "base": to_dict(GPT)}) == frozen(GPT.build()).config
 
 
+def test_built_twice_it_is_the_same_functions():
+    """So that what was compiled for one is there for the other; another config, or mesh, is another model."""
+    model, again = GPT.build(), replace(GPT, {}).build()
+    assert (model.init, model.apply, model.start) == (again.init, again.apply, again.start)
+    assert replace(GPT, {"num_layers": 1}).build().apply is not model.apply
+    assert sharded(model, make_mesh({"data": 8})).apply is not model.apply
+
+
 def test_marks_go_where_they_are_said():
     layout = trained(frozen(built("gpt"), "stack/*"), "stack/*/mlp/*").layout
     assert layout["stem"] == built("gpt").layout["stem"]

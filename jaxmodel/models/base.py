@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -43,9 +44,17 @@ class Buildable(Config):
         return fit_sizes(self, facts, **self.by_data)
 
     def build(self, partitioning: Partitioning | None = None) -> Model:
-        """The model as pure functions, with activation constraints when it is bound to a mesh."""
+        """The model as pure functions, with activation constraints when it is bound to a mesh.
+
+        Built twice, it is the same functions: what is compiled for one is compiled for both.
+        """
         self.check()
-        return importlib.import_module(f"jaxmodel.models.{self.module}").build(self, partitioning)
+        return _build(self, partitioning)
+
+
+@functools.lru_cache(maxsize=16)  # few: as long as functions are kept, so is what was compiled for them
+def _build(config: Buildable, partitioning: Partitioning | None) -> Model:
+    return importlib.import_module(f"jaxmodel.models.{config.module}").build(config, partitioning)
 
 
 def fit_sizes(config: Any, facts: Mapping[str, Any], place: str = "model.", **sizes: str) -> Any:
