@@ -15,6 +15,16 @@ from jaxmodel.models.configs import Transformer, Variant
 from jaxmodel.models.parts import MLP, Attention, Head, Images, MoE, Norm, PerLayer, Pool, Stem
 from jaxmodel.models.plain import ConvNet, Perceptron
 
+# Jitted as for users: where the last digits count, which other tests, compiled quickly, round more.
+compiled = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+        **({"xla_cpu_use_fusion_emitters": True} if jax.__version__.startswith("0.10.") else {}),
+    },
+)
+
 VOCAB, LENGTH, BATCH, DIM = 64, 16, 8, 32
 
 GPT = Transformer(

@@ -28,7 +28,7 @@ from jaxmodel.model import Model, Outputs, chain, from_function, frozen
 from jaxmodel.models.parts import Latent
 from jaxmodel.nn.stack import unstack, unstack_layout
 from jaxmodel.train import TrainState
-from tests.contract import CAUSAL, DIM, GPT, PATTERN, batch_of, built, params_of, same
+from tests.contract import CAUSAL, DIM, GPT, PATTERN, batch_of, built, compiled, params_of, same
 
 FEATURES = {"features": ("float32", ("batch", DIM))}
 
@@ -143,7 +143,7 @@ def test_what_is_read_computes_what_was_written(gpt):
     positions = np.where(segments == 2, np.arange(16) - 6, np.arange(16)).astype(np.int32)
     packed = {"tokens": tokens, "segments": segments, "positions": positions}
     for batch in ({"tokens": tokens}, {"tokens": tokens[:1, :5], "mask": tokens[:1, :5] > 9}, packed):
-        found, want = (jax.jit(m.apply)(p, batch) for m, p in ((loaded.model, loaded.params), (model, params)))
+        found, want = (compiled(m.apply)(p, batch) for m, p in ((loaded.model, loaded.params), (model, params)))
         assert list(found.values) == ["logits"]
         assert jnp.array_equal(found["logits"], want["logits"])
 

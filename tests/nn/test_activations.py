@@ -1,6 +1,5 @@
 """Activations: values and slopes of float64 closed forms, from nearly nothing to very large inputs."""
 
-import functools
 import math
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 from jaxmodel.models.parts import ACTIVATIONS as NAMES
 from jaxmodel.models.parts import GATED
 from jaxmodel.nn.activations import ACTIVATIONS
+from tests.contract import compiled
 
 erfc = np.vectorize(math.erfc)
 
@@ -69,12 +69,6 @@ REFERENCES |= {
 }
 X = np.concatenate([np.linspace(-6, 6, 41) + 0.013, [1e-20, 9, 12.5, 20, 88, 89, 150, 1e3, 1e4, 1e9]])
 X = np.asarray(np.concatenate([X, -X]), np.float32)
-
-
-# As for users: what is left unoptimised in other tests rounds more, and here the last digits count.
-compiled = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
-)
 
 
 def test_the_config_knows_every_activation():
