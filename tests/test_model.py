@@ -1,5 +1,8 @@
 """Models from models: chained, frozen, sharded, and made from code."""
 
+import dataclasses
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ from jaxmodel.config import from_dict, replace, to_dict
 from jaxmodel.errors import InputError
 from jaxmodel.model import Outputs, chain, from_function, from_linen, frozen, sharded, trained
 from jaxmodel.models.parts import Images, PerLayer
-from jaxmodel.models.plain import ConvNet
+from jaxmodel.models.plain import ConvNet, Perceptron
 from jaxmodel.sharding import make_mesh, with_rules
 from tests.contract import CONTRACT, GPT, MIXTURE, batch_of, built, params_of, relative, same
 
@@ -115,6 +118,13 @@ def test_built_twice_it_is_the_same_functions():
     assert (model.init, model.apply, model.start) == (again.init, again.apply, again.start)
     assert replace(GPT, {"num_layers": 1}).build().apply is not model.apply
     assert sharded(model, make_mesh({"data": 8})).apply is not model.apply
+
+
+def test_lists_stand_for_tuples_in_a_config():
+    plain = Perceptron(num_features=3, categories=(), num_outputs=1, hidden=(4,))
+    hidden: Any = [4]
+    listed, plain = dataclasses.replace(plain, hidden=hidden).build(), plain.build()
+    assert same(listed.init(jax.random.key(0)), plain.init(jax.random.key(0)))
 
 
 def test_marks_go_where_they_are_said():

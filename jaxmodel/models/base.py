@@ -49,12 +49,18 @@ class Buildable(Config):
         Built twice, it is the same functions: what is compiled for one is compiled for both.
         """
         self.check()
-        return _build(self, partitioning)
+        try:
+            hash(self)
+        except TypeError:  # a list stands where a tuple is meant, which `check` lets pass: nothing to be remembered by
+            return _build(self, partitioning)
+        return _built(self, partitioning)
 
 
-@functools.lru_cache(maxsize=16)  # few: as long as functions are kept, so is what was compiled for them
 def _build(config: Buildable, partitioning: Partitioning | None) -> Model:
     return importlib.import_module(f"jaxmodel.models.{config.module}").build(config, partitioning)
+
+
+_built = functools.lru_cache(maxsize=16)(_build)  # few: while functions are kept, so is what was compiled for them
 
 
 def fit_sizes(config: Any, facts: Mapping[str, Any], place: str = "model.", **sizes: str) -> Any:
