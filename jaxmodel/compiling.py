@@ -9,7 +9,8 @@ import jax
 
 # For `weights.Streamed`: sums in any order, so that they are vectors, as wide as the processor has; NaN and infinity
 # stay what they are. Only products are left to YNNPACK, which would take such sums, too; its LIBRARY_FUSION_TYPE_DOT
-# makes those of 32 to 248 rows 4 to 8 times slower.
+# makes those of 32 to 248 rows 4 to 8 times slower. A reduction stays one loop: as a tree of them, which XLA makes for
+# the sake of rounding, each of a step's 80 takes 20 us.
 STREAMING = {
     "xla_cpu_enable_fast_math": True,
     "xla_cpu_fast_math_honor_nans": True,
@@ -18,6 +19,7 @@ STREAMING = {
     "xla_cpu_fast_math_honor_functions": True,
     "xla_cpu_prefer_vector_width": 512,
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    "xla_disable_hlo_passes": "tree_reduction_rewriter",
 }
 
 

@@ -5,6 +5,7 @@ B batch, P prompt slots, N new tokens, V vocab.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from jaxmodel.compiling import compiler_options, decoding_options, streams
 from jaxmodel.errors import InputError
 from jaxmodel.interop.signature import limits_of, of_config
 from jaxmodel.model import Apply, Batch, Model, Outputs, Params, Start, State
+from jaxmodel.nn.cache import FullCache
 from jaxmodel.nn.stack import unstack, unstack_layout
 
 Prompt = Sequence[int] | np.ndarray
@@ -200,6 +202,7 @@ def _compiled(
     is what an encoder reads, and the tokens are those of the decoder beside it.
     """
     prefix = "decoder_" if paired else ""
+    start = _streaming(start) if quick else start
 
     def choose(logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
         if how.greedy:
@@ -245,6 +248,21 @@ def _compiled(
         return jax.lax.while_loop(more, step, carry)[3]
 
     return jax.jit(run, compiler_options=decoding_options() if quick else compiler_options())
+
+
+def _streaming(start: Start) -> Start:
+    """Start, with caches that are read as streamed weights are."""
+
+    def full(each: Any) -> bool:
+        return isinstance(each, FullCache)
+
+    def streaming(each: Any) -> Any:
+        return dataclasses.replace(each, multiply=weights.streamed_matmul) if full(each) else each
+
+    def starting(batch_size: int | None = None, length: int | None = None) -> State:
+        return jax.tree.map(streaming, start(batch_size, length), is_leaf=full)
+
+    return starting
 
 
 def _argmax(logits_BV: jax.Array) -> jax.Array:

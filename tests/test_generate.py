@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmodel import compiling
+from jaxmodel import compiling, weights
 from jaxmodel.config import replace
 from jaxmodel.errors import InputError
 from jaxmodel.generate import Sampling, _compiled, generate, likeliest, prepared
 from jaxmodel.model import Model, Outputs, chain, from_function, frozen, sharded
 from jaxmodel.nn.stack import unstack
 from jaxmodel.sharding import make_mesh
-from jaxmodel.weights import Streamed, lora, quantize
+from jaxmodel.weights import Streamed, contract, lora, quantize
 from tests.bigram import V, bigram
 from tests.contract import CAUSAL, VOCAB, built, params_of, relative, same
 
@@ -81,13 +81,13 @@ def test_a_model_without_a_cache_may_keep_statistics():
 def test_wrapped_unstacked_and_adapted_models_generate_alike():
     gpt, params, expected = built("gpt"), params_of("gpt"), continued("gpt")
     adapted = lora(params, gpt.layout, rank=2, key=jax.random.key(1))
-    for model, weights in (
+    for model, packed in (
         (gpt, unstack(params, gpt.start(1, 1))),
         (frozen(gpt), params),
         (chain(gpt), {"0": params}),
         (gpt, adapted),
     ):
-        assert generate(model, weights, PROMPTS, max_new_tokens=NEW) == expected
+        assert generate(model, packed, PROMPTS, max_new_tokens=NEW) == expected
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,21 @@ def test_params_may_be_prepared_once(change):
     whole = jnp.asarray([PROMPTS[1] + found[1]])
     expected, got = (gpt.apply(each, {"tokens": whole})["logits"] for each in (params, ready))
     assert relative(got, expected) < 1e-5
+
+
+def test_a_loop_that_streams_weights_streams_its_caches(monkeypatch):
+    """Full caches, and as long as the loop runs: products of one query are all streamed."""
+    asked = []
+
+    def spied(x, values, dtype):
+        asked.append(x.shape)
+        return contract(x, values, dtype)
+
+    gpt = replace(CAUSAL["gpt"], {"execution.scan": False}).build()
+    monkeypatch.setattr(weights, "streamed_matmul", spied)
+    generate(gpt, gpt.init(jax.random.key(0)), PROMPTS, max_new_tokens=5)
+    single = [shape for shape in asked if len(shape) == 5 and shape[3] == 1]  # [B,G,R,T,·]
+    assert len(single) == 2 * gpt.config.num_layers, asked
 
 
 def test_a_table_that_no_head_reads_is_left_as_it_is():

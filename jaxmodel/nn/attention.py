@@ -12,7 +12,7 @@ from jaxmodel import weights
 from jaxmodel.errors import InputError
 from jaxmodel.models import parts
 from jaxmodel.models.configs import Transformer
-from jaxmodel.nn.cache import CrossCache, Read, appended
+from jaxmodel.nn.cache import CrossCache, FullCache, Read, appended
 from jaxmodel.nn.layer import STABLE, Half, compact, einsum, scaled, softcapped, zeros
 from jaxmodel.nn.mask import Seen, attention_mask
 from jaxmodel.nn.norm import norm_scale, rms_normalize
@@ -48,10 +48,12 @@ def dot_product_attention(
     softcap: float | None = None,
     sinks: jax.Array | None = None,
     bias: jax.Array | None = None,
+    multiply: weights.Contraction = weights.contract,
 ) -> jax.Array:
     """Attention in plain array code, which every backend and export can run: float32 softmax, [B,T,H,K] out.
 
-    Values may have another width than keys, which then is that of what comes out.
+    Values may have another width than keys, which then is that of what comes out. `multiply` is how both products
+    are made; `weights.streamed_matmul` wants keys and values as a `FullCache` keeps them, and few queries.
     `mask` is bool[B or 1,T,S]; a query that may see nothing (padding) gets a finite, meaningless answer. `sinks`
     float32[H] are scores of nothing: they take weight away from what is seen (arXiv:2309.17453). `bias`
     float32[B or 1,H,T,S] is added to the scores.
@@ -60,8 +62,8 @@ def dot_product_attention(
     G = k_BSGK.shape[2]
     q_BGRTK = (q_BTHK * jnp.asarray(scale, q_BTHK.dtype)).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
     k_BGSK = k_BSGK.astype(q_BTHK.dtype).transpose(0, 2, 1, 3)
-    v_BGSK = v_BSGK.astype(q_BTHK.dtype).transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bgrtk,bgsk->bgrts", q_BGRTK, k_BGSK, preferred_element_type=STABLE)
+    v_BGKS = v_BSGK.astype(q_BTHK.dtype).transpose(0, 2, 3, 1)
+    scores = multiply(q_BGRTK, k_BGSK, STABLE)
     scores = softcapped(scores, softcap)
     if bias is not None:
         scores = scores + bias.reshape(bias.shape[0], G, H // G, *bias.shape[2:])
@@ -71,10 +73,8 @@ def dot_product_attention(
     if sinks is not None:
         column = jnp.broadcast_to(sinks.reshape(G, H // G, 1, 1), (*scores.shape[:-1], 1))
         scores = jnp.concatenate([scores, column], axis=-1)
-    weights = softmax(scores).astype(v_BGSK.dtype)
-    if sinks is not None:
-        weights = weights[..., :-1]
-    out_BGRTK = jnp.einsum("bgrts,bgsk->bgrtk", weights, v_BGSK)
+    shares = softmax(scores)[..., : k_BGSK.shape[2]].astype(v_BGKS.dtype)
+    out_BGRTK = multiply(shares, v_BGKS, v_BGKS.dtype)
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, v_BSGK.shape[-1])
 
 
@@ -98,13 +98,15 @@ class Attention(Half):
         scale = config.sizes(self.dim)[-1] ** -0.5 if config.scale is None else config.scale
         sinks = self.vector("sinks", "heads", (config.num_heads,), zeros) if config.sinks else None
         relative = seen.relative if config.relative else None
+        multiply = cache.multiply if isinstance(cache, FullCache) and config.latent is None else weights.contract
 
         def attend(begin: int, end: int, last: int) -> jax.Array:
             asks, queries, mine = jax.tree.map(lambda a: a[:, begin:end], (q, seen.positions, seen.segments))
             k, v, keys, theirs = jax.tree.map(lambda a: a[:, :last], read)
             mask = attention_mask(queries, keys, (mine, theirs), causal=config.causal, window=config.window)
             bias = None if relative is None else bias_between(relative, queries, keys)
-            return dot_product_attention(asks, k, v, mask, scale=scale, softcap=config.softcap, sinks=sinks, bias=bias)
+            how = {"scale": scale, "softcap": config.softcap, "multiply": multiply}
+            return dot_product_attention(asks, k, v, mask, sinks=sinks, bias=bias, **how)
 
         # In training no key after a query is ever seen, nor computed: late keys are cut off a piece of queries at
         # a time. (Not elsewhere: an export must compute, bit for bit, what the checkpoint does at every length.)

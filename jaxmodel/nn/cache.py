@@ -13,6 +13,7 @@ from typing import Any, dataclass_transform
 import jax
 import jax.numpy as jnp
 
+from jaxmodel import weights
 from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.layer import STABLE
 from jaxmodel.nn.mask import ABSENT
@@ -29,15 +30,17 @@ class Cache:
 
 
 class FullCache(Cache):
-    """Every token so far, in the order it came: keys and values [B,H,S,K], positions int32[B,S], int32[] used.
+    """Every token so far, in the order it came: keys [B,H,S,K], values [B,H,K,S], positions int32[B,S], int32[] used.
 
-    A head's tokens lie together, as attention multiplies them: what is read is not copied first.
+    What attention sums over lies together: what is read is not copied first. `multiply` is how it shall be read:
+    by `weights.streamed_matmul` in a loop that is compiled for that.
     """
 
     keys: jax.Array
     values: jax.Array
     positions: jax.Array
     used: jax.Array
+    multiply: weights.Contraction = dataclasses.field(default=weights.contract, metadata={"static": True})
 
     def append(self, keys: jax.Array, values: jax.Array, positions: jax.Array) -> tuple[FullCache, Read]:
         """Write at the next free slots; the caller sees to it that S is not exceeded."""
@@ -45,9 +48,10 @@ class FullCache(Cache):
         def write(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
             return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.used, axis)
 
-        keys, values = write(self.keys, _heads_first(keys), 2), write(self.values, _heads_first(values), 2)
+        keys, values = write(self.keys, keys.swapaxes(1, 2), 2), write(self.values, values.transpose(0, 2, 3, 1), 3)
         used, positions = self.used + positions.shape[1], write(self.positions, positions, 1)
-        return FullCache(keys, values, positions, used), (_heads_first(keys), _heads_first(values), positions)
+        grown = FullCache(keys, values, positions, used, self.multiply)
+        return grown, (keys.swapaxes(1, 2), values.transpose(0, 3, 1, 2), positions)
 
 
 class SlidingCache(Cache):
@@ -71,12 +75,7 @@ class SlidingCache(Cache):
         return grown, (seen.keys, seen.values, seen.positions)
 
 
-AttentionCache = FullCache | SlidingCache
-
-
-def appended(
-    cache: AttentionCache | None, keys: jax.Array, values: jax.Array, positions: jax.Array
-) -> tuple[AttentionCache | None, Read]:
+def appended(cache: Any, keys: jax.Array, values: jax.Array, positions: jax.Array) -> tuple[Any, Read]:
     """The grown cache, and all that is visible: what there is now, where there is none."""
     return (None, (keys, values, positions)) if cache is None else cache.append(keys, values, positions)
 
@@ -94,17 +93,12 @@ class CrossCache(Cache):
 
     def kept(self, keys: jax.Array, values: jax.Array, positions: jax.Array) -> CrossCache:
         """With another source."""
-        keys, values = (_heads_first(x).astype(self.keys.dtype) for x in (keys, values))
+        keys, values = (x.swapaxes(1, 2).astype(self.keys.dtype) for x in (keys, values))
         return dataclasses.replace(self, keys=keys, values=values, positions=positions)
 
     def source(self) -> Read:
         """What `kept` was given."""
-        return _heads_first(self.keys), _heads_first(self.values), self.positions
-
-
-def _heads_first(x: jax.Array) -> jax.Array:
-    """[B,T,H,K] to [B,H,T,K], and back."""
-    return x.transpose(0, 2, 1, 3)
+        return self.keys.swapaxes(1, 2), self.values.swapaxes(1, 2), self.positions
 
 
 class RecurrentCache(Cache):
@@ -122,7 +116,7 @@ class RecurrentCache(Cache):
 class HybridCache(Cache):
     """What attention and a recurrence side by side keep."""
 
-    attention: AttentionCache
+    attention: FullCache | SlidingCache
     recurrence: RecurrentCache
 
 
@@ -139,6 +133,7 @@ def block_cache(config: Transformer, batch_size: int, length: int, dtype: Any) -
         slots = min(a.window or length, 1 if a.sharing == "reuse" else length)  # that one is never written
         shape = (heads, slots) if slots == length else (slots, heads)
         keys, values = (zeros(*shape, each) for each in widths)
+        values = jnp.swapaxes(values, -1, -2) if slots == length else values
         kept = keys, values, jnp.full((batch_size, slots), ABSENT, jnp.int32)
         found.append(FullCache(*kept, jnp.zeros((), jnp.int32)) if slots == length else SlidingCache(*kept))
     if (r := config.recurrence) is not None and config.has("recurrence"):

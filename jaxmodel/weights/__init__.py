@@ -13,12 +13,13 @@ from jaxmodel.weights.layout import (
     unstacked,
 )
 from jaxmodel.weights.leaves import LEAVES, Leaf, LowRank, Observed, Quantized, dense, grouped, is_leaf, matmul, take
-from jaxmodel.weights.streamed import Streamed
+from jaxmodel.weights.streamed import Contraction, Streamed, contract, streamed_matmul
 from jaxmodel.weights.transforms import densify, lora, merge, observe, quantize, stream
 from jaxmodel.weights.trees import abstract, cast, decays, describe, join, num_bytes, num_params, partition
 
 __all__ = [
     "LEAVES",
+    "Contraction",
     "Layout",
     "Leaf",
     "LowRank",
@@ -27,6 +28,7 @@ __all__ = [
     "Streamed",
     "abstract",
     "cast",
+    "contract",
     "decays",
     "dense",
     "densify",
@@ -50,6 +52,7 @@ __all__ = [
     "quantize",
     "stacked",
     "stream",
+    "streamed_matmul",
     "take",
     "trained",
     "unstacked",

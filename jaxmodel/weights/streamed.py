@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -31,12 +32,7 @@ class Streamed(Leaf):
 
     def matmul(self, x: jax.Array, *, table: bool = False) -> jax.Array:
         del table  # both are stored alike
-        rows, values = x.reshape(-1, x.shape[-1]), self.values.astype(x.dtype)
-        if 0 < len(rows) <= ROWS * PASSES:
-            y = jnp.concatenate([_stream(rows[i : i + ROWS], values) for i in range(0, len(rows), ROWS)])
-        else:
-            y = matmul(rows, values, table=True)
-        return y.reshape(*x.shape[:-1], len(values))
+        return streamed_matmul(x, self.values.astype(x.dtype), x.dtype)
 
     def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
         return take(self.values, ids, dtype)
@@ -46,6 +42,30 @@ class Streamed(Leaf):
 
     def axes(self, layout: Layout) -> Streamed:
         return self.replace(values=(*layout.axes[:-2], layout.produced, layout.contracted))
+
+
+# (x [*batch, *rows, in], values [*batch, out, in], dtype) -> [*batch, *rows, out] of that dtype
+Contraction = Callable[[jax.Array, jax.Array, Any], jax.Array]
+
+
+def contract(x: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
+    """x [*batch, *rows, in] times values [*batch, out, in], to [*batch, *rows, out] of `dtype`."""
+    batch = tuple(range(values.ndim - 2))
+    dims = (((x.ndim - 1,), (values.ndim - 1,)), (batch, batch))
+    return jax.lax.dot_general(x, values, dims, preferred_element_type=dtype)
+
+
+def streamed_matmul(x: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
+    """`contract`, of few rows as `Streamed` does it: summed in float32 or wider."""
+    batch = values.ndim - 2
+    rows = x.reshape(*x.shape[:batch], -1, x.shape[-1])
+    if not 0 < rows.shape[batch] <= ROWS * PASSES:
+        return contract(x, values, dtype) if batch else matmul(x, values, table=True).astype(dtype)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    rows, values = rows.astype(wide), values.astype(wide)
+    stream = jnp.vectorize(_stream, signature="(r,i),(o,i)->(r,o)")
+    passes = [stream(rows[..., i : i + ROWS, :], values) for i in range(0, rows.shape[batch], ROWS)]
+    return jnp.concatenate(passes, axis=-2).reshape(*x.shape[:-1], values.shape[-2]).astype(dtype)
 
 
 def _stream(x: jax.Array, values: jax.Array) -> jax.Array:
@@ -60,8 +80,7 @@ def _stream(x: jax.Array, values: jax.Array) -> jax.Array:
     begins = [min(i * size, outputs - size) for i in range(count)]
     # A division keeps what x is made of out of the loop, where it would be computed anew for each output: XLA brings
     # no division into a loop that asks more than once. The divisor is one; it must not be known to be.
-    some = jnp.resize(values[: len(x)], x.shape)
-    x = x / jnp.where(jnp.isnan(some), 2, 1).astype(x.dtype)
+    x = x / jnp.where(jnp.isnan(x), 2, 1).astype(x.dtype)
     products = [values[begin : begin + size] * row for begin in begins for row in x]
 
     def add(sums: list[jax.Array], more: list[jax.Array]) -> list[jax.Array]:

@@ -10,14 +10,16 @@ from jaxmodel.config import replace
 from jaxmodel.errors import InputError
 from jaxmodel.model import sharded
 from jaxmodel.nn.attention import dot_product_attention
+from jaxmodel.nn.cache import FullCache, SlidingCache
 from jaxmodel.sharding import make_mesh
 from tests.contract import CAUSAL, GPT, relative
 
 
+@pytest.mark.parametrize("multiply", [weights.contract, weights.streamed_matmul])
 @pytest.mark.parametrize("sunk", [False, True])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_dot_product_attention_against_loops(groups, softcap, sunk):
+def test_dot_product_attention_against_loops(groups, softcap, sunk, multiply):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, 5, h, 8)) for h in (4, groups, groups))
     mask = np.tril(np.ones((5, 5), bool))[None] & (rng.random((2, 5, 5)) < 0.8) | np.eye(5, dtype=bool)
@@ -29,12 +31,13 @@ def test_dot_product_attention_against_loops(groups, softcap, sunk):
                 group = h // (4 // groups)
                 scores = k[b, :, group] @ q[b, t, h] * 0.3
                 scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
-                weights = np.exp(np.where(mask[b, t], scores, -np.inf))
+                shares = np.exp(np.where(mask[b, t], scores, -np.inf))
                 nothing = 0.0 if sinks is None else np.exp(sinks[h])
-                expected[b, t, h] = weights / (weights.sum() + nothing) @ v[b, :, group]
+                expected[b, t, h] = shares / (shares.sum() + nothing) @ v[b, :, group]
     a, b, c = (jnp.asarray(array, jnp.float32) for array in (q, k, v))
     sinks = None if sinks is None else jnp.asarray(sinks, jnp.float32)
-    found = dot_product_attention(a, b, c, jnp.asarray(mask), scale=0.3, softcap=softcap, sinks=sinks)
+    how = {"scale": 0.3, "softcap": softcap, "sinks": sinks, "multiply": multiply}
+    found = dot_product_attention(a, b, c, jnp.asarray(mask), **how)
     assert relative(found, expected) < 1e-5
 
 
@@ -74,7 +77,9 @@ def test_a_narrow_vector_a_token_is_all_that_a_cache_keeps(window):
     params = jax.jit(model.init)(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (4, 9), 0, 64)
     cache = model.start(4, 9)["stack"]["0"]["block"]
-    assert cache.keys.shape[-1] == 12 and cache.values.shape[-1] == 4
+    full, ring = isinstance(cache, FullCache), isinstance(cache, SlidingCache)
+    assert (full, ring) == (window is None, window is not None)
+    assert cache.keys.shape[-1] == 12 and cache.values.shape[-2 if full else -1] == 4
     for weights_of in (params, weights.quantize(params, model.layout, "int8")):
         expected = jax.jit(model.apply)(weights_of, {"tokens": tokens})["logits"]
         for each in (model, split):

@@ -85,6 +85,26 @@ def test_a_streamed_weight_narrower_than_its_rows():
     assert relative(found, x @ weight) < 1e-6
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 1, 64), (2, 3, 2, 4, 64), (2, 3, 17, 64), (2, 3, 0, 64), (2, 3, 64)])
+def test_streamed_products_of_a_batch(shape):
+    """Few rows or many, none, and a row without a dim of its own."""
+    values, x = jax.random.normal(jax.random.key(0), (2, 3, 7, 64)), jax.random.normal(jax.random.key(1), shape)
+    expected = jnp.einsum("bgxk,bgsk->bgxs", x.reshape(2, 3, -1, 64), values).reshape(*shape[:-1], 7)
+    options = decoding_options()
+    for product in (weights.contract, weights.streamed_matmul):
+        found = jax.jit(product, static_argnums=2, compiler_options=options)(x, values, jnp.bfloat16)
+        assert found.dtype == jnp.bfloat16
+        found = jax.jit(product, static_argnums=2, compiler_options=options)(x, values, jnp.float32)
+        assert found.shape == expected.shape and (not expected.size or relative(found, expected) < 1e-6)
+
+
+def test_sums_of_narrow_products_are_wide():
+    """One bfloat16 sum of 4096 ones stops at 256."""
+    ones = jnp.ones((1, 4096), jnp.bfloat16)
+    product = jax.jit(weights.streamed_matmul, static_argnums=2, compiler_options=decoding_options())
+    assert product(ones, ones, jnp.float32) == 4096
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_grouped_is_one_product_a_group(kind):
     weight = make(kind, (3, 64, 32))
