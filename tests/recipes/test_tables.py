@@ -128,17 +128,17 @@ def test_an_export_answers_a_raw_table_too(workdir, files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "bounds"),
-    [("breast_cancer", {"accuracy": 0.96, "roc_auc": 0.99}), ("digits", {"accuracy": 0.985})],
+    ("name", "bounds", "devices"),
+    [("breast_cancer", {"accuracy": 0.96, "roc_auc": 0.99}, 8), ("digits", {"accuracy": 0.985}, 2)],
     ids=["breast_cancer", "digits"],
 )
-def test_the_flag_files_learn_what_they_say(name, bounds, tmp_path):
+def test_the_flag_files_learn_what_they_say(name, bounds, devices, tmp_path):
     workdir = tmp_path / "run"
     # Compiled as for users: compiled quickly, as in other tests, it would run for minutes.
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [
         sys.executable, "-m", "recipes.train", f"--flagfile={FLAGS / f'{name}.flags'}", f"--workdir={workdir}",
-        "--mesh.data=1", "--mesh.fsdp=8",
+        "--mesh.data=1", f"--mesh.fsdp={devices}",
     ]  # fmt: skip
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     found = evaluated(workdir)

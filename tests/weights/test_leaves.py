@@ -1,5 +1,7 @@
 """Leaf types: each multiplies, embeds, groups and differentiates like the dense array it stands for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,9 +71,11 @@ def test_a_streamed_weight_is_the_weight(kind, table, layout):
     assert found.values.shape == (49, 64)
     assert found.axes(weights.parse(layout)).values == (("vocab",), ("embed",))
     assert relative(weights.dense(streamed), weights.dense(weight)) < 1e-6
-    for rows in (1, 2, 7, 8, 9, 17):  # uneven parts, one place and several, more than a pass, too many
+    product = jax.jit(functools.partial(weights.matmul, table=table), compiler_options=decoding_options())
+    # Uneven parts, one place and several, more than a pass, too many; what is streamed of other kinds is dense, too.
+    for rows in (1, 2, 7, 8, 9, 17) if kind in ("dense", "lora") else (2,):
         x = jax.random.normal(jax.random.key(rows), (rows, 1, 64))
-        assert relative(weights.matmul(x, streamed, table=table), x @ kernel) < 1e-6
+        assert relative(product(x, streamed), x @ kernel) < 1e-6
     assert weights.matmul(jnp.zeros((2, 0, 64)), streamed, table=table).shape == (2, 0, 49)
     if table:
         ids = jnp.asarray([[3, 47], [0, 3]])
