@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # In a turn; the first does not count: after the other program's turn it runs up to 25 % slower.
 REPEATS = 4
@@ -30,6 +30,34 @@ def serve(contender: Contender) -> None:
         start = time.perf_counter()
         work = sum(turn() for _ in range(REPEATS - 1))
         print(json.dumps(work / (time.perf_counter() - start)), flush=True)
+
+
+def tell(side: str = "", **numbers: Any) -> None:
+    """Say what was found, as soon as it is, to the process that started this one."""
+    print(json.dumps({f"{side}_{key}" if side else key: value for key, value in numbers.items()}), flush=True)
+
+
+def device(tiny: bool) -> Any:
+    """The device of jax, told of; SystemExit where it should be a GPU and is none."""
+    import jax
+
+    found = jax.devices()[0]
+    if found.platform == "cpu" and not tiny:
+        sys.exit("jax finds no GPU: install the extra cuda, or try --tiny")
+    tell(gpu=found.device_kind)
+    return found
+
+
+def speed(turn: Callable[[], float], seconds: float, least: int = 3) -> float:
+    """Units a second: the median of the turns of some seconds, after one that does not count."""
+    turn()
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < least or time.perf_counter() < end:
+        start = time.perf_counter()
+        work = turn()
+        found.append(work / (time.perf_counter() - start))
+    return statistics.median(found)
 
 
 class Contestant:

@@ -116,12 +116,20 @@ def hardware() -> dict:
     }
 
 
-def _in_short(name: str, found: dict) -> dict:
-    """A measurement as a line of the history."""
-    on = hardware()
-    numbers = {key: float(f"{value:.4g}") for key, value in found.items() if isinstance(value, float)}
+def write(folder: Path, name: str, result: dict) -> None:
+    """A measurement, with the hardware it is `on`, as NAME.json and as a line of the history."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    with (folder / "history.jsonl").open("a") as history:
+        history.write(json.dumps(_in_short(name, result)) + "\n")
+
+
+def _in_short(name: str, result: dict) -> dict:
+    on = result["on"]
+    numbers = {key: float(f"{value:.4g}") for key, value in result.items() if isinstance(value, float)}
     versions = " ".join(f"{key} {value}" for key, value in on["versions"].items())
-    where = f"{on['cpu']}, {on['cores']} cores, Python {on['python']}, {versions}"
+    devices = ", ".join(filter(None, (on.get("gpu"), on["cpu"])))
+    where = f"{devices}, {on['cores']} cores, Python {on['python']}, {versions}"
     return {"name": name, "date": on["date"], **numbers, "on": where}
 
 
@@ -138,7 +146,6 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"no measurement {', '.join(unknown)}; there are {', '.join(MEASUREMENTS)}", file=sys.stderr)
         return 2
-    RESULTS.mkdir(exist_ok=True)
     held = True
     for name in names or MEASUREMENTS:
         what, measure, bounds = MEASUREMENTS[name]
@@ -151,10 +158,7 @@ def main(names: list[str]) -> int:
             print(
                 f"{name}: {key} {found[key]:.3f} ({sense} {floor}, goal {goal}) {'ok' if ok else 'MISSED'}", flush=True
             )
-        result = {"what": what, **found, "bounds": verdicts, "on": hardware()}
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        with (RESULTS / "history.jsonl").open("a") as history:
-            history.write(json.dumps(_in_short(name, found)) + "\n")
+        write(RESULTS, name, {"what": what, **found, "bounds": verdicts, "on": hardware()})
     return 0 if held else 1
 
 

@@ -22,11 +22,8 @@ class Shape(NamedTuple):
 SHAPES = {"10m": Shape(6, 384, 6, 1024, 256, 256, 16), "124m": Shape(12, 768, 12, 50257, 1024, 256, 4)}
 
 
-def ours(shape: Shape) -> Contender:
-    """AdamW, float32, as a recipe would set it up."""
-    import numpy as np
-
-    from jaxmodel import tasks
+def gpt(shape: Shape, scan: bool = False, dtype: str = "float32") -> Any:
+    """The config of ours."""
     from jaxmodel.config import replace
     from jaxmodel.models.presets import PRESETS
 
@@ -36,27 +33,50 @@ def ours(shape: Shape) -> Contender:
         "attention.num_heads": shape.heads,
         "mlp.dim": 4 * shape.dim,
     }
-    limits = {"vocab_size": shape.vocab, "max_length": shape.max_length, "execution.scan": False}
-    model = replace(PRESETS["gpt2"], sizes | limits).build()
+    limits = {"vocab_size": shape.vocab, "max_length": shape.max_length}
+    return replace(PRESETS["gpt2"], sizes | limits | {"execution.scan": scan, "execution.dtype": dtype})
+
+
+def their_gpt(shape: Shape) -> Any:
+    """The config of theirs."""
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    return transformers.GPT2Config(
+        vocab_size=shape.vocab, n_positions=shape.max_length, n_embd=shape.dim, n_layer=shape.layers,
+        n_head=shape.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+
+
+def ours(shape: Shape, scan: bool = False, dtype: str = "float32") -> Contender:
+    """AdamW, as a recipe would set it up; `dtype` is what is computed in."""
+    import numpy as np
+
+    from jaxmodel import tasks
+
+    model = gpt(shape, scan, dtype).build()
     tokens = np.random.default_rng(0).integers(0, shape.vocab, (shape.batch, shape.length + 1), np.int32)
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
     return our_step(model, tasks.language_model(model), batch, shape.batch * shape.length)
 
 
-def theirs(shape: Shape) -> Contender:
-    """Eager, with torch's fused AdamW."""
+def theirs(shape: Shape, device: str = "cpu", dtype: str = "float32", compiled: bool = False) -> Contender:
+    """Eager or compiled, with torch's fused AdamW; what is computed in is bfloat16 by `autocast`."""
     import torch  # pyright: ignore[reportMissingImports]
     import transformers  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=shape.vocab, n_positions=shape.max_length, n_embd=shape.dim, n_layer=shape.layers,
-        n_head=shape.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    model = transformers.GPT2LMHeadModel(config)
-    tokens = torch.randint(0, shape.vocab, (shape.batch, shape.length))
-    name = f"transformers {transformers.__version__} on torch {torch.__version__}, eager"
-    return their_step(model, lambda: model(tokens, labels=tokens).loss, shape.batch * shape.length, name)
+    model = transformers.GPT2LMHeadModel(their_gpt(shape)).to(device)
+    run: Any = torch.compile(model) if compiled else model
+    tokens = torch.randint(0, shape.vocab, (shape.batch, shape.length), device=device)
+    name = (
+        f"transformers {transformers.__version__} on torch {torch.__version__}, {'compiled' if compiled else 'eager'}"
+    )
+
+    def loss() -> Any:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return run(tokens, labels=tokens, use_cache=False).loss
+
+    return their_step(model, loss, shape.batch * shape.length, name)
 
 
 def our_step(model: Any, loss: Any, batch: dict[str, Any], work: float) -> Contender:
