@@ -99,7 +99,7 @@ class Program(NamedTuple):
 MEASUREMENTS: dict[str, tuple[str, dict[str, Program], Sequence[str]]] = {
     "numerics": (
         "small GPT-2, Llama, Mixtral and Gemma 3 on GPU against float32 on CPU: norm of the difference over norm",
-        {"all": Program(numerics.compare, 180)},
+        {"all": Program(numerics.compare, 300)},
         (),
     ),
     "attention_gpu": (
@@ -165,7 +165,7 @@ def main() -> int:
     """Measure what is named, or all; 0 if every program came to its end."""
     parser = argparse.ArgumentParser(description="Measurements on a GPU.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(MEASUREMENTS)}; default: all")
-    parser.add_argument("--seconds", type=float, default=450, help="for all of it; what would come later is left out")
+    parser.add_argument("--seconds", type=float, default=600, help="for all of it; what would come later is left out")
     parser.add_argument("--tiny", action="store_true", help="on a CPU, to see whether it runs; results are not kept")
     parser.add_argument("--side", help="run this program of the one measurement that is named, here")
     args = parser.parse_args()

@@ -99,7 +99,9 @@ def _start(jobs: Sequence[Mapping[str, Any]]) -> subprocess.Popen[str]:
     """The consumer at work: isolated, without site-packages but for those it may import from."""
     backend = jnp.zeros(()).device.platform  # type: ignore[union-attr]
     order = {"paths": import_paths(), "loader": str(Path(consumer.__file__).with_name("loader.py")), "jobs": jobs}
-    environment = os.environ | {"JAX_PLATFORMS": backend, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    # Without a CPU the names are the user's own: jax takes "gpu", as devices say, for every maker's.
+    platforms = backend if backend == "cpu" else jax.config.values["jax_platforms"] or backend
+    environment = os.environ | {"JAX_PLATFORMS": platforms, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if backend == "cpu" and "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         # There are as many threads as devices at least, and a product may be cut by the number of threads.
         environment["JAX_NUM_CPU_DEVICES"] = str(jax.local_device_count(backend))
