@@ -65,7 +65,8 @@ def theirs(shape: Shape, device: str = "cpu", dtype: str = "float32", compiled: 
     import transformers  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(their_gpt(shape)).to(device)
+    model: Any = transformers.GPT2LMHeadModel(their_gpt(shape))
+    model = model.to(device)
     run: Any = torch.compile(model) if compiled else model
     tokens = torch.randint(0, shape.vocab, (shape.batch, shape.length), device=device)
     name = (
