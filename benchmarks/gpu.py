@@ -33,7 +33,6 @@ def _train(side: str, contender: Contender, shape: Shape, kind: str, memory: Cal
     """Tokens a second, the share that is of the device's peak, and the most memory that was in use."""
     from jaxmodel.report import peak_flops
 
-    tell(gpu=kind)
     start = time.perf_counter()
     contender.turn()
     tell(side, first_s=time.perf_counter() - start, parameters=contender.parameters)
@@ -63,6 +62,7 @@ def train_theirs(tiny: bool, side: str = "theirs", compiled: bool = False) -> No
     import torch  # pyright: ignore[reportMissingImports]
 
     shape, name = _shape(tiny), "cpu" if tiny else torch.cuda.get_device_name()
+    tell(gpu=name)
     contender = train_step.theirs(shape, "cpu" if tiny else "cuda", "bfloat16", compiled)
     _train(side, contender, shape, name, torch.cuda.max_memory_allocated)
 

@@ -253,14 +253,11 @@ def _compiled(
 def _streaming(start: Start) -> Start:
     """Start, with caches that are read as streamed weights are."""
 
-    def full(each: Any) -> bool:
-        return isinstance(each, FullCache)
-
     def streaming(each: Any) -> Any:
-        return dataclasses.replace(each, multiply=weights.streamed_matmul) if full(each) else each
+        return dataclasses.replace(each, multiply=weights.streamed_matmul) if isinstance(each, FullCache) else each
 
     def starting(batch_size: int | None = None, length: int | None = None) -> State:
-        return jax.tree.map(streaming, start(batch_size, length), is_leaf=full)
+        return jax.tree.map(streaming, start(batch_size, length), is_leaf=lambda each: isinstance(each, FullCache))
 
     return starting
 
