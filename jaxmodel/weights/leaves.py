@@ -76,11 +76,11 @@ def matmul(x: jax.Array, weight: Any, *, table: bool = False) -> jax.Array:
     if is_leaf(weight):
         return weight.matmul(x, table=table)
     weight = weight.astype(x.dtype)
-    if table:
-        # The table first: it is by far the larger, and a CPU streams the first operand.
-        y = jax.lax.dot_general(weight, x, (((1,), (x.ndim - 1,)), ((), ())))
-        return jnp.moveaxis(y, 0, -1)
-    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (0,)), ((), ())))
+    # As one matrix: to sum a weight's gradient over two axes of x, XLA's CPU compiler turns a copy of all x first.
+    rows = x.reshape(-1, x.shape[-1])
+    # The table first: it is by far the larger, and a CPU streams the first operand.
+    y = jax.lax.dot_general(weight, rows, (((1,), (1,)), ((), ()))).T if table else rows @ weight
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def take(weight: Any, ids: jax.Array, dtype: Any) -> jax.Array:
