@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,6 @@ from jaxmodel.data.table import Table
 from jaxmodel.data.tokenizer import Tokenizer
 from jaxmodel.errors import InputError
 from jaxmodel.interop import stablehlo
-from jaxmodel.interop.huggingface import directory as huggingface
 from jaxmodel.model import Model, Params, State, sharded
 from jaxmodel.models import pairs as _pairs  # noqa: F401 (they register the configs a checkpoint may name)
 from jaxmodel.models import plain as _plain  # noqa: F401
@@ -210,7 +210,21 @@ def _read_export(path: Path, request: Request) -> Loaded:
     )
 
 
+def _is_huggingface(path: Path) -> bool:
+    return _huggingface().is_directory(path)
+
+
+def _huggingface_config(path: Path) -> dict[str, Any]:
+    return configs.to_dict(_huggingface().describe(path).config)
+
+
+def _huggingface() -> Any:
+    """Imported by who needs it: the tables of its families would be a twentieth of every import."""
+    return importlib.import_module("jaxmodel.interop.huggingface.directory")
+
+
 def _read_huggingface(path: Path, request: Request) -> Loaded:
+    huggingface = _huggingface()
     if request.select != "*":
         raise InputError(f"{path} is a Hugging Face directory, which is read whole: load it without select")
     model = request.model or huggingface.describe(path).config.build()
@@ -240,10 +254,5 @@ READERS: list[Reader] = [
     ),
     Reader(f"a step ({RECORD})", _is_step, _read_step, lambda path: checkpoint.read_record(path).config),
     Reader("a workdir (checkpoints/)", _is_run, _read_run, _run_config),
-    Reader(
-        "a Hugging Face directory (config.json)",
-        huggingface.is_directory,
-        _read_huggingface,
-        lambda path: configs.to_dict(huggingface.describe(path).config),
-    ),
+    Reader("a Hugging Face directory (config.json)", _is_huggingface, _read_huggingface, _huggingface_config),
 ]

@@ -1,5 +1,7 @@
 """Tokenizers: plain bytes, and byte-level BPE; both give back exactly the text they were given."""
 
+from __future__ import annotations
+
 import abc
 import copy
 import dataclasses
@@ -7,12 +9,14 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from jaxmodel.data import chat
 from jaxmodel.errors import InputError
+
+if TYPE_CHECKING:  # jinja2 would be a twentieth of every import, for the few who chat
+    from jaxmodel.data import chat
 
 SEPARATOR = "<|endoftext|>"
 SPEC = "tokenizer.json"
@@ -39,7 +43,7 @@ class Extras:
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> "Extras":
+    def of(cls, said: Mapping[str, Any]) -> Extras:
         """What `dataclasses.asdict` said, after JSON made a list of the ids."""
         return cls(**{**said, "stop": tuple(said["stop"])})
 
@@ -101,6 +105,8 @@ class Tokenizer(abc.ABC):
                 "the tokenizer has no chat template: take a checkpoint that was tuned to chat, or put its template "
                 "beside tokenizer.json as chat_template.jinja"
             )
+        from jaxmodel.data import chat
+
         return chat.render(self.extras.chat_template, messages, **{**self.extras.tokens, **options})
 
     def encode_chat(self, messages: Sequence[chat.Message], **options: Any) -> np.ndarray:
@@ -109,7 +115,7 @@ class Tokenizer(abc.ABC):
         return self.encode_marked(self.render_chat(messages, **options))
 
     @staticmethod
-    def from_json(text: str, separator: str | None = None) -> "Tokenizer":
+    def from_json(text: str, separator: str | None = None) -> Tokenizer:
         """The tokenizer that `to_json` described, or a Hugging Face `tokenizer.json`.
 
         `separator` names the special token that starts a document where that is not `<|endoftext|>`.

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from jaxmodel.data.chat import Template
 from jaxmodel.data.tokenizer import SEPARATOR, SPEC, BpeTokenizer, Extras, Tokenizer
 from jaxmodel.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxmodel.data.chat import Template
 
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 ADDED, GENERATION = "added_tokens.json", "generation_config.json"
