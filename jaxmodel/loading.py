@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,9 +217,11 @@ def _huggingface_config(path: Path) -> dict[str, Any]:
     return configs.to_dict(_huggingface().describe(path).config)
 
 
-def _huggingface() -> Any:
+def _huggingface():
     """Imported by who needs it: the tables of its families would be a twentieth of every import."""
-    return importlib.import_module("jaxmodel.interop.huggingface.directory")
+    from jaxmodel.interop.huggingface import directory
+
+    return directory
 
 
 def _read_huggingface(path: Path, request: Request) -> Loaded:
