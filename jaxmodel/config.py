@@ -338,7 +338,8 @@ def _lay(kind: type[C], base: Mapping[str, Any], overrides: Mapping[str, Any], p
 # Flags and text
 
 
-def flatten(config: Any) -> dict[str, FieldInfo]:
+@functools.cache
+def flatten(config: Any) -> Mapping[str, FieldInfo]:
     """Every field a flag can set, by dotted name; the defaults are those of the class, or of the instance.
 
     An optional nested config is listed itself too: it can be set to none. Required is a default of `MISSING`.

@@ -137,7 +137,7 @@ class Command(Generic[F]):
 
     def _infos(self, preset: Any = None) -> dict[str, FieldInfo]:
         """Every flag there is, by name; those of a model once its preset is known."""
-        infos = config.flatten(self.flags)
+        infos = dict(config.flatten(self.flags))
         if self.model:
             names = ", ".join(self._presets())
             infos["model"] = FieldInfo(str, "", f"named model, whose fields --model.* change: {names}")

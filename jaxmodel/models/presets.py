@@ -9,6 +9,7 @@ header's order, and more words.
 
 import functools
 import re
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -147,8 +148,7 @@ def _said(text: str) -> Iterator[tuple[str, str]]:
         elif opens:
             places.append([f"{each}." for each in here])
         elif path.endswith("base"):
-            base = list(_said(BASES[value]))
-            yield from ((each.removesuffix("base") + inner, said) for each in here for inner, said in base)
+            yield from ((each.removesuffix("base") + path, said) for each in here for path, said in _said(BASES[value]))
         else:
             yield from ((each, value or "true") for each in here)
 
@@ -158,35 +158,37 @@ def _value(text: str, info: FieldInfo) -> Any:
     return float(base) ** float(exponent) if power else parse(text, info)
 
 
-_fields = functools.cache(flatten)
-
-
+@functools.cache
 def configured(kind: Any, text: str) -> Any:
     """A config of this kind from words."""
-    infos = _fields(kind)
     found: dict[str, dict[str, Any]] = {"": {}}  # by variant
     for path, value in _said(text):
         variant, _, path = path.rpartition(":")
         for part in kind.submodels if "*" in path else ("",):
             name = path.replace("*", part)
-            found.setdefault(variant, {})[name] = _value(value, infos[name])
+            found.setdefault(variant, {})[name] = _value(value, flatten(kind)[name])
     own = found[""]
     names = dict.fromkeys((*own.get("first", ()), *own.get("pattern", ())))
     variants = tuple(Variant(name, tuple(found.get(name, {}).items())) for name in names)
     return create(kind, {**own, "variants": variants} if variants else own)
 
 
-def presets(text: str) -> dict[str, Any]:
-    """Configs by name from tables of words, as this file's first lines say."""
-    found: dict[str, Any] = {}
-    kind, columns = Transformer, []
+class Presets(UserDict[str, Any]):
+    """Configs by name: a kind and its words, which become a config when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        return configured(*super().__getitem__(name))
+
+
+def presets(text: str) -> Presets:
+    """From tables of words, as this file's first lines say."""
+    found, kind, columns = Presets(), None, []
     for line in text.strip().splitlines():
         first, *cells = line.split()
         if first in KINDS:
             kind, columns = KINDS[first], cells
         else:
-            said = [f"{column}={cell}" for column, cell in zip(columns, cells, strict=False)]
-            found[first] = configured(kind, " ".join([*said, *cells[len(columns) :]]))
+            found[first] = kind, " ".join([*map("=".join, zip(columns, cells, strict=False)), *cells[len(columns) :]])
     return found
 
 
