@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from benchmarks.duel import Contender, serve
+from benchmarks.duel import Contender, serve, start
 from benchmarks.train_step import SHAPES, Shape, gpt, their_gpt
 
 PROMPT, NEW, SHAPE = 32, 64, SHAPES["124m"]
@@ -49,4 +49,5 @@ def theirs(batch: int, new: int = NEW, shape: Shape = SHAPE, dtype: str = "float
 
 
 if __name__ == "__main__":
+    start(sys.argv[1])
     serve({"ours": ours, "theirs": theirs}[sys.argv[1]](int(sys.argv[2])))

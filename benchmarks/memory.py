@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import train_step
+from benchmarks.duel import start
 
 STEPS = 3
 
@@ -58,4 +59,5 @@ def megabytes(key: str) -> float:
 
 
 if __name__ == "__main__":
+    start(sys.argv[1])
     print(json.dumps(_contend(*sys.argv[1:])))

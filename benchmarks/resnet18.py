@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks.duel import Contender, serve
+from benchmarks.duel import Contender, serve, start
 from benchmarks.train_step import our_step, their_step
 
 WIDTHS, BLOCKS, CLASSES, SIZE, BATCH = (64, 128, 256, 512), 2, 200, 64, 32
@@ -55,4 +55,5 @@ def theirs() -> Contender:
 
 
 if __name__ == "__main__":
+    start(sys.argv[1])
     serve({"ours": ours, "theirs": theirs}[sys.argv[1]]())

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from benchmarks.duel import Contender, serve
+from benchmarks.duel import Contender, serve, start
 
 
 class Shape(NamedTuple):
@@ -119,4 +119,5 @@ def their_step(model: Any, loss: Callable[[], Any], work: float, name: str) -> C
 
 
 if __name__ == "__main__":
+    start(sys.argv[1])
     serve({"ours": ours, "theirs": theirs}[sys.argv[1]](SHAPES[sys.argv[2]]))

@@ -16,6 +16,7 @@ import absl.flags
 from jaxmodel import config
 from jaxmodel.config import MISSING, FieldInfo, allowed, closest, to_text
 from jaxmodel.errors import InputError, Retryable
+from jaxmodel.memory import use_huge_pages
 from jaxmodel.options import DTYPES
 
 F = TypeVar("F")
@@ -183,10 +184,15 @@ class Command(Generic[F]):
 def run(main: Callable[[Parsed[F]], int | None], command: Command[F], argv: Sequence[str] | None = None) -> int:
     """Parse the command line, call `main` and turn what happened into an exit code.
 
+    A process of its own (no `argv` is given) may start itself again first, once all is understood.
+
     0 done · 1 a bug, with a traceback · 2 the user can mend it, one line · 42 run it again · 130 interrupted
     """
     try:
-        return main(command.parse(sys.argv if argv is None else argv)) or 0
+        parsed = command.parse(sys.argv if argv is None else argv)
+        if argv is None:
+            use_huge_pages()
+        return main(parsed) or 0
     except InputError as error:
         return _say(f"error: {error}", 2)
     except Retryable as error:
