@@ -26,7 +26,7 @@ class _Network(network.Network):
         for stage, (width, blocks, stride) in enumerate(config.stages):
             if inverted and (stride != 1 or x.shape[-1] != width):
                 x = self.norm(f"stage{stage}_down_norm", x, train)
-                x = self._conv(f"stage{stage}_down", x, width, stride, stride)
+                x = self._conv(f"stage{stage}_down", x, width, stride, stride, train)
             for block in range(blocks):
                 run = self._inverted if inverted else self._residual
                 x = run(f"stage{stage}_{block}", x, width, 1 if block else stride, train)
@@ -57,8 +57,8 @@ class _Network(network.Network):
         (first, size, _), (second, _, factor), (third, _, _) = config.convolutions
         h = DepthwiseConv(self.partitioning, size, config.bias, name=f"{name}_{first}")(x)
         h = self.norm(f"{name}_{first}_norm", self._constrained(h), train)
-        h = self._activation(self._conv(f"{name}_{second}", h, int(width * factor), 1, 1))
-        return self._added(name, x, self._conv(f"{name}_{third}", h, width, 1, 1))
+        h = self._activation(self._conv(f"{name}_{second}", h, int(width * factor), 1, 1, train))
+        return self._added(name, x, self._conv(f"{name}_{third}", h, width, 1, 1, train))
 
     def _activation(self, x: jax.Array) -> jax.Array:
         return ACTIVATIONS[self.config.activation][0](x)
@@ -69,10 +69,10 @@ class _Network(network.Network):
         return x + h if self.config.block == "inverted" else self._activation(x + h)
 
     def _normed(self, name: str, x: jax.Array, width: int, size: int, stride: int, train: bool) -> jax.Array:
-        return self._constrained(self.norm(f"{name}_norm", self._conv(name, x, width, size, stride), train))
+        return self._constrained(self.norm(f"{name}_norm", self._conv(name, x, width, size, stride, train), train))
 
-    def _conv(self, name: str, x: jax.Array, width: int, size: int, stride: int) -> jax.Array:
-        return Conv(self.partitioning, width, size, stride, self.config.bias, name=name)(x)
+    def _conv(self, name: str, x: jax.Array, width: int, size: int, stride: int, train: bool) -> jax.Array:
+        return Conv(self.partitioning, width, size, stride, self.config.bias, name=name)(x, train)
 
     def _constrained(self, x: jax.Array) -> jax.Array:
         return self.constrain(x, "batch", None, None, None)

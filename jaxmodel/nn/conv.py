@@ -1,34 +1,12 @@
-"""Convolution as shifted slices and one product: a weight like any other, and the fast way on CPU."""
+"""Convolution by a weight like any other, and the pooling and windows around it."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jaxmodel.errors import InputError
+from jaxmodel import weights
 from jaxmodel.nn.layer import Layer, compact, he, normal, zeros
-
-
-def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
-    """The size x size windows of x [B,H,W,C], [B,ceil(H/stride),ceil(W/stride),size*size*C].
-
-    Zeros stand beyond the border, (size - 1) / 2 of them on each side. Windows as wide as their stride lie side by
-    side instead, [B,floor(H/stride),floor(W/stride),size*size*C], and what is left over is not seen; InputError where
-    there is no window at all.
-    """
-    if size == 1:
-        return x[:, ::stride, ::stride]
-    height, width = x.shape[1:3]
-    if size == stride:
-        height, width = height - height % size, width - width % size
-        if not height or not width:
-            raise InputError(f"images are too small: {x.shape[1:3]} is left of them for windows of {size} x {size}")
-        x = x[:, :height, :width]
-    else:
-        pad = (size - 1) // 2
-        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    shifted = [x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
-    return jnp.concatenate(shifted, axis=-1)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -60,10 +38,10 @@ class Conv(Layer):
     bias: bool = False
 
     @compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        windows = patches(x, self.size, self.stride)
-        windows = windows.reshape(*windows.shape[:3], self.size, self.size, x.shape[-1])
-        return biased(self, self.linear(windows, "kernel", "height width channels -> filters", (self.filters,), he))
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        layout, shape = "height width channels -> filters", (self.size, self.size, x.shape[-1])
+        kernel = self.weight("kernel", layout, shape, (self.filters,), he).leaf
+        return biased(self, weights.convolve(x, kernel, self.size, self.stride, training=train))
 
 
 class DepthwiseConv(Layer):

@@ -1,5 +1,6 @@
 """A weight is a value that knows how to multiply: layouts, leaf types, and transformations of whole trees."""
 
+from jaxmodel.weights.convolution import convolve
 from jaxmodel.weights.layout import (
     Layout,
     frozen,
@@ -29,6 +30,7 @@ __all__ = [
     "abstract",
     "cast",
     "contract",
+    "convolve",
     "decays",
     "dense",
     "densify",

@@ -8,23 +8,8 @@ import pytest
 from jaxmodel.errors import InputError
 from jaxmodel.models.parts import ConvStem
 from jaxmodel.models.plain import ConvNet
-from jaxmodel.nn.conv import max_pool, patches
+from jaxmodel.nn.conv import max_pool
 from tests.contract import same
-
-
-@pytest.mark.parametrize(
-    ("size", "stride", "shape"),
-    [(1, 2, (3, 4)), (3, 1, (5, 7)), (3, 2, (3, 4)), (7, 2, (3, 4)), (2, 2, (2, 3)), (4, 4, (1, 1))],
-)
-def test_windows_are_those_of_a_convolution(size, stride, shape):
-    x, kernel = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 5, 7, 3), (size, size, 3, 4)]))
-    pad = 0 if size == stride else (size - 1) // 2
-    expected = jax.lax.conv_general_dilated(
-        *(x, kernel, (stride, stride), ((pad, pad), (pad, pad))), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    found = patches(x, size, stride) @ kernel.reshape(-1, 4)
-    assert found.shape == (2, *shape, 4)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_maximum_of_every_second_window():
