@@ -20,13 +20,12 @@ def use_huge_pages() -> None:
     (`glibc.malloc.hugetlb=0` in that environment variable keeps the small ones).
     """
     said = os.environ.get(VARIABLE, "")
-    if TUNABLE in said or not sys.executable or not _helps():
-        return
-    os.environ[VARIABLE] = ":".join([*filter(None, [said]), f"{TUNABLE}=1"])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with contextlib.suppress(OSError):  # where a sandbox forbids it, small pages do
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    with contextlib.suppress(OSError):  # where a sandbox lets nothing be read or started, small pages do
+        if TUNABLE not in said and sys.executable and _helps():
+            os.environ[VARIABLE] = ":".join([*filter(None, [said]), f"{TUNABLE}=1"])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _helps() -> bool:

@@ -68,6 +68,15 @@ def test_nothing_is_lost_where_no_process_may_be_started(started, monkeypatch):
     assert not started
 
 
+def test_nothing_starts_where_linux_may_not_be_asked(started, monkeypatch):
+    def forbidden(*args):
+        raise PermissionError
+
+    monkeypatch.setattr(type(memory.SWITCH), "read_text", forbidden)
+    memory.use_huge_pages()
+    assert not started and memory.VARIABLE not in os.environ
+
+
 def test_a_real_process_ends_as_it_would_have():
     program = (
         "import os, sys; from jaxmodel.memory import *; use_huge_pages(); print(sys.argv, os.getpid()); sys.exit(7)"
