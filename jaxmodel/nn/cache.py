@@ -60,7 +60,7 @@ class FullCache(Cache):
         keys, values = self.keys[:, :, :slots], self.values[..., :slots]
         return keys.swapaxes(1, 2), values.transpose(0, 3, 1, 2), self.positions[:, :slots]
 
-    def until_used(self, read: Callable[..., jax.Array]) -> jax.Array:
+    def until_used(self, read: Callable[..., Any]) -> Any:
         """`read` of what the used slots hold, and of free ones up to the next quarter: the others take no time."""
         slots = self.positions.shape[1]
         ends = sorted({min(slots, -(-slots * i // (4 * STEP)) * STEP) for i in range(1, 5)})
