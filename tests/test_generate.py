@@ -13,7 +13,6 @@ from jaxmodel.config import replace
 from jaxmodel.errors import InputError
 from jaxmodel.generate import Sampling, _compiled, generate, likeliest, prepared
 from jaxmodel.model import Model, Outputs, chain, from_function, frozen, sharded
-from jaxmodel.nn.cache import STEP, FullCache
 from jaxmodel.nn.stack import unstack
 from jaxmodel.sharding import make_mesh
 from jaxmodel.weights import Streamed, contract, lora, quantize
@@ -48,27 +47,6 @@ def test_greedy_equals_a_naive_loop(name):
     alone = [naive(name, prompt, NEW) for prompt in PROMPTS]
     assert continued(name) == alone
     assert len({tuple(text) for text in alone}) == len(PROMPTS)  # prompts matter
-
-
-@pytest.mark.parametrize(
-    ("used", "end"), [(0, 32), (32, 32), (33, 64), (64, 64), (65, 80), (80, 80), (81, 100), (100, 100)]
-)
-def test_free_slots_are_not_read(used, end):
-    """Of 100 slots the quarters that hold tokens, in steps of a vector."""
-    numbers = jnp.arange(600.0).reshape(1, 2, 100, 3)
-    full = FullCache(numbers, numbers.swapaxes(2, 3), jnp.arange(100)[None], jnp.array(used))
-
-    def read(*kept):
-        return jnp.array([each.size for each in kept]), *(jnp.sum(each) for each in kept)
-
-    same(full.until_used(read), read(*full.first(end)))
-
-
-@pytest.mark.parametrize("name", ["gpt", "pattern"])
-def test_a_text_grows_through_all_of_its_cache(name):
-    new = CAUSAL[name].max_length - 1
-    assert new > STEP  # more than is read at first
-    assert continued(name, [[3], [5]], max_new_tokens=new) == [naive(name, prompt, new) for prompt in ([3], [5])]
 
 
 def test_a_model_without_a_cache_reads_all_anew():
@@ -142,8 +120,7 @@ def test_a_loop_that_streams_weights_streams_its_caches(monkeypatch):
     monkeypatch.setattr(weights, "streamed_matmul", spied)
     generate(gpt, gpt.init(jax.random.key(0)), PROMPTS, max_new_tokens=5)
     single = [shape for shape in asked if len(shape) == 5 and shape[3] == 1]  # [B,G,R,T,·]
-    # With keys, and with values of so many slots, in each layer.
-    assert sorted(shape[-1] for shape in single) == [4, 4, 4, 4, STEP, STEP, 21, 21] and gpt.config.num_layers == 2
+    assert len(single) == 2 * gpt.config.num_layers, asked
 
 
 def test_a_table_that_no_head_reads_is_left_as_it_is():

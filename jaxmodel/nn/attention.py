@@ -3,7 +3,6 @@
 B batch, T queries, S keys, D model dim, H query heads, G key/value heads, R = H/G, K head dim.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -101,8 +100,9 @@ class Attention(Half):
         relative = seen.relative if config.relative else None
         multiply = cache.multiply if isinstance(cache, FullCache) and config.latent is None else weights.contract
 
-        def attend(k: jax.Array, v: jax.Array, keys: jax.Array, theirs: Any, begin: int = 0, end: int = T) -> jax.Array:
+        def attend(begin: int, end: int, last: int) -> jax.Array:
             asks, queries, mine = jax.tree.map(lambda a: a[:, begin:end], (q, seen.positions, seen.segments))
+            k, v, keys, theirs = jax.tree.map(lambda a: a[:, :last], read)
             mask = attention_mask(queries, keys, (mine, theirs), causal=config.causal, window=config.window)
             bias = None if relative is None else bias_between(relative, queries, keys)
             how = {"scale": scale, "softcap": config.softcap, "multiply": multiply}
@@ -115,11 +115,7 @@ class Attention(Half):
             size = T // seen.pieces
             pieces = [(end - size, end, end) for end in range(size, T + 1, size)]
         with jax.named_scope("attend"):
-            if T == 1 and multiply is not weights.contract and config.sharing != "reuse":
-                out = cache.until_used(functools.partial(attend, theirs=None))
-            else:
-                cut = [(jax.tree.map(lambda a, last=last: a[:, :last], read), *piece) for *piece, last in pieces]
-                out = jnp.concatenate([attend(*kept, *piece) for kept, *piece in cut], axis=1)
+            out = jnp.concatenate([attend(*piece) for piece in pieces], axis=1)
         out = out if widen is None else jnp.einsum("rhk,bthr->bthk", widen, out)
         if config.gate:
             gate = self._project(x, "gate", "heads", *out.shape[2:])

@@ -8,7 +8,6 @@ Padding has position ABSENT and is never seen, so rows of different lengths shar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, dataclass_transform
 
 import jax
@@ -19,7 +18,6 @@ from jaxmodel.models.configs import Transformer
 from jaxmodel.nn.layer import STABLE
 from jaxmodel.nn.mask import ABSENT
 
-STEP = 16  # slots that a vector holds
 Read = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -53,19 +51,7 @@ class FullCache(Cache):
         keys, values = write(self.keys, keys.swapaxes(1, 2), 2), write(self.values, values.transpose(0, 2, 3, 1), 3)
         used, positions = self.used + positions.shape[1], write(self.positions, positions, 1)
         grown = FullCache(keys, values, positions, used, self.multiply)
-        return grown, grown.first(positions.shape[1])
-
-    def first(self, slots: int) -> Read:
-        """What as many of the first slots hold."""
-        keys, values = self.keys[:, :, :slots], self.values[..., :slots]
-        return keys.swapaxes(1, 2), values.transpose(0, 3, 1, 2), self.positions[:, :slots]
-
-    def until_used(self, read: Callable[..., Any]) -> Any:
-        """`read` of what the used slots hold, and of free ones up to the next quarter: the others take no time."""
-        slots = self.positions.shape[1]
-        ends = sorted({min(slots, -(-slots * i // (4 * STEP)) * STEP) for i in range(1, 5)})
-        which = sum((self.used > end).astype(jnp.int32) for end in ends[:-1])
-        return jax.lax.switch(which, [lambda end=end: read(*self.first(end)) for end in ends])
+        return grown, (keys.swapaxes(1, 2), values.transpose(0, 3, 1, 2), positions)
 
 
 class SlidingCache(Cache):

@@ -1,8 +1,8 @@
 """How a weight convolves images: as shifted slices and one product; or, to train it on CPU, with fewer multiplications.
 
 The latter is Winograd's F(2x2, 3x3) (arXiv:1509.09308): 16 sums are made of every window of 4 x 4 pixels, which gives
-2 x 2 of the result, and each is multiplied by its own sum of a kernel's 3 x 3: 16 products where there were 36. Nothing
-but sums and differences leads there and back, so it is as exact as the definition.
+2 x 2 of the result, and each is multiplied by its own sum of a kernel's 3 x 3: 16 products where there were 36. Little
+but sums and differences leads there and back: in float32 its errors are 0.7 to 1.8 times those of the definition.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def convolve(x: jax.Array, weight: Any, size: int, stride: int, *, training: boo
 
 
 def _pays(x: jax.Array, weight: Any) -> bool:
-    """Whether fewer products are quicker, and as exact: sums in narrower types lose what the definition keeps."""
+    """Whether fewer products are quicker; not in narrower types, whose sums lose what the definition keeps."""
     if jax.default_backend() != "cpu" or is_leaf(weight) or x.dtype not in (jnp.float32, jnp.float64):
         return False
     channels, windows = x.shape[-1], math.prod(x.shape[:3]) // 4
