@@ -10,17 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmodel.weights.layout import Layout
-from jaxmodel.weights.leaves import Leaf, leaf, matmul, take
+from jaxmodel.weights.leaves import Leaf, leaf, matmul
 
-SUMS = 24  # at once, of the 32 vectors that registers of AVX-512 hold; with AVX2's 16 it is as quick as 16 or 8 are
+WIDTHS = range(64, 129, 16)  # inputs of a block: so few that XLA unrolls its loop over them, and rows stay in a cache
+SUMS = 24  # at once over more inputs: of the 32 vectors that registers of AVX-512 hold
 PLACES = 4  # to read from at once, at most: a core waits less for memory that it asks for in several places
 ROWS = 8  # that share a pass
-PASSES = 2  # at most; more rows take a library's product, which reads the weight once and copies it first
+FEW = 16  # rows; more, unless they are a token each, take a library's product, which is quicker to compile
+MANY = 64  # rows of a token each; more take that, too: it reads the weight once, and copies it first
 
 
 @leaf
 class Streamed(Leaf):
-    """A dense weight whose `values` [..., out, in] are stored as those of a table.
+    """A dense weight in blocks of its inputs: `values` are [blocks, out, in / blocks], each block stored as a table is.
 
     Products of few rows read it once and copy nothing: quick if compiled with `compiling.decoding_options`, else slow.
     """
@@ -30,18 +32,35 @@ class Streamed(Leaf):
 
     static: ClassVar[tuple[str, ...]] = ("table",)
 
+    @staticmethod
+    def of(weight: jax.Array, *, table: bool = False) -> Streamed:
+        """A plain weight [in, out], or table [out, in]."""
+        values = weight if table else weight.T
+        outputs, inputs = values.shape
+        width = max((width for width in WIDTHS if inputs % width == 0), default=inputs)
+        return Streamed(values.reshape(outputs, -1, width).swapaxes(0, 1), table)
+
     def matmul(self, x: jax.Array, *, table: bool = False) -> jax.Array:
         del table  # both are stored alike
-        return streamed_matmul(x, self.values.astype(x.dtype), x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        if not 0 < len(rows) <= (MANY if x.ndim > 2 and x.shape[-2] == 1 else FEW):
+            return matmul(x, self._whole(), table=True)
+        return _passes(rows, self.values.astype(x.dtype), x.dtype).reshape(*x.shape[:-1], -1)
 
     def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
-        return take(self.values, ids, dtype)
+        found = jnp.take(self.values, ids, axis=1).astype(dtype)
+        return jnp.moveaxis(found, 0, -2).reshape(*ids.shape, -1)
 
     def dense(self, dtype: Any = jnp.float32) -> jax.Array:
-        return (self.values if self.table else jnp.swapaxes(self.values, -1, -2)).astype(dtype)
+        whole = self._whole()
+        return (whole if self.table else whole.T).astype(dtype)
 
     def axes(self, layout: Layout) -> Streamed:
-        return self.replace(values=(*layout.axes[:-2], layout.produced, layout.contracted))
+        return self.replace(values=(layout.contracted, layout.produced, ()))
+
+    def _whole(self) -> jax.Array:
+        """The values [out, in]."""
+        return self.values.swapaxes(0, 1).reshape(self.values.shape[1], -1)
 
 
 # (x [*batch, *rows, in], values [*batch, out, in], dtype) -> [*batch, *rows, out] of that dtype
@@ -56,37 +75,54 @@ def contract(x: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
 
 
 def streamed_matmul(x: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
-    """`contract`, of few rows as `Streamed` does it: summed in float32 or wider."""
+    """`contract`, of few rows as `Streamed` does it, in one block: summed in float32 or wider."""
     batch = values.ndim - 2
     rows = x.reshape(*x.shape[:batch], -1, x.shape[-1])
-    if not 0 < rows.shape[batch] <= ROWS * PASSES:
-        return contract(x, values, dtype) if batch else matmul(x, values, table=True).astype(dtype)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    rows, values = rows.astype(wide), values.astype(wide)
-    stream = jnp.vectorize(_stream, signature="(r,i),(o,i)->(r,o)")
-    passes = [stream(rows[..., i : i + ROWS, :], values) for i in range(0, rows.shape[batch], ROWS)]
-    return jnp.concatenate(passes, axis=-2).reshape(*x.shape[:-1], values.shape[-2]).astype(dtype)
+    if not 0 < rows.shape[batch] <= FEW:
+        return contract(x, values, dtype)
+    return _passes(rows, values[..., None, :, :], dtype).reshape(*x.shape[:-1], values.shape[-2])
+
+
+def _passes(x: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
+    """x [*batch, rows, in] times values [*batch, blocks, out, in / blocks], to [*batch, rows, out] of `dtype`."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    x, values = x.astype(wide), values.astype(wide)
+    rows = x.shape[-2]
+    passes = -(-rows // ROWS)
+    each = -(-rows // passes)
+    stream = jnp.vectorize(_stream, signature="(r,i),(b,o,w)->(r,o)")
+    if passes == 1:
+        return stream(x, values).astype(dtype)
+    x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 2), (0, passes * each - rows), (0, 0)))
+    x = jnp.moveaxis(x.reshape(*x.shape[:-2], passes, each, -1), -3, 0)
+    y = jnp.moveaxis(jax.lax.map(lambda some: stream(some, values), x), 0, -3)
+    return y.reshape(*y.shape[:-3], passes * each, -1)[..., :rows, :].astype(dtype)
 
 
 def _stream(x: jax.Array, values: jax.Array) -> jax.Array:
-    """x [B, in] times values [out, in], to [B, out]: one pass over the values.
+    """x [B, in] times values [blocks, out, in / blocks], to [B, out]: one pass over the values.
 
     Written as one reduction of many results, for each of which XLA's loop keeps a register of sums: of each row with
     each of some parts of the values, which are read side by side. The last part begins earlier if they are uneven.
+    A block is all of memory in a row, and its loop over inputs has no branches: a core then asks for what comes next
+    while it multiplies, where longer loops wait for x, which leaves its first cache, and for memory, one or the other.
     """
-    outputs = len(values)
-    count = max(1, min(PLACES, SUMS // len(x), outputs))
+    blocks, outputs, width = values.shape
+    most = ROWS if width <= WIDTHS[-1] else SUMS
+    count = max(1, min(PLACES, most // len(x), outputs))
     size = -(-outputs // count)
     begins = [min(i * size, outputs - size) for i in range(count)]
+    x = x.reshape(len(x), blocks, width).swapaxes(0, 1)
     # A division keeps what x is made of out of the loop, where it would be computed anew for each output: XLA brings
     # no division into a loop that asks more than once. The divisor is one; it must not be known to be.
     x = x / jnp.where(jnp.isnan(x), 2, 1).astype(x.dtype)
-    products = [values[begin : begin + size] * row for begin in begins for row in x]
+    rows = range(x.shape[1])
+    products = [values[:, begin : begin + size] * x[:, row, None] for begin in begins for row in rows]
 
     def add(sums: list[jax.Array], more: list[jax.Array]) -> list[jax.Array]:
         return [a + b for a, b in zip(sums, more, strict=True)]
 
-    found = jax.lax.reduce(products, [np.zeros((), x.dtype)] * len(products), add, (1,))
+    found = jax.lax.reduce(products, [np.zeros((), x.dtype)] * len(products), add, (2,))
     fresh = [i * size - begin for i, begin in enumerate(begins)]
-    parts = [found[i * len(x) + row][fresh[i] :] for row in range(len(x)) for i in range(count)]
-    return jnp.concatenate(parts).reshape(len(x), outputs)
+    parts = [found[i * len(rows) + row][:, fresh[i] :] for row in rows for i in range(count)]
+    return jnp.sum(jnp.concatenate(parts, axis=1), axis=0).reshape(len(rows), outputs)

@@ -189,8 +189,7 @@ def stream(params: Any, layout: Any, tables: bool = True) -> Any:
             return weight
         if isinstance(weight, LowRank):
             return weight.replace(base=apply(each, weight.base))
-        whole = weight.dense() if is_leaf(weight) else weight
-        return Streamed(whole if each.table else jnp.swapaxes(whole, -1, -2), each.table)
+        return Streamed.of(weight.dense() if is_leaf(weight) else weight, table=each.table)
 
     return map_weights(apply, layout, params)
 

@@ -68,8 +68,8 @@ def test_a_streamed_weight_is_the_weight(kind, table, layout):
     streamed, kernel = streamed["w"], weights.dense(weight).T if table else weights.dense(weight)
     assert same(weights.stream(streamed, layout), streamed)
     found = streamed.base if isinstance(streamed, weights.LowRank) else streamed
-    assert found.values.shape == (49, 64)
-    assert found.axes(weights.parse(layout)).values == (("vocab",), ("embed",))
+    assert found.values.shape == (1, 49, 64)
+    assert found.axes(weights.parse(layout)).values == (("embed",), ("vocab",), ())
     assert relative(weights.dense(streamed), weights.dense(weight)) < 1e-6
     product = jax.jit(functools.partial(weights.matmul, table=table), compiler_options=decoding_options())
     # Uneven parts, one place and several, more than a pass, too many; what is streamed of other kinds is dense, too.
@@ -80,6 +80,20 @@ def test_a_streamed_weight_is_the_weight(kind, table, layout):
     if table:
         ids = jnp.asarray([[3, 47], [0, 3]])
         assert relative(weights.take(streamed, ids, jnp.float32), weights.dense(weight)[ids]) < 1e-6
+
+
+@pytest.mark.parametrize(("inputs", "blocks"), [(256, 2), (192, 2), (208, 1), (1024, 8), (7, 1)])
+def test_a_streamed_weight_lies_in_blocks_of_its_inputs(inputs, blocks):
+    weight = jax.random.normal(jax.random.key(0), (inputs, 11))
+    streamed = weights.stream(weight, "embed -> classes")
+    assert streamed.values.shape == (blocks, 11, inputs // blocks)
+    assert same(weights.dense(streamed), weight)
+    table = weights.stream(weight.T, "classes <- embed")
+    assert same(weights.take(table, jnp.asarray([3, 10]), jnp.float32), weight.T[jnp.asarray([3, 10])])
+    product = jax.jit(weights.matmul, compiler_options=decoding_options())
+    for shape in ((1,), (8,), (17,), (64, 1), (65, 1)):  # one pass, a library's product, passes, too many for them
+        x = jax.random.normal(jax.random.key(1), (*shape, inputs))
+        assert relative(product(x, streamed), x @ weight) < 1e-6
 
 
 def test_a_streamed_weight_narrower_than_its_rows():
