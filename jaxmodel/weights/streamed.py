@@ -45,11 +45,12 @@ class Streamed(Leaf):
         rows = x.reshape(-1, x.shape[-1])
         if not 0 < len(rows) <= (MANY if x.ndim > 2 and x.shape[-2] == 1 else FEW):
             return matmul(x, self._whole(), table=True)
-        return _passes(rows, self.values.astype(x.dtype), x.dtype).reshape(*x.shape[:-1], -1)
+        return _passes(rows, self.values.astype(x.dtype), x.dtype).reshape(*x.shape[:-1], self.values.shape[1])
 
     def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
+        blocks, _, width = self.values.shape
         found = jnp.take(self.values, ids, axis=1).astype(dtype)
-        return jnp.moveaxis(found, 0, -2).reshape(*ids.shape, -1)
+        return jnp.moveaxis(found, 0, -2).reshape(*ids.shape, blocks * width)
 
     def dense(self, dtype: Any = jnp.float32) -> jax.Array:
         whole = self._whole()

@@ -89,7 +89,8 @@ def test_a_streamed_weight_lies_in_blocks_of_its_inputs(inputs, blocks):
     assert streamed.values.shape == (blocks, 11, inputs // blocks)
     assert same(weights.dense(streamed), weight)
     table = weights.stream(weight.T, "classes <- embed")
-    assert same(weights.take(table, jnp.asarray([3, 10]), jnp.float32), weight.T[jnp.asarray([3, 10])])
+    for ids in (jnp.asarray([3, 10]), jnp.zeros((2, 0), int)):
+        assert same(weights.take(table, ids, jnp.float32), weight.T[ids])
     product = jax.jit(weights.matmul, compiler_options=decoding_options())
     for shape in ((1,), (8,), (17,), (64, 1), (65, 1)):  # one pass, a library's product, passes, too many for them
         x = jax.random.normal(jax.random.key(1), (*shape, inputs))
